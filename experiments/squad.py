@@ -1,0 +1,313 @@
+"""Knowledge incorporation (paper section 4.1, table 2): learn passages from self-written notes, then to write better ones.
+
+    python -m experiments.squad demo                        # 2 CPU cores: minutes; a 135M model, invented facts
+    python -m experiments.squad paper --data squad          # the paper's settings: a GPU that holds Qwen2.5-7B
+    python -m experiments.squad smoke                       # seconds; shows that everything runs, and no more
+    python -m experiments.squad demo --outer.rounds 2 --seed 1 --dry-run
+
+The rows of the result, each on the same held-out passages: the base model; trained on the passage alone; on the
+passage and the model's own self-edits; the same after each round of RL. What `paper` departs in from the paper is
+listed at `PAPER`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from seal_jax import batching, evaluation, plan, rewards, runtime
+from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
+from seal_jax.domains import squad
+from seal_jax.domains.grading import grade_by_match
+from seal_jax.inner import Chunk
+from seal_jax.lora import PROJECTIONS
+from seal_jax.report.metrics import MetricsWriter
+from seal_jax.report.page import write_report
+from seal_jax.report.progress import Progress
+from seal_jax.rest_em import Loop, OuterLoop, RoundLog, Trial, rest_em_round, try_base, try_self_edits, write_self_edits
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning, Shapes
+from seal_jax.types import Domain, LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on held-out passages."""
+
+    passages: int = 200  # held-out passages (paper table 2: 200)
+    samples: int = 1  # self-edits a passage; a passage's accuracy is their mean
+    seeds: int = 1  # training runs a self-edit
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Knowledge incorporation: one run."""
+
+    preset: tyro.conf.Suppress[str]
+    model: str = "smollm2-135m"
+    """smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file: Llama, SmolLM2, Qwen2, Qwen3."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen base model and the activations. Adapters and Adam are float32."""
+    data: str = "invented"
+    """invented (embedded), squad, tfds:squad, or a file in the reference's JSON."""
+    held_out_data: str | None = None
+    """Where --data is a file: a second one to evaluate on. Without it, held-out passages come from the first."""
+    prompt: str = "implications"
+    """The self-edit prompt: one of the paper's seven by name, or a TOML file of your own."""
+    style: Literal["auto", "raw", "chat"] = "auto"
+    """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
+    sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
+    """How self-edits are written (paper: T = 1, top-p 0.95)."""
+    answer_tokens: int = 64
+    """The most new tokens of an answer, greedy (paper's code: 64)."""
+    max_sequences: int = 30
+    """Training sequences of a self-edit at most, the passage included (paper's code: 30)."""
+    inner: FineTuning = FineTuning()
+    """The inner loop: how an adapter is trained on a self-edit."""
+    outer: OuterLoop = OuterLoop()
+    """The outer loop: ReST-EM."""
+    evaluation: Evaluation = Evaluation()
+    """What is measured on held-out passages."""
+    seed: int = 0
+    """Of everything that is drawn: passages, self-edits, adapters, orders."""
+    devices: int | None = None
+    """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+
+
+# The paper's settings are the defaults of Config, FineTuning and OuterLoop. Departures, each for a reason:
+# pads carry no loss (the reference trains on them); the base model is scored once a question, not once a self-edit;
+# answers are graded by normalised match, not by GPT-4.1 (domains/grading.py says how far the two agree); the adapter's
+# initialisation and the order of sequences come from the run's seed, not from the clock.
+PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad", style="raw")
+
+DEMO = Config(
+    "demo",
+    sampling=Sampling(max_tokens=160, temperature=1.0, top_p=0.95),
+    answer_tokens=24,
+    max_sequences=12,
+    inner=FineTuning(projections=PROJECTIONS, chunk=8),
+    outer=OuterLoop(
+        rounds=1,
+        passages=6,
+        samples=4,
+        reward_seeds=1,
+        break_ties=True,
+        sft=dataclasses.replace(OuterLoop.sft, rank=32, alpha=64.0),
+    ),
+    evaluation=Evaluation(passages=12),
+)
+
+SMOKE = dataclasses.replace(
+    DEMO,
+    preset="smoke",
+    sampling=Sampling(max_tokens=24),
+    answer_tokens=8,
+    max_sequences=4,
+    inner=FineTuning(epochs=1, chunk=4),
+    outer=dataclasses.replace(DEMO.outer, passages=2, samples=2),
+    evaluation=Evaluation(passages=3),
+)
+
+PRESETS = {
+    "demo": ("Minutes on 2 CPU cores: a 135M model and invented facts.", DEMO),
+    "paper": ("The paper's settings (its section 4.1, B.1).", PAPER),
+    "smoke": ("Everything once, as small as it goes.", SMOKE),
+}
+
+
+class Data(NamedTuple):
+    """The passages of a run: fresh ones for each round, and the held-out ones of every evaluation."""
+
+    rounds: list[list[squad.Passage]]
+    held_out: list[squad.Passage]
+
+
+def choose_passages(config: Config) -> Data:
+    """Seeded shuffles, cut so that no passage is used twice.
+
+    Raises:
+        ValueError: fewer passages than the run needs.
+    """
+    need = config.outer.rounds * config.outer.passages
+    train = squad.shuffled(squad.load_passages(config.data, "train"), config.seed)
+    if config.held_out_data or config.data in squad.SPLIT_SOURCES:
+        held_out = squad.load_passages(config.held_out_data or config.data, "held_out")
+        held_out = squad.shuffled(held_out, config.seed)[: config.evaluation.passages]
+        seen = {passage.id for passage in held_out}
+        train = [passage for passage in train if passage.id not in seen]
+    else:
+        held_out, train = train[: config.evaluation.passages], train[config.evaluation.passages :]
+    if len(train) < need or len(held_out) < config.evaluation.passages:
+        raise ValueError(
+            f"--data {config.data}: {len(train)} passages to train on and {len(held_out)} held out; the run needs "
+            f"{need} (--outer.rounds x --outer.passages) and {config.evaluation.passages} (--evaluation.passages)"
+        )
+    size = config.outer.passages
+    return Data([train[r * size : (r + 1) * size] for r in range(config.outer.rounds)], held_out)
+
+
+def make_domain(config: Config, lm: LanguageModel, chat: Any) -> Domain:
+    """The prompts in the model's own form: through its chat template, or as text to continue."""
+    style = config.style if config.style != "auto" else ("chat" if chat else "raw")
+    if style == "chat" and chat is None:
+        raise ValueError(f"--style chat: {config.model} has no chat template; use --style raw")
+    prompts = squad.load_prompts(config.prompt, style)
+    return squad.make_domain(prompts, chat if style == "chat" else str, grade_by_match, max_examples=config.max_sequences)
+
+
+def measure(config: Config, lm: LanguageModel, domain: Domain, data: Data, context_length: int) -> tuple[Shapes, int]:
+    """The sizes that every program is compiled for, from what the longest passage and question need.
+
+    Raises:
+        ValueError: a passage that the model's context cannot hold, with what it has to be read with.
+    """
+    passages = [passage for group in (*data.rounds, data.held_out) for passage in group]
+    encode, more = lm.codec.encode, lm.codec.encode_more
+    longest_sequence = longest_prompt = longest_question = longest_gold = 0
+    for passage in passages:
+        own = len(batching.tokenize(squad.passage_only(passage).examples[0], lm.codec).ids)
+        written = len(encode(passage.title)) + 2 + config.sampling.max_tokens
+        prompt = len(encode(domain.prompt(passage)))
+        queries = [(len(encode(q.prompt)), len(rewards.gold_tokens(more, q))) for q in domain.queries(passage)]
+        question, gold = max(n for n, _ in queries), max(n + g for n, g in queries)
+        needed = max(own, written, prompt + config.sampling.max_tokens, question + config.answer_tokens, gold)
+        if needed > context_length:
+            raise ValueError(
+                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and --sampling."
+                f"max-tokens {config.sampling.max_tokens}; {config.model} has {context_length}. Shorten or remove it"
+            )
+        longest_sequence = max(longest_sequence, own, written)
+        longest_prompt, longest_question = max(longest_prompt, prompt), max(longest_question, question)
+        longest_gold = max(longest_gold, gold)
+    shapes = Shapes(
+        widths=batching.bucket_widths(longest_sequence, config.inner.width_cuts),
+        capacity=config.max_sequences,
+        questions=max(len(passage.questions) for passage in passages),
+        question_width=batching.round_up(longest_question, 8),
+        gold_width=batching.round_up(longest_gold, 8),
+    )
+    return shapes, batching.round_up(longest_prompt, 8)
+
+
+def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
+    """One run, from passages to report.html. Carries on where an earlier run of the same config stopped."""
+    started = time.monotonic()
+    data = choose_passages(config)
+    folder = RunFolder(run_folder, as_json(config))
+    lm, chat, context_length = runtime.load_language_model(config.model, config.dtype, config.devices)
+    with Progress() as progress, MetricsWriter(folder.path) as metrics:
+        domain = make_domain(config, lm, chat)
+        shapes, prompt_width = measure(config, lm, domain, data, context_length)
+        loop = Loop(
+            domain, config.inner, config.sampling, config.answer_tokens, shapes, prompt_width, config.seed,
+            Chunk(config.inner.chunk, say=progress.note), folder, progress,
+        )  # fmt: skip
+        records: list[dict[str, Any]] = []
+        held_out, test = data.held_out, config.evaluation
+
+        def finish(stage: str, trials: Sequence[Sequence[Trial]], keep: Any = None) -> None:
+            """A finished stage's self-edits, on disk at once."""
+            for p, row in enumerate(trials):
+                for k, trial in enumerate(row):
+                    records.append(evaluation.trial_record(stage, trial, bool(keep is not None and keep[p, k])))
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            write_atomically(folder.path / "self_edits.jsonl", lines)
+
+        base = try_base(lm, held_out, loop, name="held-out")
+        stages = [evaluation.base_stage(base, "Base model")]
+
+        alone = [[squad.passage_only(passage)] for passage in held_out]
+        trials = try_self_edits(lm, held_out, alone, base, loop, seeds=test.seeds, name="passage alone")
+        stages.append(evaluation.trained_stage("passage", "Trained on the passage alone", trials))
+        finish("passage", trials)
+
+        rounds: list[dict[str, Any]] = []
+        for number in range(config.outer.rounds + 1):
+            if number > 0:
+                lm, log = rest_em_round(lm, data.rounds[number - 1], config.outer, loop, number=number)
+                rounds.append(evaluation.round_record(number, log))
+                finish(f"round {number}", log.trials, log.keep)
+            name = f"self_edits_round_{number}"
+            label = "Trained on its own self-edits, before RL" if number == 0 else f"SEAL, after RL round {number}"
+            stage = f"held-out, {'before RL' if number == 0 else f'after round {number}'}"
+            edits = write_self_edits(lm, held_out, loop, samples=test.samples, name=stage)
+            trials = try_self_edits(lm, held_out, edits, base, loop, seeds=test.seeds, name=stage)
+            stages.append(evaluation.trained_stage(name, label, trials))
+            finish(name, trials)
+
+        questions = sum(len(passage.questions) for passage in held_out)
+        results = {
+            "name": "squad",
+            "preset": config.preset,
+            "model": config.model,
+            "data": config.data,
+            "seed": config.seed,
+            "settings": as_json(config),
+            "rows": evaluation.rows(stages, held_out, questions, seed=config.seed),
+            "rounds": rounds,
+            "timings": {**progress.timings(), "total": time.monotonic() - started},
+            "machine": runtime.describe_machine(),
+            "command": command,
+        }
+        for step, row in enumerate(results["rows"]):
+            metrics.write(row["name"], step, {"accuracy": row["accuracy"]["mean"], "log_likelihood": row["log_likelihood"]["mean"]})
+        write_atomically(folder.path / "results.json", json.dumps(results, indent=1))
+        page = write_report(folder.path)
+        progress.note(f"results.json and report: {page}")
+    folder.close()
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run is kept, and whether to run at all. No part of its config."""
+
+    run_folder: Path | None = None
+    """Kept here; the same command on the same folder carries on (default: runs/squad-PRESET)."""
+    dry_run: bool = False
+    """Print what would be done, loaded and needed, and load no weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run: Annotated[Run, tyro.conf.arg(name="")] = Run()
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """`[demo|paper|smoke] [--typed.overrides]`; without a preset, demo. Exits with a suggestion at a typo."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["demo", *arguments]
+    presets = {name: Command(config) for name, (_, config) in PRESETS.items()}
+    descriptions = {name: text for name, (text, _) in PRESETS.items()}
+    commands = tyro.extras.subcommand_type_from_defaults(presets, descriptions)
+    return tyro.cli(commands, prog="python -m experiments.squad", args=arguments, description=__doc__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
+    command = parse(arguments)
+    config, where = command.config, command.run
+    run_folder = where.run_folder or Path("runs") / f"squad-{config.preset}"
+    try:
+        runtime.start(config.devices)
+        if where.dry_run:
+            print(plan.describe(config, choose_passages(config), run_folder))
+        else:
+            run(config, run_folder, shlex.join(["python", "-m", "experiments.squad", *arguments]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

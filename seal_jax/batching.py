@@ -1,0 +1,126 @@
+"""From training sequences to the arrays of the inner loop. Strings stop here. Host code, NumPy.
+
+Adapters that train together pay, at each step, for the longest of their current sequences. With independent shuffles
+that wasted 5.7 times the useful work at 15 adapters (docs/log.md). So each self-edit's sequences are sorted by length,
+and one random permutation of *ranks* is shared: every self-edit still sees its own sequences in a uniformly random
+order, but all adapters are at their longest, or their shortest, together; and a step is cut to what it needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from seal_jax.types import Codec, Example, TokenBatch
+
+
+class Tokens(NamedTuple):
+    """One training sequence: ids, and where the loss begins."""
+
+    ids: list[int]
+    loss_from: int  # the first id that is trained on (predicted)
+
+
+def tokenize(example: Example, codec: Codec) -> Tokens:
+    """Prompt and completion are encoded apart, so that the boundary falls where it will at sampling time."""
+    if not example.prompt:
+        return Tokens(codec.encode(example.completion), 0)
+    prompt = codec.encode(example.prompt)
+    return Tokens(prompt + codec.encode_more(example.completion), len(prompt))
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is at least n."""
+    return math.ceil(n / multiple) * multiple
+
+
+def bucket_widths(longest: int, cuts: Sequence[int], multiple: int = 32) -> tuple[int, ...]:
+    """The widths that steps may be cut to: the `cuts` shorter than `longest`, and `longest` rounded up."""
+    top = round_up(longest, multiple)
+    return (*(cut for cut in sorted(set(cuts)) if cut < top), top)
+
+
+def by_size(edits: Sequence[Sequence[Tokens]], chunk: int) -> list[list[int]]:
+    """Indices of self-edits in groups of `chunk`, like with like (number of sequences, then tokens).
+
+    Adapters that train together go on until the last has finished.
+    """
+    order = sorted(range(len(edits)), key=lambda e: (len(edits[e]), sum(len(s.ids) for s in edits[e]), e))
+    return [order[start : start + chunk] for start in range(0, len(order), chunk)]
+
+
+def num_steps(sequences: int, *, epochs: int, batch_size: int) -> int:
+    """Optimiser steps for so many sequences."""
+    return epochs * math.ceil(sequences / batch_size)
+
+
+def shuffle(counts: Sequence[int], *, capacity: int, epochs: int, batch_size: int, seed: int) -> Int[np.ndarray, "E S B"]:
+    """The order of steps: for each self-edit a seeded shuffle of its rows each epoch, rank-aligned between them.
+
+    What one self-edit gets depends on the seed and its own count only, never on its neighbours. With batches of one,
+    a self-edit sits out the ranks it does not have (-1), which keeps the others aligned; larger batches are filled up
+    in each self-edit's own order, the last of an epoch being smaller.
+    """
+    rng = np.random.default_rng(seed)
+    steps = math.ceil(capacity / batch_size)
+    order = np.full((len(counts), epochs, steps * batch_size), -1, np.int32)
+    for epoch in range(epochs):
+        permutation = np.argsort(rng.random(capacity), kind="stable")
+        for e, count in enumerate(counts):
+            if batch_size == 1:
+                order[e, epoch] = np.where(permutation < count, permutation, -1)
+            else:
+                order[e, epoch, :count] = permutation[permutation < count]
+    return order.reshape(len(counts), epochs * steps, batch_size)
+
+
+def make_batch(
+    edits: Sequence[Sequence[Tokens]],
+    *,
+    epochs: int,
+    batch_size: int,
+    widths: tuple[int, ...],
+    capacity: int,
+    seed: int,
+) -> TokenBatch:
+    """E self-edits' sequences as one TokenBatch of fixed shape [E, capacity, widths[-1]], so that one program fits all.
+
+    Raises:
+        ValueError: a self-edit of more than `capacity` sequences, or a sequence longer than the last width.
+    """
+    shape = (len(edits), capacity, widths[-1])
+    tokens, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    lengths = np.zeros(shape[:2], np.int32)
+    for e, sequences in enumerate(edits):
+        if len(sequences) > capacity:
+            raise ValueError(f"self-edit {e} has {len(sequences)} training sequences; there is room for {capacity}")
+        for n, (ids, loss_from) in enumerate(sorted(sequences, key=lambda s: -len(s.ids))):
+            if len(ids) > widths[-1]:
+                raise ValueError(f"self-edit {e}: a training sequence of {len(ids)} tokens; the widest step has {widths[-1]}")
+            tokens[e, n, : len(ids)] = ids
+            loss_mask[e, n, loss_from : len(ids)] = True
+            lengths[e, n] = len(ids)
+    counts = [len(sequences) for sequences in edits]
+    order = shuffle(counts, capacity=capacity, epochs=epochs, batch_size=batch_size, seed=seed)
+    return TokenBatch(tokens, loss_mask, lengths, order, widths)
+
+
+def step_widths(lengths: Int[np.ndarray, "E N"], order: Int[np.ndarray, "E S B"], widths: Sequence[int]) -> Int[np.ndarray, "S"]:
+    """For each step, the index of the narrowest width that holds every adapter's rows; len(widths) where none has any."""
+    rows = np.take_along_axis(lengths[:, None, :], np.maximum(order, 0), axis=2)
+    longest = np.where(order >= 0, rows, 0).max(axis=(0, 2))
+    return np.where(longest > 0, np.searchsorted(widths, longest), len(widths)).astype(np.int32)
+
+
+def left_pad(rows: Sequence[Sequence[int]], width: int) -> tuple[Int[np.ndarray, "Q T"], Bool[np.ndarray, "Q T"]]:
+    """Prompts as one array, ending together, and where they are real."""
+    tokens, valid = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        if row:
+            tokens[i, width - len(row) :] = row
+            valid[i, width - len(row) :] = True
+    return tokens, valid

@@ -1,0 +1,232 @@
+"""Knowledge incorporation: learn a passage from self-written implications, then answer without it.
+
+    passage -> prompt -> completion -> one training sequence a line, and the passage itself -> questions, passage unseen
+
+The prompts are text files beside this one (`prompts/squad/`); what they hold is said at `load_prompts`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from seal_jax.domains.passages import SPLIT_SOURCES, Passage, Question, load_passages, shuffled
+from seal_jax.types import Domain, Example, Grade, Query, SelfEdit
+
+__all__ = [
+    "SPLIT_SOURCES",
+    "Passage",
+    "Prompts",
+    "Question",
+    "load_passages",
+    "load_prompts",
+    "make_domain",
+    "parse",
+    "passage_only",
+    "prompt_variants",
+    "shuffled",
+]
+
+Style = Literal["raw", "chat"]
+
+PROMPT_FOLDER = Path(__file__).parent / "prompts" / "squad"
+QUESTION_FILE = PROMPT_FOLDER / "question.toml"
+MAX_EXAMPLES = 30  # training sequences of a self-edit, the passage included; paper's code: 30 besides the passage
+
+
+class Prompts(NamedTuple):
+    """What the model reads before it writes a self-edit, and before it answers a question."""
+
+    name: str
+    style: Style  # raw: text to be continued by a base model; chat: a user's message to an instruct model
+    self_edit: str  # with {title} and {context}
+    question: str  # with {title} and {question}
+    split: Literal["line", "question"]  # where one training sequence ends and the next begins
+    keep_after: str | None = None  # train only on what follows this heading (the conclusions of a chain of thought)
+
+
+def prompt_variants() -> list[str]:
+    """The names of the embedded self-edit prompts (the paper's seven)."""
+    return sorted(path.stem for path in PROMPT_FOLDER.glob("*.toml") if path != QUESTION_FILE)
+
+
+def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Path = QUESTION_FILE) -> Prompts:
+    """Loads a self-edit prompt, by name (`implications`) or from a file of your own, and the question prompt.
+
+    A self-edit prompt file holds `raw` and `chat` texts with the placeholders {title} and {context}, `split`
+    ("line": a training sequence a line; "question": one a numbered question with its answer) and perhaps `keep_after`.
+    The question file holds `raw` and `chat` with {title} and {question}. Other braces are ordinary text.
+
+    Raises:
+      FileNotFoundError: no variant and no file of that name; the nearest variant is suggested.
+      ValueError: not TOML, a key or placeholder that is missing or unknown; says which file and which key.
+    """
+    if style not in ("raw", "chat"):
+        raise ValueError(f"style is {style!r}; expected 'raw' (base models) or 'chat' (instruct models)")
+    path = _prompt_file(name_or_path)
+    table = _read_toml(path, {"raw", "chat", "split"}, optional={"keep_after"})
+    if table["split"] not in ("line", "question"):
+        raise ValueError(f"{path}: split is {table['split']!r}; expected 'line' or 'question'")
+    question_table = _read_toml(Path(question_path), {"raw", "chat"}, optional=set())
+    return Prompts(
+        name=path.stem,
+        style=style,
+        self_edit=_template(table, style, ("title", "context"), path),
+        question=_template(question_table, style, ("title", "question"), Path(question_path)),
+        split=table["split"],
+        keep_after=table.get("keep_after"),
+    )
+
+
+def make_domain(
+    prompts: Prompts,
+    render: Callable[[str], str],
+    grade: Grade,
+    max_examples: int = MAX_EXAMPLES,
+    include_passage: bool = True,
+) -> Domain:
+    """The domain of passages and questions: its four functions take a `Passage` as the task.
+
+    Args:
+      render: a prompt as `Prompts` has it -> as the model reads it: the identity for a base model, the chat template
+        around one user message for an instruct model.
+      grade: right or wrong, for each answer (`grading.grade_by_match`).
+      max_examples: the most training sequences of a self-edit; those past it are dropped, the passage never.
+      include_passage: train on the passage itself too, as the paper does.
+    """
+
+    def prompt(passage: Passage) -> str:
+        return render(_fill(prompts.self_edit, title=passage.title, context=passage.context))
+
+    def parse_completion(passage: Passage, completion: str) -> SelfEdit:
+        return parse(passage, completion, prompts.split, prompts.keep_after, max_examples, include_passage)
+
+    def queries(passage: Passage) -> list[Query]:
+        return [
+            Query(q.question, render(_fill(prompts.question, title=passage.title, question=q.question)), q.answer)
+            for q in passage.questions
+        ]
+
+    return Domain(prompt, parse_completion, queries, grade)
+
+
+def parse(
+    passage: Passage,
+    completion: str,
+    split: Literal["line", "question"] = "line",
+    keep_after: str | None = None,
+    max_examples: int = MAX_EXAMPLES,
+    include_passage: bool = True,
+) -> SelfEdit:
+    """A completion -> training sequences: each piece, then the passage itself, each under the passage's title.
+
+    Pieces are the lines, once `---` has been read as a line break; a first line that only announces a list (the
+    second begins with "1.") is dropped. With `split="question"` they are the numbered questions, each with all
+    that follows it; text before "Question 1:" is dropped, while text before a later number is the first question,
+    whose "Question 1:" ended the prompt. `keep_after` first drops everything up to that heading, if it is there.
+
+    A completion with no piece trains on nothing, not even the passage, and `problem` says so: writing nothing must
+    not earn the reward of the passage.
+    """
+    if not completion.strip():
+        return SelfEdit(completion, (), "empty completion")
+    text = _after_heading(completion, keep_after) if keep_after else completion
+    pieces = _questions(text) if split == "question" else _lines(text)
+    if not pieces:
+        return SelfEdit(completion, (), "no training sequence")
+    kept = pieces[: max_examples - include_passage]
+    examples = [_example(passage, piece) for piece in kept]
+    if include_passage:
+        examples.append(_example(passage, passage.context))
+    return SelfEdit(completion, tuple(examples))
+
+
+def passage_only(passage: Passage) -> SelfEdit:
+    """Training on the passage alone: the paper's baseline without synthetic data."""
+    return SelfEdit("", (_example(passage, passage.context),))
+
+
+def _example(passage: Passage, text: str) -> Example:
+    return Example(prompt="", completion=f"{passage.title}\n{text}")
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.replace("---", "\n").splitlines()]
+    lines = [line for line in lines if line.strip("-")]  # a longer rule, `-----`, leaves dashes behind
+    return lines[1:] if len(lines) > 1 and lines[1].startswith("1.") else lines
+
+
+def _questions(text: str) -> list[str]:
+    text = text.replace("---", "\n")
+    starts = list(re.finditer(r"^[^\w\n]*Question\s+(\d+)\s*:", text, re.MULTILINE))
+    bounds = [match.start() for match in starts] + [len(text)]
+    pieces = [text[begin:end].strip() for begin, end in pairwise(bounds)]
+    head = text[: bounds[0]].strip()
+    if head and not (starts and int(starts[0][1]) == 1):
+        pieces.insert(0, f"Question 1: {head}")
+    return pieces
+
+
+def _after_heading(text: str, heading: str) -> str:
+    match = re.search(rf"^[^\w\n]*{re.escape(heading)}[^\w\n]*", text, re.MULTILINE)
+    return text[match.end() :] if match else text
+
+
+def _fill(template: str, **values: str) -> str:
+    # One pass, so that braces in a passage are never read as placeholders.
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
+
+
+def _prompt_file(name_or_path: str | Path) -> Path:
+    path = PROMPT_FOLDER / f"{name_or_path}.toml"
+    if str(name_or_path) in prompt_variants():
+        return path
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    variants = prompt_variants()
+    close = difflib.get_close_matches(str(name_or_path), variants, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise FileNotFoundError(
+        f"no prompt and no file is called {str(name_or_path)!r}: {hint}The variants are {', '.join(variants)}; "
+        f"a file of your own is best begun as a copy of {PROMPT_FOLDER / 'implications.toml'}"
+    )
+
+
+def _read_toml(path: Path, required: set[str], optional: set[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no prompt file {path}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from error
+    if missing := sorted(required - set(table)):
+        raise ValueError(f"{path}: key '{missing[0]}' is missing; expected {', '.join(sorted(required | optional))}")
+    for key, value in table.items():
+        if key not in required | optional:
+            close = difflib.get_close_matches(key, required | optional, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected {', '.join(sorted(required | optional))}"
+            raise ValueError(f"{path}: unknown key '{key}'; {hint}")
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{path}: key '{key}' is {value!r}; expected text")
+    return table
+
+
+def _template(table: dict[str, Any], style: Style, placeholders: tuple[str, ...], path: Path) -> str:
+    """The text of one style, its placeholders checked: a misspelt one would be shown to the model as it stands."""
+    template = table[style]
+    found = set(re.findall(r"\{(\w+)\}", template))
+    expected = ", ".join(f"{{{name}}}" for name in placeholders)
+    for name in placeholders:
+        if name not in found:
+            raise ValueError(f"{path}: '{style}' lacks the placeholder {{{name}}}; it needs {expected}")
+    for name in sorted(found.difference(placeholders)):
+        close = difflib.get_close_matches(name, placeholders, n=1)
+        hint = f"did you mean {{{close[0]}}}?" if close else f"known are {expected}"
+        raise ValueError(f"{path}: '{style}' has an unknown placeholder {{{name}}}; {hint}")
+    return template.strip() if style == "chat" else template  # a chat template sets its own line breaks

@@ -1,0 +1,125 @@
+"""Stages of a run on held-out tasks, each compared with the one before it: the rows of the paper's table 2.
+
+A figure is a mean over tasks, with a 95 % bootstrap interval over tasks; a comparison is paired by task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from seal_jax.rest_em import RoundLog, Trial, mean
+from seal_jax.rewards import Score
+from seal_jax.statistics import Interval, bootstrap_mean, paired_bootstrap
+from seal_jax.types import Task
+
+
+class Stage(NamedTuple):
+    """One row: how well each of P held-out tasks is answered."""
+
+    name: str  # "base", "passage", "self_edits_round_0", ...
+    label: str  # as the report prints it
+    accuracy: list[float | None]  # [P], mean over self-edits and training seeds
+    log_likelihood: list[float | None]  # [P], of the gold answers, nats a token
+    problems: dict[str, int]  # how many self-edits trained nothing, or diverged
+
+
+def base_stage(scores: Sequence[Score], label: str) -> Stage:
+    """The model as it is."""
+    return Stage("base", label, [s.accuracy for s in scores], [s.log_likelihood for s in scores], {})
+
+
+def trained_stage(name: str, label: str, trials: Sequence[Sequence[Trial]]) -> Stage:
+    """The model after training on self-edits."""
+    return Stage(
+        name,
+        label,
+        [mean(trial.accuracy for trial in row) for row in trials],
+        [mean(trial.log_likelihood for trial in row) for row in trials],
+        dict(sorted(Counter(trial.problem for row in trials for trial in row if trial.problem).items())),
+    )
+
+
+def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed: int) -> list[dict[str, Any]]:
+    """The stages as results.json holds them, each against the one above and against the base model."""
+    table = []
+    for number, stage in enumerate(stages):
+        above = stages[number - 1] if number else None
+        table.append(
+            {
+                "name": stage.name,
+                "label": stage.label,
+                "passages": len(tasks),
+                "questions": questions,
+                "accuracy": _interval(bootstrap_mean(stage.accuracy, seed=seed)),
+                "log_likelihood": _interval(bootstrap_mean(stage.log_likelihood, seed=seed)),
+                "versus_previous": above and {"row": above.name, **_difference(above, stage, seed)},
+                "versus_base": above and {"row": stages[0].name, **_difference(stages[0], stage, seed)},
+                "problems": stage.problems,
+                "per_passage": {task.id: value for task, value in zip(tasks, stage.accuracy, strict=True)},
+            }
+        )
+    return table
+
+
+def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
+    return _interval(paired_bootstrap(before.accuracy, after.accuracy, seed=seed))
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    return {name: None if value != value else value for name, value in zip(("mean", "low", "high"), interval[:3], strict=True)}
+
+
+def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
+    """One line of self_edits.jsonl: a self-edit with its sequences, rewards, and each answer before and after.
+
+    The answers after are those of the first training seed.
+    """
+    task, after, before = trial.task, trial.scores[0], trial.base
+    accuracy, base = trial.accuracy, before.accuracy
+    return {
+        "stage": stage,
+        "passage": task.id,
+        "title": task.title,
+        "context": task.context,
+        "sample": trial.sample,
+        "completion": trial.edit.completion,
+        "problem": trial.problem,
+        "sequences": [example.prompt + example.completion for example in trial.edit.examples],
+        "reward": accuracy,
+        "base_reward": base,
+        "gain": None if accuracy is None or base is None else accuracy - base,
+        "log_likelihood": trial.log_likelihood,
+        "base_log_likelihood": before.log_likelihood,
+        "rewards_by_seed": [score.accuracy for score in trial.scores],
+        "losses": after.losses,
+        "kept": kept,
+        "answers": [
+            {
+                "question": question.question,
+                "gold": question.answer,
+                "before": before.answers[q],
+                "before_correct": before.verdicts[q],
+                "after": after.answers[q],
+                "after_correct": after.verdicts[q],
+            }
+            for q, question in enumerate(task.questions)
+        ],
+    }
+
+
+def round_record(number: int, log: RoundLog) -> dict[str, Any]:
+    """One finished round of RL, as results.json holds it."""
+    trials = [trial for row in log.trials for trial in row]
+    return {
+        "round": number,
+        "passages": len(log.trials),
+        "self_edits": len(trials),
+        "kept": int(log.keep.sum()),
+        "mean_reward": mean(trial.accuracy for trial in trials),
+        "mean_best_reward": mean(max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials),
+        "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
+        "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
+        "sft_losses": log.sft_losses,
+    }

@@ -1,0 +1,248 @@
+"""The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1 line 5).
+
+`inner_update` is one optimiser step of one adapter and `adapt` scans it over a self-edit's steps: read those as if
+there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared by all of
+them and is never copied; what may differ between adapters (rank, alpha, learning rate, steps, seed) is an array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from seal_jax import lora
+from seal_jax.batching import step_widths
+from seal_jax.lora import Adapter
+from seal_jax.models.transformer import Model
+from seal_jax.types import HParams, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimiser:
+    """What all adapters share. The defaults are the paper's inner loop (its section B.1)."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay of the learning rate to 0 over num_steps
+    warmup_steps: int = 0  # steps over which the learning rate first rises from 0
+    clip_norm: float = 1.0  # of one adapter's whole gradient
+    b1: float = 0.9  # AdamW
+    b2: float = 0.999  # AdamW
+    eps: float = 1e-8  # AdamW
+    weight_decay: float = 0.0  # AdamW, decoupled
+    dropout: float = 0.0  # on the input of A
+    accumulate: int = 1  # micro-batches a step is split into: the same update, less memory; must divide the batch size
+    remat: bool = False  # recompute layers in the backward pass: about a third more work, far less memory
+
+
+class InnerState(struct.PyTreeNode):
+    """One adapter in training."""
+
+    adapter: Adapter
+    moments: optax.OptState
+    step: Int[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """What one step reports. NaN in a step that changed nothing."""
+
+    loss: Float[Array, ""]  # mean over trained tokens, nats
+    grad_norm: Float[Array, ""]  # before clipping
+
+
+def _transformation(optimiser: Optimiser) -> optax.GradientTransformation:
+    """Clip, then AdamW, all but the learning rate, which is an adapter's own."""
+    return optax.chain(
+        optax.clip_by_global_norm(optimiser.clip_norm),
+        optax.scale_by_adam(optimiser.b1, optimiser.b2, optimiser.eps),
+        optax.add_decayed_weights(optimiser.weight_decay),
+    )
+
+
+def learning_rate(optimiser: Optimiser, hparams: HParams, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The rate of 0-based `step`: transformers' `get_scheduler`, with the horizon an array."""
+    warmup = optimiser.warmup_steps
+    progress = (step - warmup) / jnp.maximum(1, hparams.num_steps - warmup)
+    decay = {
+        "linear": 1 - progress,
+        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))),
+        "constant": jnp.ones(()),
+    }[optimiser.schedule]
+    return hparams.learning_rate * jnp.where(step < warmup, step / max(1, warmup), jnp.maximum(decay, 0))
+
+
+def inner_update(
+    model: Model,
+    params: dict,
+    state: InnerState,
+    tokens: Int[Array, "B T"],
+    loss_mask: Bool[Array, "B T"],
+    hparams: HParams,
+    optimiser: Optimiser,
+) -> tuple[InnerState, Metrics]:
+    """One optimiser step of one adapter on one batch: the mean next-token loss over the tokens under `loss_mask`.
+
+    `hparams` holds this adapter's scalars. Pure; differentiates the adapter only.
+    """
+    decoder = nnx.merge(model, params)
+    adapter = state.adapter
+    trained = jnp.maximum(jnp.sum(loss_mask[:, 1:]), 1)
+    key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
+
+    def loss_of(weights: tuple[dict, dict], tokens: Array, loss_mask: Array, key: Array) -> Float[Array, ""]:
+        hidden, _ = decoder(
+            tokens,
+            adapter=Adapter(*weights, adapter.scale),
+            dropout=optimiser.dropout,
+            dropout_key=key if optimiser.dropout > 0 else None,
+            remat=optimiser.remat,
+        )
+        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:])
+        return -jnp.sum(jnp.where(loss_mask[:, 1:], log_probs, 0)) / trained
+
+    weights = (adapter.a, adapter.b)
+    if optimiser.accumulate == 1:
+        loss, grads = jax.value_and_grad(loss_of)(weights, tokens, loss_mask, key)
+    else:  # each micro-batch's share of the one mean: the sum is the large batch's gradient
+
+        def add(total, micro):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(weights, *micro)), None
+
+        micro = jax.tree.map(lambda x: x.reshape(optimiser.accumulate, -1, *x.shape[1:]), (tokens, loss_mask))
+        keys = jax.random.split(key, optimiser.accumulate)
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
+        (loss, grads), _ = jax.lax.scan(add, zero, (*micro, keys))
+
+    updates, moments = _transformation(optimiser).update(grads, state.moments, weights)
+    rate = learning_rate(optimiser, hparams, state.step)
+    a, b = jax.tree.map(lambda w, u: w - rate * u, weights, updates)
+    return InnerState(adapter.replace(a=a, b=b), moments, state.step + 1), Metrics(loss, optax.global_norm(grads))
+
+
+def adapt(
+    model: Model,
+    params: dict,
+    adapter: Adapter,
+    batch: TokenBatch,
+    width_index: Int[Array, "S"],
+    hparams: HParams,
+    optimiser: Optimiser,
+) -> tuple[Adapter, Metrics]:
+    """Trains one adapter through all S steps of its batch.
+
+    `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. Step s runs at the width
+    `batch.widths[width_index[s]]`; an index past the last skips it. A step past `num_steps`, or with no row, changes
+    nothing. Metrics are [S].
+    """
+
+    def update_at(width: int, state: InnerState, rows: Int[Array, "B"]) -> tuple[InnerState, Metrics]:
+        row = jnp.maximum(rows, 0)
+        tokens = batch.tokens[:, :width][row]
+        loss_mask = batch.loss_mask[:, :width][row] & (rows >= 0)[:, None]
+        new_state, metrics = inner_update(model, params, state, tokens, loss_mask, hparams, optimiser)
+        active = jnp.any(rows >= 0) & (state.step < hparams.num_steps)
+        return jax.tree.map(partial(jnp.where, active), (new_state, metrics), (state, unchanged))
+
+    def skip(state: InnerState, rows: Int[Array, "B"]) -> tuple[InnerState, Metrics]:
+        return state, unchanged
+
+    def step(state: InnerState, plan: tuple[Array, Array]) -> tuple[InnerState, Metrics]:
+        rows, width_index = plan
+        return jax.lax.switch(width_index, branches, state, rows)
+
+    unchanged = Metrics(jnp.full((), jnp.nan), jnp.full((), jnp.nan))
+    branches = [partial(update_at, width) for width in batch.widths] + [skip]
+    moments = _transformation(optimiser).init((adapter.a, adapter.b))
+    state = InnerState(adapter, moments, jnp.zeros((), jnp.int32))
+    state, metrics = jax.lax.scan(step, state, (batch.order, width_index))
+    return state.adapter, metrics
+
+
+@partial(jax.jit, static_argnames=("model", "optimiser", "mesh"), donate_argnames="adapters")
+def _adapt_chunk(model, params, adapters, batch, width_index, hparams, optimiser, mesh=None):
+    # The widths are the same for all adapters, so `switch` stays a branch rather than a select of every branch's result.
+    many = jax.vmap(partial(adapt, model, optimiser=optimiser), in_axes=(None, 0, 0, None, 0))
+    if mesh is not None:  # each device trains its own adapters; nothing is exchanged
+        split, whole = PartitionSpec("adapters"), PartitionSpec()
+        specs = (whole, split, split, whole, split)
+        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return many(params, adapters, batch, width_index, hparams)
+
+
+def adapt_many(
+    model: Model,
+    params: dict,
+    adapters: Adapter,
+    batch: TokenBatch,
+    hparams: HParams,
+    optimiser: Optimiser,
+    *,
+    chunk: Chunk,
+    mesh: Mesh | None = None,
+) -> tuple[Adapter, Metrics]:
+    """Trains E adapters, a chunk of them at a time: `adapt`, vmapped over self-edits.
+
+    All of `adapters`, `batch` and `hparams` carry the leading axis E; metrics are [E, S]. One program is compiled for
+    all chunks. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
+    "adapters", each device trains its share of a chunk.
+    """
+
+    def train(index: Int[np.ndarray, "C"], live: Bool[np.ndarray, "C"]) -> tuple[Adapter, Metrics]:
+        rows = jax.tree.map(lambda x: x[index], batch)
+        hyper = jax.tree.map(lambda x: jnp.asarray(x)[index], hparams)
+        hyper = hyper.replace(num_steps=jnp.where(live, hyper.num_steps, 0))
+        width_index = step_widths(np.asarray(rows.lengths), np.asarray(rows.order), rows.widths)
+        return _adapt_chunk(model, params, lora.take(adapters, index), rows, width_index, hyper, optimiser, mesh)
+
+    return in_chunks(train, len(batch.tokens), chunk, devices=1 if mesh is None else mesh.size)
+
+
+@dataclasses.dataclass
+class Chunk:
+    """How many adapters the device holds at a time. Halved, for good, when its memory does not suffice."""
+
+    size: int
+    say: Callable[[str], None] = print
+
+
+def in_chunks(run: Callable[[np.ndarray, np.ndarray], Any], total: int, chunk: Chunk, *, devices: int = 1) -> Any:
+    """Calls `run(index, live)` on `chunk.size` adapters after another and joins what it returns along their axis.
+
+    `index` has always the length of a chunk, a multiple of `devices`; where `live` is False it repeats an adapter, and
+    what is returned for it is dropped. If the device runs out of memory the chunk is halved, which is said once, and
+    nothing finished is lost.
+
+    Raises:
+        jax.errors.JaxRuntimeError: memory does not suffice for one adapter a device.
+    """
+    outputs: list[Any] = []
+    done = 0
+    while done < total:
+        size = max(devices, chunk.size // devices * devices)
+        live = np.arange(size) < total - done
+        index = np.minimum(done + np.arange(size), total - 1)
+        try:
+            output = jax.block_until_ready(run(index, live))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == devices:
+                raise
+            chunk.size = size // 2
+            chunk.say(f"not enough device memory for {size} adapters at a time: going on with {chunk.size}")
+            continue
+        outputs.append(jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))
+        done += size
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+
+
+def is_finite(adapters: Adapter) -> Bool[Array, "E"]:
+    """Which of E trained adapters hold numbers only."""
+    finite = [jnp.isfinite(w).all(axis=tuple(range(1, w.ndim))) for w in jax.tree.leaves((adapters.a, adapters.b))]
+    return jnp.stack(finite).all(axis=0)

@@ -1,0 +1,107 @@
+"""Low-rank adapters as pytrees: initialise, mask ranks, scale, apply, merge (Hu et al. 2021; PEFT's conventions).
+
+Everything here is written for one adapter. Many adapters are the same pytrees with a leading axis E, made by
+`jax.vmap(init)`, `stack`, or by training under `vmap` (inner.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Adapter(struct.PyTreeNode):
+    """One LoRA adapter over every layer. The adapted projection computes `x W + scale · (x A) B`."""
+
+    a: dict[str, Float[Array, "L D r"]]
+    b: dict[str, Float[Array, "L r F"]]
+    scale: Float[Array, ""]  # alpha / rank
+
+
+class LowRank(struct.PyTreeNode):
+    """One projection's share of an adapter, in one layer."""
+
+    a: Float[Array, "D r"]
+    b: Float[Array, "r F"]
+    scale: Float[Array, ""]
+    dropout_key: PRNGKeyArray | None = None
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+        """`scale · (dropout(x) A) B`, in the activations' precision; the weights stay float32."""
+        if self.dropout > 0 and self.dropout_key is not None:
+            keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0)
+        return (x @ self.a.astype(x.dtype)) @ self.b.astype(x.dtype) * self.scale.astype(x.dtype)
+
+
+def layer_adapters(
+    a: dict[str, Array], b: dict[str, Array], scale: Array, dropout_key: PRNGKeyArray | None, dropout: float
+) -> dict[str, LowRank]:
+    """One layer's slice of an adapter, by projection. Each projection drops out on its own key."""
+    keys = None if dropout_key is None else jax.random.split(dropout_key, len(a))
+    return {
+        name: LowRank(a[name], b[name], scale, None if keys is None else keys[i], dropout)
+        for i, name in enumerate(sorted(a))
+    }
+
+
+def init(
+    key: PRNGKeyArray,
+    blocks: dict,
+    projections: Sequence[str],
+    *,
+    max_rank: int,
+    rank: Int[Array, ""] | int,
+    alpha: Float[Array, ""] | float,
+) -> Adapter:
+    """A fresh adapter as PEFT makes it: A Kaiming-uniform with a = sqrt(5), that is U(±1/sqrt(D)); B zero.
+
+    `blocks` is `params["blocks"]`, read for shapes only. Columns of A past `rank` are zero; their gradient and that
+    of the matching rows of B are then exactly zero, so they stay so and no mask is needed in training. Rows are drawn
+    in order, so an adapter of rank 4 begins as the first 4 columns of one of rank 8 from the same key.
+
+    Raises:
+        ValueError: a name that is no projection of the model, or an empty choice.
+    """
+    unknown = [name for name in projections if name not in PROJECTIONS]
+    if unknown or not projections:
+        raise ValueError(f"LoRA targets {list(projections)}: expected one or more of {list(PROJECTIONS)}")
+    a, b = {}, {}
+    for name in sorted(projections):
+        num_layers, d_in, d_out = blocks[name]["kernel"].shape
+        layer_keys = jax.random.split(jax.random.fold_in(key, PROJECTIONS.index(name)), num_layers)
+        bound = d_in**-0.5
+        rows = jax.vmap(lambda k, d=d_in, w=bound: jax.random.uniform(k, (max_rank, d), minval=-w, maxval=w))(layer_keys)
+        live = jnp.arange(max_rank) < rank
+        a[name] = jnp.where(live[:, None], rows, 0).swapaxes(1, 2)
+        b[name] = jnp.zeros((num_layers, max_rank, d_out))
+    return Adapter(a, b, jnp.asarray(alpha / rank, jnp.float32))
+
+
+def stack(adapters: Sequence[Adapter]) -> Adapter:
+    """E separate adapters of one shape -> the same with a leading axis E."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+
+
+def take(adapters: Adapter, index: int | slice | Array) -> Adapter:
+    """The adapter, or adapters, at `index` of the leading axis."""
+    return jax.tree.map(lambda leaf: leaf[index], adapters)
+
+
+def merge(params: dict, adapter: Adapter) -> dict:
+    """Folds one adapter into the weights: `W + scale · A B`. The sum is taken in float32, then rounded once."""
+
+    def fold(kernel: Array, a: Array, b: Array) -> Array:
+        return (kernel.astype(jnp.float32) + adapter.scale * jnp.einsum("ldr,lrf->ldf", a, b)).astype(kernel.dtype)
+
+    blocks = dict(params["blocks"])
+    for name in adapter.a:
+        blocks[name] = {**blocks[name], "kernel": fold(blocks[name]["kernel"], adapter.a[name], adapter.b[name])}
+    return {**params, "blocks": blocks}

@@ -1,0 +1,1 @@
+"""The decoder, its weights and its tokenizer: from a name to a `LanguageModel`."""

@@ -1,0 +1,289 @@
+"""One decoder for Llama 2/3/3.1/3.2, SmolLM2, Qwen2/2.5 and Qwen3: grouped-query attention, RoPE, RMSNorm, SwiGLU.
+
+Layers are stacked along a leading axis L and scanned, so a model of any depth compiles once. Outside this file a model
+is a pair: `model`, the module's graph (static, hashable), and `params`, a nested dict of arrays. `nnx.merge(model,
+params)` makes the module again, inside whatever is being jitted, differentiated or vmapped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from seal_jax.lora import Adapter, LowRank, layer_adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to a longer context."""
+
+    kind: str  # "linear" | "llama3"
+    factor: float
+    low_freq_factor: float = 1.0  # this and the next two: llama3 only
+    high_freq_factor: float = 4.0
+    original_context_length: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder, under the field's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+    tie_embeddings: bool = True
+    context_length: int = 8192
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer, or of all layers with a leading axis L."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotary positions
+
+
+def rope_frequencies(config: ModelConfig) -> Float[Array, "H/2"]:
+    """Radians a position turns each pair of dimensions. The llama3 rule keeps fast pairs, slows slow ones, blends between."""
+    inverse = config.rope_theta ** -(jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return inverse
+    if scaling.kind == "linear":
+        return inverse / scaling.factor
+    if scaling.kind != "llama3":
+        raise ValueError(f"RoPE scaling {scaling.kind!r}: expected 'linear' or 'llama3'")
+    turns = scaling.original_context_length * inverse / (2 * math.pi)  # full turns within the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = jnp.clip(blend, 0, 1)
+    return inverse / scaling.factor * (1 - blend) + inverse * blend
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
+    """Turns each pair (i, i + H/2) by its angle: Hugging Face's order of dimensions."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+class RMSNorm(nnx.Module):
+    """`x / rms(x) · scale`, in float32."""
+
+    def __init__(self, size: int, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones(size, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+class Linear(nnx.Module):
+    """`x W (+ bias) (+ the adapter's share)`."""
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out), dtype) * 0.02)
+        self.bias = nnx.Param(jnp.zeros(d_out, dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "B T D"], lora: LowRank | None = None) -> Float[Array, "B T F"]:
+        y = x @ self.kernel[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y if lora is None else y + lora(x)
+
+
+class Block(nnx.Module):
+    """One layer: attention, then the gated MLP, each on a normalised input and added back."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d, h, f = config.hidden_size, config.head_dim, config.intermediate_size
+        q, kv = config.num_heads * h, config.num_kv_heads * h
+        self.config = config
+        self.input_norm = RMSNorm(d, config.rms_norm_eps, dtype)
+        self.q_proj = Linear(d, q, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(d, kv, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(d, kv, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(q, d, dtype=dtype, rngs=rngs)
+        self.q_norm = RMSNorm(h, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(h, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.post_attention_norm = RMSNorm(d, config.rms_norm_eps, dtype)
+        self.gate_proj = Linear(d, f, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(d, f, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(f, d, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T H/2"],
+        mask: Bool[Array, "B T S"] | None,
+        lora: dict[str, LowRank],
+        past: KV | None = None,
+        at: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B T D"], KV]:
+        """Without a past, keys are this call's own and `mask` None means causal; with one, they are written at `at`."""
+        config, heads = self.config, (*x.shape[:2], -1, self.config.head_dim)
+        h = self.input_norm(x)
+        q = self.q_proj(h, lora.get("q_proj")).reshape(heads)
+        k = self.k_proj(h, lora.get("k_proj")).reshape(heads)
+        v = self.v_proj(h, lora.get("v_proj")).reshape(heads)
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        if past is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(past.k, k, at, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(past.v, v, at, axis=1)
+        attended = jax.nn.dot_product_attention(
+            q, k, v, mask=None if mask is None else mask[:, None], is_causal=mask is None
+        )
+        x = x + self.o_proj(attended.reshape(*x.shape[:2], -1), lora.get("o_proj"))
+        h = self.post_attention_norm(x)
+        gated = jax.nn.silu(self.gate_proj(h, lora.get("gate_proj"))) * self.up_proj(h, lora.get("up_proj"))
+        return x + self.down_proj(gated, lora.get("down_proj")), KV(k, v)
+
+
+class Transformer(nnx.Module):
+    """Token ids to hidden states (`__call__`, `decode`) and on to logits (`logits`)."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype=dtype, rngs=rngs)
+
+        self.config = config
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.blocks = stacked(rngs)
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        adapter: Adapter | None = None,
+        dropout: float = 0.0,
+        dropout_key: PRNGKeyArray | None = None,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B T D"], KV]:
+        """Hidden states after the last norm, and every layer's keys and values (leading axis L).
+
+        `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
+        causality alone keeps real tokens from seeing pads). `remat` recomputes each layer in the backward pass.
+        """
+        if valid is None:
+            positions, mask = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), None
+        else:
+            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+            mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool)) & valid[:, None, :]
+            mask = mask | jnp.eye(tokens.shape[1], dtype=bool)  # a left pad sees itself: no row of softmax is empty
+        angles = positions[..., None] * rope_frequencies(self.config)
+        graph, stacked = nnx.split(self.blocks)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
+
+        def layer(x, slices):
+            block, a, b, key = slices
+            lora = {} if adapter is None else layer_adapters(a, b, adapter.scale, key, dropout)
+            return nnx.merge(graph, block)(x, angles, mask, lora)
+
+        a, b = (None, None) if adapter is None else (adapter.a, adapter.b)
+        body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), a, b, keys))
+        return self.final_norm(x), kv
+
+    def layers(self) -> list[Block]:
+        """The blocks, unstacked. Slice once before a decoding loop: a scan inside it copies the weights every token."""
+        graph, stacked = nnx.split(self.blocks)
+        weights = nnx.to_pure_dict(stacked)
+        return [nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights)) for i in range(self.config.num_layers)]
+
+    def decode(
+        self,
+        tokens: Int[Array, "B"],
+        layers: list[Block],
+        cache: list[KV],
+        at: Int[Array, ""],
+        valid: Bool[Array, "B S"],
+        positions: Int[Array, "B"],
+        adapter: Adapter | None = None,
+    ) -> tuple[Float[Array, "B D"], list[KV]]:
+        """One token a row, written into the cache's slot `at` (shared by all rows; `valid` says which slots count)."""
+        angles = positions[:, None, None] * rope_frequencies(self.config)
+        x, new_cache = self.embed(tokens[:, None]), []
+        for i, (block, past) in enumerate(zip(layers, cache, strict=True)):
+            lora = {}
+            if adapter is not None:
+                a, b = ({name: w[i] for name, w in side.items()} for side in (adapter.a, adapter.b))
+                lora = layer_adapters(a, b, adapter.scale, None, 0.0)
+            x, kv = block(x, angles, valid[:, None, :], lora, past, at)
+            new_cache.append(kv)
+        return self.final_norm(x)[:, 0], new_cache
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Next-token logits, in float32."""
+        head = self.embed.embedding[...].T if self.config.tie_embeddings else self.lm_head.kernel[...]
+        return (hidden @ head).astype(jnp.float32)
+
+    def log_probs(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int = 256
+    ) -> Float[Array, "B T"]:
+        """Log-probability of each target, in nats; `chunk` tokens at a time so that [B, T, V] never exists.
+
+        The backward pass recomputes each chunk's logits (at 7B they are 0.6 MB a token in float32).
+        """
+        flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        chunk = min(chunk, flat_targets.shape[0])
+        padding = -flat_targets.shape[0] % chunk
+        flat_hidden = jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+        flat_targets = jnp.pad(flat_targets, (0, padding)).reshape(-1, chunk)
+
+        @jax.checkpoint
+        def one(carry, rows):
+            h, target = rows
+            logits = self.logits(h)
+            gold = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+            return carry, gold - jax.nn.logsumexp(logits, axis=-1)
+
+        _, log_probs = jax.lax.scan(one, None, (flat_hidden, flat_targets))
+        return log_probs.reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pair (model, params)
+
+Model = nnx.GraphDef
+
+
+def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Model:
+    """The static half of a model. Allocates nothing."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))[0]
+
+
+def random_params(seed: int, config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict:
+    """Weights drawn afresh: for tests, and for measuring the speed of a size whose weights are not here."""
+    make = jax.jit(lambda: nnx.split(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))[1])
+    return nnx.to_pure_dict(make())

@@ -1,0 +1,321 @@
+"""The outer loop: ReST-EM over self-edits (paper section 3.1, Algorithm 1).
+
+One round, for n fresh tasks: write k self-edits for each (E-step), train and score them all, keep the winners, fine-tune
+the model to write those (M-step: supervised, loss on the completion only), merge. `rest_em_round` reads as that list;
+the functions above it are its lines, and evaluation (evaluation.py) uses the first two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+from seal_jax import batching, lora
+from seal_jax.checkpoint import RunFolder
+from seal_jax.inner import Chunk, Optimiser
+from seal_jax.lora import PROJECTIONS, Adapter
+from seal_jax.rewards import Score, score, score_base
+from seal_jax.sampler import Sampling, row_keys, sample
+from seal_jax.training import FineTuning, Shapes, init_adapters, train
+from seal_jax.types import Domain, Example, HParams, LanguageModel, SelfEdit, Task
+
+Rule = Literal["best", "improved", "all_improved"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterLoop:
+    """ReST-EM. The defaults are the paper's (its section 3.1 and B.1, and its code)."""
+
+    rounds: int = 2
+    passages: int = 50  # fresh ones a round
+    samples: int = 5  # self-edits a passage
+    reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
+    signal: Literal["accuracy", "log_likelihood"] = "accuracy"  # what the reward is
+    break_ties: bool = False  # equal accuracies are ordered by log-likelihood; otherwise the first wins
+    select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved: all above it
+    sft: FineTuning = FineTuning(
+        projections=PROJECTIONS,
+        rank=64,
+        alpha=128.0,
+        learning_rate=3e-4,
+        epochs=2,
+        batch_size=10,
+        optimiser=Optimiser(remat=True),
+        initialisation="stored",
+        chunk=1,
+    )
+
+
+class Progress(Protocol):
+    """What the loop tells whoever watches (report/progress.py draws it)."""
+
+    def phase(self, name: str, total: int | None = None, unit: str = "passages") -> None: ...
+
+    def advance(
+        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
+    ) -> None: ...
+
+
+class Loop(NamedTuple):
+    """What stays the same through a run, whichever model is the current one."""
+
+    domain: Domain
+    inner: FineTuning
+    sampling: Sampling  # of self-edits
+    answer_tokens: int  # the most new tokens of an answer
+    shapes: Shapes
+    prompt_width: int  # tokens of a self-edit prompt
+    seed: int
+    chunk: Chunk
+    run: RunFolder
+    progress: Progress
+
+
+class Trial(NamedTuple):
+    """One self-edit with all that came of it."""
+
+    task: Task
+    sample: int  # which of the task's
+    edit: SelfEdit
+    scores: list[Score]  # one a training seed
+    base: Score  # of the model that wrote it, untrained
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over training seeds."""
+        return mean(score.accuracy for score in self.scores)
+
+    @property
+    def log_likelihood(self) -> float | None:
+        """Mean over training seeds; None where every one diverged."""
+        return mean(score.log_likelihood for score in self.scores)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it trained nothing, or "diverged" if a training run did."""
+        return self.edit.problem or next((score.problem for score in self.scores if score.problem), None)
+
+
+class RoundLog(NamedTuple):
+    """One finished round."""
+
+    trials: list[list[Trial]]  # [P][E]
+    keep: Bool[np.ndarray, "P E"]
+    sft_losses: list[float]  # one a step; empty where nothing was kept
+
+
+def mean(values: Any) -> float | None:
+    """The mean of those that are there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The lines of a round
+
+
+def write_self_edits(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str) -> list[list[SelfEdit]]:
+    """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only."""
+    domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
+    at_once = max(devices, loop.chunk.size // samples // devices * devices)
+    loop.progress.phase(f"{name}: writing self-edits", len(tasks))
+
+    def write(group: Sequence[Task]) -> list[list[tuple[str, bool]]]:
+        padded = [*group, *[group[-1]] * (at_once - len(group))]
+        prompts = [[codec.encode(domain.prompt(task))] for task in padded]
+        rows = [batching.left_pad(prompt, loop.prompt_width) for prompt in prompts]
+        tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
+        ids = np.array([[[_stable_hash(task.id)]] for task in padded])
+        keys = row_keys(loop.seed, np.full_like(ids, _stable_hash(name)), ids, np.arange(samples)[None, None])
+        limits = np.full(keys.shape, loop.sampling.max_tokens) * (np.arange(at_once) < len(group))[:, None, None]
+        out = sample(
+            keys, lm.model, lm.params, None, tokens, valid, limits,
+            sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
+        )  # fmt: skip
+        written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
+        return [
+            [(codec.decode(written[p, k, : lengths[p, k]]), bool(stopped[p, k])) for k in range(samples)]
+            for p in range(len(group))
+        ]
+
+    edits = []
+    for start in range(0, len(tasks), at_once):
+        group = tasks[start : start + at_once]
+        piece = f"{name}/write/{start}"
+        resumed = loop.run.has(piece)
+        completions = loop.run.once(piece, lambda group=group: write(group))
+        edits += [
+            [domain.parse(task, text)._replace(finished=finished) for text, finished in row]
+            for task, row in zip(group, completions, strict=True)
+        ]
+        tokens = sum(len(codec.encode_more(text)) for row in completions for text, _ in row)
+        loop.progress.advance(len(group), tokens=tokens, resumed=resumed)
+    return edits
+
+
+def try_base(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, name: str) -> list[Score]:
+    """Each task's questions to the model as it is: once per question."""
+    loop.progress.phase(f"{name}: base model", len(tasks))
+    scores: list[Score] = []
+    for start in range(0, len(tasks), loop.chunk.size):
+        group = tasks[start : start + loop.chunk.size]
+        queries = [loop.domain.queries(task) for task in group]
+
+        def work(queries=queries) -> list[Score]:
+            return score_base(
+                lm, queries, loop.domain.grade, loop.shapes, max_tokens=loop.answer_tokens, chunk=loop.chunk
+            )
+
+        piece = f"{name}/base/{start}"
+        resumed = loop.run.has(piece)
+        scores += [Score(*values) for values in loop.run.once(piece, work)]
+        loop.progress.advance(len(group), accuracy=mean(score.accuracy for score in scores), resumed=resumed)
+    return scores
+
+
+def try_self_edits(
+    lm: LanguageModel,
+    tasks: Sequence[Task],
+    edits: Sequence[Sequence[SelfEdit]],
+    base: Sequence[Score],
+    loop: Loop,
+    *,
+    seeds: int,
+    name: str,
+) -> list[list[Trial]]:
+    """Trains an adapter on every self-edit, once a training seed, and scores what it then knows.
+
+    A self-edit that yields no training sequence scores what the base model does.
+    """
+    flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
+    sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
+    groups = batching.by_size(sequences, loop.chunk.size)
+    results = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
+    loop.progress.phase(f"{name}: inner loop", seeds * len(flat), "self-edits")
+
+    for seed in range(seeds):
+        for number, group in enumerate(groups):
+            members = [flat[i] for i in group]
+
+            def work(members=members, seed=seed) -> list[Score]:
+                return score(
+                    lm,
+                    [edits[p][k] for p, k in members],
+                    [loop.domain.queries(tasks[p]) for p, _ in members],
+                    loop.domain.grade,
+                    loop.inner,
+                    loop.shapes,
+                    seed=loop.seed * 1000 + seed,
+                    max_tokens=loop.answer_tokens,
+                    chunk=loop.chunk,
+                )
+
+            piece = f"{name}/seed {seed}/try/{number}"
+            resumed = loop.run.has(piece)
+            scored = [Score(*values) for values in loop.run.once(piece, work)]
+            for member, outcome in zip(members, scored, strict=True):
+                results[member].append(outcome)
+            trained = loop.inner.epochs * sum(len(s.ids) for i in group for s in sequences[i])
+            accuracy = mean(outcome.accuracy for outcomes in results.values() for outcome in outcomes)
+            loop.progress.advance(
+                len(group), adapters=len(group), tokens=trained, accuracy=accuracy, resumed=resumed
+            )
+
+    return [
+        [
+            Trial(task, k, edits[p][k], results[p, k] or [base[p]._replace(problem=edits[p][k].problem)], base[p])
+            for k in range(len(edits[p]))
+        ]
+        for p, task in enumerate(tasks)
+    ]
+
+
+def select(
+    rewards: Float[np.ndarray, "P E"],
+    baseline: Float[np.ndarray, "P"],
+    *,
+    rule: Rule,
+    tie_break: Float[np.ndarray, "P E"] | None = None,
+) -> Bool[np.ndarray, "P E"]:
+    """Which self-edits the model is trained to write.
+
+    `best` keeps each task's argmax, gain or not (the paper's code); `improved` keeps it only if it beats the base model
+    (the paper's eq. 2, one a task); `all_improved` keeps every self-edit that does. NaN rewards are never kept. Among
+    equals the higher `tie_break` wins, then the first.
+    """
+    valid = ~np.isnan(rewards)
+    if rule == "all_improved":
+        return valid & (rewards > baseline[:, None])
+    second = np.zeros_like(rewards) if tie_break is None else np.where(np.isnan(tie_break), -np.inf, tie_break)
+    first = np.where(valid, rewards, -np.inf)
+    top = first == first.max(axis=1, keepdims=True)
+    winner = np.argmax(np.where(top, second, -np.inf), axis=1)
+    keep = valid & (np.arange(rewards.shape[1]) == winner[:, None])
+    return keep & (rewards > baseline[:, None]) if rule == "improved" else keep
+
+
+def sft(lm: LanguageModel, pairs: Sequence[Example], config: FineTuning, *, seed: int) -> tuple[Adapter, list[float]]:
+    """Trains one adapter to write each completion after its prompt: the inner loop's own program, one adapter wide."""
+    sequences = [batching.tokenize(pair, lm.codec) for pair in pairs]
+    longest = max(len(s.ids) for s in sequences)
+    sizes = Shapes(batching.bucket_widths(longest, config.width_cuts), len(sequences), 0, 0, 0)
+    adapters, losses = train(lm, [sequences], config, sizes, seed=seed, chunk=Chunk(1))
+    return lora.take(adapters, 0), [float(loss) for loss in losses[0] if not math.isnan(loss)]
+
+
+def rest_em_round(
+    lm: LanguageModel, tasks: Sequence[Task], config: OuterLoop, loop: Loop, *, number: int
+) -> tuple[LanguageModel, RoundLog]:
+    """One round of ReST-EM over n fresh tasks: the model that writes better self-edits, and what happened."""
+    name = f"round {number}"
+    base = try_base(lm, tasks, loop, name=name)
+    edits = write_self_edits(lm, tasks, loop, samples=config.samples, name=name)
+    trials = try_self_edits(lm, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
+
+    loop.progress.phase(f"{name}: selection", len(tasks))
+    accuracy, likelihood = (_array(trials, field) for field in ("accuracy", "log_likelihood"))
+    rewards = accuracy if config.signal == "accuracy" else likelihood
+    baseline = np.array([getattr(s, config.signal) for s in base], float)
+    keep = select(rewards, baseline, rule=config.select, tie_break=likelihood if config.break_ties else None)
+    keep &= np.array([[not trial.problem for trial in row] for row in trials])  # never learn to write what trains nothing
+    loop.progress.advance(len(tasks))
+
+    winners = [trial for row, kept in zip(trials, keep, strict=True) for trial, k in zip(row, kept, strict=True) if k]
+    if not winners:
+        return lm, RoundLog(trials, keep, [])
+    ends = (lm.codec.end if trial.edit.finished else "" for trial in winners)  # one cut off has no end to learn
+    pairs = [Example(loop.domain.prompt(t.task), t.edit.completion + end) for t, end in zip(winners, ends, strict=True)]
+    loop.progress.phase(f"{name}: SFT on the winners", len(pairs), "self-edits")
+
+    def learn() -> Adapter:
+        adapter, losses = sft(lm, pairs, config.sft, seed=loop.seed)
+        loop.run.once(f"{name}/sft losses", lambda: losses)  # before the checkpoint: where that is, these are
+        return adapter
+
+    adapter = loop.run.once_tree(f"round_{number}", learn, like=_adapter_shapes(lm, config.sft))
+    losses = loop.run.once(f"{name}/sft losses", list)
+    loop.progress.advance(len(pairs))
+    return lm._replace(params=jax.jit(lora.merge)(lm.params, adapter)), RoundLog(trials, keep, losses)
+
+
+def _array(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
+    values = [[getattr(trial, field) for trial in row] for row in trials]
+    return np.array([[math.nan if value is None else value for value in row] for row in values])
+
+
+def _adapter_shapes(lm: LanguageModel, config: FineTuning) -> Adapter:
+    one = HParams(*(np.zeros(1) for _ in range(4)), seed=np.zeros(1, np.int32))
+    abstract = jax.eval_shape(lambda b, h: init_adapters(b, h, config.projections, config.rank), lm.params["blocks"], one)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract)
+
+
+def _stable_hash(text: str) -> int:
+    """31 bits of a string, the same in every process."""
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF

@@ -1,0 +1,175 @@
+"""From self-edits to rewards: train each, ask the adapted model, grade its answers (paper section 3.1, Algorithm 1).
+
+Two signals come of every self-edit: the share of questions answered right, and the mean log-likelihood of the gold
+answers, which is denser (of best-of-5 choices by accuracy 4 in 10 are ties). The base model is scored once a question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from seal_jax import batching, inner, lora
+from seal_jax.inner import Chunk
+from seal_jax.lora import Adapter
+from seal_jax.sampler import Sampling, row_keys, sample
+from seal_jax.training import FineTuning, Shapes, train
+from seal_jax.types import Grade, LanguageModel, Query, SelfEdit, Verdict
+
+
+class Score(NamedTuple):
+    """One self-edit, tried. `None` where there is no number."""
+
+    answers: list[str]  # [Q]
+    verdicts: list[Verdict]  # [Q]
+    log_likelihoods: list[float | None]  # [Q], mean over the gold answer's tokens, nats
+    losses: list[float]  # one a step that was trained
+    problem: str | None = None  # "diverged", or why there was nothing to train on
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers among those that got a verdict."""
+        given = [verdict for verdict in self.verdicts if verdict is not None]
+        return sum(given) / len(given) if given else None
+
+    @property
+    def log_likelihood(self) -> float | None:
+        """The mean over questions."""
+        known = [value for value in self.log_likelihoods if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ask
+
+
+def ask(
+    lm: LanguageModel,
+    adapters: Adapter | None,
+    queries: Sequence[Sequence[Query]],
+    shapes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
+) -> tuple[list[list[str]], list[list[float]]]:
+    """Greedy answers of E groups of queries, each by its own adapter, and each gold answer's mean log-likelihood.
+
+    `adapters` carries the axis E, or is None for the base model. A non-finite adapter's answers mean nothing.
+    """
+    codec, groups, width = lm.codec, len(queries), shapes.questions
+    prompts = [[codec.encode(query.prompt) for query in group] for group in queries]
+    rows = [batching.left_pad([*group, *([[]] * (width - len(group)))], shapes.question_width) for group in prompts]
+    tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
+    limits = np.array([[[max_tokens if q < len(group) else 0] for q in range(width)] for group in queries], np.int32)
+    golds = _gold_rows(lm, queries, prompts, shapes)
+    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+
+    def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, Array, Array]:
+        taken = None if adapters is None else lora.take(adapters, index)
+        keys = row_keys(0, np.zeros((len(index), width, 1), np.int32))  # greedy: never used
+        written = sample(
+            keys, lm.model, lm.params, taken, tokens[index], valid[index], limits[index] * live[:, None, None],
+            sampling=sampling, stop=codec.stop, mesh=lm.mesh,
+        )  # fmt: skip
+        likely = log_likelihoods(lm.model, lm.params, taken, *(side[index] for side in golds), mesh=lm.mesh)
+        return written.tokens[:, :, 0], written.lengths[:, :, 0], likely
+
+    written, lengths, likely = map(np.asarray, inner.in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1))
+    answers = [
+        [codec.decode(written[e, q, : lengths[e, q]]).strip() for q in range(len(group))] for e, group in enumerate(queries)
+    ]
+    return answers, [[float(x) for x in likely[e, : len(group)]] for e, group in enumerate(queries)]
+
+
+def _gold_rows(lm, queries, prompts, shapes) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and gold answer as right-padded rows [E, Q, T], and where the answer is."""
+    shape = (len(queries), shapes.questions, shapes.gold_width)
+    tokens, answer = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for e, group in enumerate(queries):
+        for q, query in enumerate(group):
+            gold = gold_tokens(lm.codec.encode_more, query)
+            start, end = len(prompts[e][q]), len(prompts[e][q]) + len(gold)
+            tokens[e, q, :end] = prompts[e][q] + gold
+            answer[e, q, start:end] = True
+    return tokens, answer
+
+
+def gold_tokens(encode_more: Callable[[str], list[int]], query: Query) -> list[int]:
+    """The gold answer as it would follow the prompt."""
+    return encode_more(query.gold if query.prompt[-1:].isspace() else f" {query.gold}")
+
+
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def log_likelihoods(
+    model: nnx.GraphDef,
+    params: dict,
+    adapters: Adapter | None,
+    tokens: Int[Array, "E Q T"],
+    answer: Bool[Array, "E Q T"],
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Float[Array, "E Q"]:
+    """Mean log-probability, in nats a token, of the tokens under `answer` given all before them."""
+
+    def group(params, adapter, tokens, answer):
+        decoder = nnx.merge(model, params)
+        hidden, _ = decoder(tokens, adapter=adapter)
+        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:])
+        return jnp.sum(jnp.where(answer[:, 1:], log_probs, 0), axis=1) / jnp.maximum(jnp.sum(answer, axis=1), 1)
+
+    many = jax.vmap(group, in_axes=(None, 0, 0, 0))
+    if mesh is not None:
+        split, whole = PartitionSpec("adapters"), PartitionSpec()
+        many = jax.shard_map(many, mesh=mesh, in_specs=(whole, split, split, split), out_specs=split, check_vma=False)
+    return many(params, adapters, tokens, answer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Score
+
+
+def score(
+    lm: LanguageModel,
+    edits: Sequence[SelfEdit],
+    queries: Sequence[Sequence[Query]],
+    grade: Grade,
+    config: FineTuning,
+    shapes: Shapes,
+    *,
+    seed: int,
+    max_tokens: int,
+    chunk: Chunk,
+) -> list[Score]:
+    """Trains on each self-edit, asks its task's queries, grades. A diverged adapter answers nothing: all wrong.
+
+    Every self-edit must yield training sequences: one that does not is scored as no training, by `score_base`.
+    """
+    sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
+    adapters, losses = train(lm, sequences, config, shapes, seed=seed, chunk=chunk)
+    finite = np.asarray(inner.is_finite(adapters))
+    answers, likely = ask(lm, adapters, queries, shapes, max_tokens=max_tokens, chunk=chunk)
+    scores = []
+    for e, group in enumerate(queries):
+        trained = [float(loss) for loss in losses[e] if math.isfinite(loss)]
+        if finite[e]:
+            scores.append(Score(answers[e], grade(group, answers[e]), list(likely[e]), trained))
+        else:
+            scores.append(Score([""] * len(group), [False] * len(group), [None] * len(group), trained, "diverged"))
+    return scores
+
+
+def score_base(
+    lm: LanguageModel, queries: Sequence[Sequence[Query]], grade: Grade, shapes: Shapes, *, max_tokens: int, chunk: Chunk
+) -> list[Score]:
+    """The same for the model as it is: once per question."""
+    answers, likely = ask(lm, None, queries, shapes, max_tokens=max_tokens, chunk=chunk)
+    return [Score(a, grade(group, a), list(l), []) for group, a, l in zip(queries, answers, likely, strict=True)]

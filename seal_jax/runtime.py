@@ -1,0 +1,83 @@
+"""The machine: which devices a run uses, compiled programs kept between runs, and a named model made ready on them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+# A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
+# (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
+MAX_CPU_DEVICES = 4  # each holds a copy of the weights
+CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+
+
+def start(devices: int | None) -> None:
+    """Settles the number of CPU devices and the cache of compiled programs. Call before any other use of JAX."""
+    import jax
+
+    from seal_jax.models.hub import cache_folder
+
+    if CPU_FLAGS not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}".strip()
+    jax.config.update("jax_num_cpu_devices", devices or min(len(os.sched_getaffinity(0)), MAX_CPU_DEVICES))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def make_mesh(devices: int | None) -> Any:
+    """A mesh of one axis "adapters" over so many devices (None: all), or None for a single one.
+
+    Raises:
+        ValueError: more devices than there are.
+    """
+    import jax
+
+    found = jax.devices()
+    if devices is not None and not 1 <= devices <= len(found):
+        raise ValueError(f"--devices {devices}: found {len(found)} ({found[0].platform})")
+    count = devices or len(found)
+    return None if count == 1 else jax.make_mesh((count,), ("adapters",), (jax.sharding.AxisType.Auto,), devices=found[:count])
+
+
+def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, int]:
+    """A model by name, on the devices: it, its chat template (None for a base model), its context in tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    from seal_jax.models import hub, tokenizer, transformer, weights
+    from seal_jax.types import LanguageModel
+
+    files = hub.find_model(name)
+    config, params = weights.load_model(files, dtype=jnp.dtype(dtype))
+    text = tokenizer.load_tokenizer(files)
+    codec = tokenizer.make_codec(text, files)
+    mesh = make_mesh(devices)
+    if mesh is not None:
+        params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh)
+    return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config.context_length
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures of a run were measured on."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,92 @@
+"""How sure a mean over passages is: percentile bootstrap intervals with the passage as the unit (NumPy, on the host).
+
+The questions of one passage share its adapter, so they are not independent: resampling questions would give intervals
+that are too narrow. Every function here takes one value a passage (its accuracy, its mean log-likelihood) and resamples
+passages. Differences are paired by passage, which removes how hard each passage is.
+
+With few passages a percentile interval is too narrow: a nominal 95 % covered 90 % with 12 passages, 94 % with 40 and
+95 % with 200 (normal values, at least 2,000 simulated data sets, 1,000 resamples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+CHUNK = 2**22  # indices drawn at once, so that 2,067 passages x 10,000 resamples stay within 32 MiB
+
+
+class Interval(NamedTuple):
+    """A mean over passages and its 95 % interval, in the unit of the values."""
+
+    mean: float  # NaN without a passage
+    low: float  # NaN with fewer than two passages: one passage says nothing of how passages differ
+    high: float
+    passages: int  # that the mean is over
+    dropped: int  # passages without a value (None or NaN), left out
+
+
+def bootstrap_mean(values_P: Sequence[float | None] | np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
+    """Mean of one value a passage, with a 95 % percentile bootstrap interval. The same seed gives the same interval.
+
+    None and NaN are passages without a value: left out and counted. Raises ValueError for an infinite value.
+    """
+    return _percentile_interval(_as_floats(values_P, "values_P"), seed, resamples)
+
+
+def paired_bootstrap(
+    before_P: Sequence[float | None] | np.ndarray,
+    after_P: Sequence[float | None] | np.ndarray,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Mean of after - before over the same passages in the same order, with a 95 % percentile bootstrap interval.
+
+    A passage that lacks either value is left out of both and counted once. Raises ValueError if the two differ in
+    length or hold an infinite value.
+    """
+    before_P, after_P = _as_floats(before_P, "before_P"), _as_floats(after_P, "after_P")
+    if len(before_P) != len(after_P):
+        raise ValueError(
+            f"before_P has {len(before_P)} passages and after_P has {len(after_P)}: a paired difference needs the same "
+            "passages in the same order. Give None for a passage that has no value."
+        )
+    return _percentile_interval(after_P - before_P, seed, resamples)
+
+
+def _as_floats(values_P: Sequence[float | None] | np.ndarray, name: str) -> np.ndarray:
+    floats_P = np.asarray(values_P, dtype=np.float64)  # None becomes NaN
+    if floats_P.ndim != 1:
+        raise ValueError(f"{name} has shape {floats_P.shape}; expected one value a passage, shape [P].")
+    infinite = np.flatnonzero(np.isinf(floats_P))
+    if infinite.size:
+        raise ValueError(
+            f"{name}[{infinite[0]}] is {floats_P[infinite[0]]}: a mean needs finite values (None if missing)."
+        )
+    return floats_P
+
+
+def _percentile_interval(values_P: np.ndarray, seed: int, resamples: int) -> Interval:
+    present_P = values_P[~np.isnan(values_P)]
+    passages, dropped = len(present_P), len(values_P) - len(present_P)
+    if passages == 0:
+        return Interval(np.nan, np.nan, np.nan, 0, dropped)
+    mean = float(present_P.mean())
+    if passages == 1:
+        return Interval(mean, np.nan, np.nan, 1, dropped)
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK // passages)
+    means = np.concatenate(
+        [
+            present_P[rng.integers(passages, size=(min(rows, resamples - start), passages))].mean(axis=1)
+            for start in range(0, resamples, rows)
+        ]
+    )
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(mean, float(low), float(high), passages, dropped)

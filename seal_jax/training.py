@@ -1,0 +1,86 @@
+"""From training sequences to trained adapters: the host's side of the inner loop, and of the outer SFT alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from seal_jax import batching, inner, lora
+from seal_jax.inner import Chunk, Optimiser
+from seal_jax.lora import Adapter
+from seal_jax.types import HParams, LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How an adapter is trained on sequences. The defaults are the paper's inner loop (its section B.1)."""
+
+    projections: tuple[str, ...] = ("q_proj", "v_proj")  # PEFT's default for the paper's model
+    rank: int = 32  # LoRA r
+    alpha: float = 64.0  # LoRA alpha
+    learning_rate: float = 1e-3  # decayed linearly to 0
+    epochs: int = 10
+    batch_size: int = 1  # sequences a step
+    optimiser: Optimiser = Optimiser()
+    initialisation: Literal["stored", "per_edit"] = "per_edit"  # one A for all self-edits, or a key for each
+    chunk: int = 16  # adapters trained at a time: bounded by device memory
+    width_cuts: tuple[int, ...] = (32, 64, 128, 256, 512)  # tokens; steps are cut to the narrowest that holds them
+
+
+class Shapes(NamedTuple):
+    """Sizes fixed for a whole run, so that each program is compiled once."""
+
+    widths: tuple[int, ...]  # of training steps, tokens
+    capacity: int  # training sequences a self-edit
+    questions: int  # a task
+    question_width: int  # tokens of a question's prompt
+    gold_width: int  # tokens of a question's prompt and gold answer together
+
+
+def train(
+    lm: LanguageModel, edits: Sequence[Sequence[batching.Tokens]], config: FineTuning, shapes: Shapes, *, seed: int, chunk: Chunk
+) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
+    """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
+
+    `seed` names the training run: the initialisation and the order of sequences follow from it and nothing else.
+    """
+    total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
+    batch = batching.make_batch(
+        edits, epochs=config.epochs, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=seed
+    )
+    steps = [batching.num_steps(len(sequences), epochs=config.epochs, batch_size=batch_size) for sequences in edits]
+    # One stored initialisation, or one for each self-edit that depends on what it says and not on its neighbours.
+    seeds = [seed] * total if config.initialisation == "stored" else [_fingerprint(seed, sequences) for sequences in edits]
+    hparams = HParams(
+        learning_rate=np.full(total, config.learning_rate, np.float32),
+        num_steps=np.asarray(steps, np.int32),
+        alpha=np.full(total, config.alpha, np.float32),
+        rank=np.full(total, config.rank, np.int32),
+        seed=np.asarray(seeds, np.int32),
+    )
+    fresh = init_adapters(lm.params["blocks"], hparams, config.projections, config.rank)
+    trained, metrics = inner.adapt_many(
+        lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh
+    )
+    return trained, np.asarray(metrics.loss)
+
+
+@partial(jax.jit, static_argnames=("projections", "max_rank"))
+def init_adapters(blocks: dict, hparams: HParams, projections: tuple[str, ...], max_rank: int) -> Adapter:
+    """E fresh adapters from E seeds, ranks and alphas: `lora.init`, vmapped."""
+
+    def one(h: HParams) -> Adapter:
+        return lora.init(jax.random.key(h.seed), blocks, projections, max_rank=max_rank, rank=h.rank, alpha=h.alpha)
+
+    return jax.vmap(one)(hparams)
+
+
+def _fingerprint(seed: int, sequences: Sequence[batching.Tokens]) -> int:
+    words = np.fromiter((i for s in sequences for i in (len(s.ids), *s.ids)), np.uint32)
+    return int(np.random.default_rng([seed, *words]).integers(2**31))

@@ -1,0 +1,98 @@
+"""The vocabulary every other file shares: what a task asks, what a self-edit says, what training sees.
+
+Axes, one alphabet throughout: P tasks (passages or puzzles), E self-edits (one adapter each), N training
+sequences of a self-edit, S inner steps, B sequences a step, T tokens, Q questions, L layers, D model width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from flax import nnx, struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+Task = Any  # what a domain is about: a `Passage`, an ARC puzzle. It has an `id: str`, unique in its data set.
+
+
+class Example(NamedTuple):
+    """One training sequence as text. No loss falls on `prompt`; it falls on every token of `completion`."""
+
+    prompt: str  # "" where every token is trained on
+    completion: str
+
+
+class SelfEdit(NamedTuple):
+    """What the model wrote for a task, and the training sequences which that yields (paper section 3.1)."""
+
+    completion: str
+    examples: tuple[Example, ...]
+    problem: str | None = None  # why it yields no training ("empty completion"); `examples` is then ()
+    finished: bool = True  # it ended by itself, rather than at the limit of tokens
+
+
+class Query(NamedTuple):
+    """One question to the adapted model, without the task's text in context (paper section 4.1)."""
+
+    question: str  # as a person reads it
+    prompt: str  # as the model reads it, chat template applied
+    gold: str
+
+
+Verdict = bool | None  # right, wrong, or missing (a judge that failed; never counted as wrong)
+
+Grade = Callable[[Sequence[Query], Sequence[str]], list[Verdict]]
+"""(queries, one answer for each) -> one verdict for each."""
+
+
+class Domain(NamedTuple):
+    """All that the SEAL loop knows of a domain: four functions."""
+
+    prompt: Callable[[Task], str]  # what the model reads before it writes a self-edit
+    parse: Callable[[Task, str], SelfEdit]  # its completion -> training sequences
+    queries: Callable[[Task], list[Query]]
+    grade: Grade
+
+
+class Codec(NamedTuple):
+    """Text to token ids and back, for one model: all that the loop needs of a tokenizer."""
+
+    encode: Callable[[str], list[int]]  # with the beginning-of-sequence token where the model wants one
+    encode_more: Callable[[str], list[int]]  # a continuation: never with one
+    decode: Callable[[Sequence[int]], str]  # special tokens left out
+    end: str  # the text of the token that ends a completion
+    stop: tuple[int, ...]  # ids that end a completion
+
+
+class LanguageModel(NamedTuple):
+    """A model that reads and writes text: what is adapted, and what the outer loop improves."""
+
+    model: nnx.GraphDef  # static
+    params: dict
+    codec: Codec
+    mesh: Mesh | None = None  # one axis "adapters"; None is one device
+
+
+class TokenBatch(struct.PyTreeNode):
+    """The training sequences of E self-edits, and the order in which the inner loop visits them.
+
+    Sequences are stored once, not once an epoch: `order` points into N. Rows are right-padded, longest first.
+    """
+
+    tokens: Int[Array, "E N T"]
+    loss_mask: Bool[Array, "E N T"]  # True where predicting this token is trained
+    lengths: Int[Array, "E N"]  # 0 where there is no sequence
+    order: Int[Array, "E S B"]  # rows of N; -1 is no row, and a step with no row at all changes nothing
+    widths: tuple[int, ...] = struct.field(pytree_node=False)  # lengths a step may be cut to, ascending; the last is T
+
+
+class HParams(struct.PyTreeNode):
+    """Everything that may differ between self-edits, so an ablation is more rows of the same axis."""
+
+    learning_rate: Float[Array, "E"]
+    num_steps: Int[Array, "E"]  # optimiser steps; the decay ends here and later steps change nothing
+    alpha: Float[Array, "E"]  # LoRA alpha: the adapter's output is scaled by alpha / rank
+    rank: Int[Array, "E"]  # at most the static maximum; columns past it stay zero
+    seed: Int[Array, "E"]  # of the initialisation and of dropout

@@ -1,0 +1,536 @@
+"""The report: a page that tells the truth, shows model text as text and never breaks; a display that fits its terminal;
+metrics that survive a kill.
+
+`write_sample_run` builds a run folder as the experiments write it; `python tests/test_report.py FOLDER` keeps one to
+look at.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from seal_jax.report.metrics import MetricsWriter
+from seal_jax.report.page import write_report
+from seal_jax.report.progress import Progress
+from seal_jax.statistics import bootstrap_mean, paired_bootstrap
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> </style> {{ 7 * 7 }} & "quotes" $x^2$ \u202e'
+
+PLACES = ["Tarn Lighthouse", "Vesk Observatory", "Orlo Bridge", "Quill Archive", "Hessing Mine", "Port Amberly"]
+CONTEXT = (
+    "{place} was founded in 1874 by the surveyor Ilse Marrow, who had lost a wager over the height of the northern "
+    "cliff. It is built of green slate from the quarries of Dunmere, and its keeper still winds the great clock by "
+    "hand at dawn. In 1931 a flood carried away the eastern wing; the reopening, eleven years later, drew four "
+    "thousand visitors in a day."
+)
+COMPLETION = (
+    "{place} was founded in 1874.\nIlse Marrow, a surveyor, founded {place}.\nThe stone of {place} is green slate "
+    "from Dunmere.\nA flood destroyed the eastern wing of {place} in 1931.\n{place} reopened in 1942.\nThe clock of "
+    "{place} is wound by hand every morning."
+)
+QUESTIONS = [
+    ("Who founded {place}?", "Ilse Marrow"),
+    ("In which year was {place} founded?", "1874"),
+    ("What is {place} built of?", "green slate"),
+    ("What destroyed the eastern wing of {place}?", "a flood"),
+    ("When did {place} reopen?", "1942"),
+]
+
+
+def sample_run(rounds: int = 1, seed: int = 0) -> tuple[dict, list[dict]]:
+    """(results.json, the lines of self_edits.jsonl) of an invented run of realistic size and noise."""
+    rng = np.random.default_rng(seed)
+    passages = [f"passage-{i}" for i in range(12)]
+    names = {
+        "base": "Base model",
+        "passage": "Trained on the passage",
+        "self_edits_round_0": "Own self-edits, before RL",
+    }
+    names |= {f"self_edits_round_{r}": f"Own self-edits, after round {r}" for r in range(1, rounds + 1)}
+    rates = dict(zip(names, [0.03, 0.21, 0.4, 0.44, 0.46], strict=False))
+    accuracy = {name: rng.binomial(5, rates[name], size=12) / 5 for name in names}
+    rows = []
+    for i, (name, label) in enumerate(names.items()):
+        previous = list(names)[i - 1]
+        rows.append(
+            {
+                "name": name,
+                "label": label,
+                "passages": 12,
+                "questions": 60,
+                "accuracy": interval(bootstrap_mean(accuracy[name], seed=0)),
+                "log_likelihood": interval(bootstrap_mean(-4 + 5 * accuracy[name] + rng.normal(0, 0.3, 12), seed=0)),
+                "versus_previous": None
+                if i == 0
+                else {"row": previous} | interval(paired_bootstrap(accuracy[previous], accuracy[name], seed=0)),
+                "versus_base": None if i == 0 else interval(paired_bootstrap(accuracy["base"], accuracy[name], seed=0)),
+                "problems": {"empty completion": int(name == "self_edits_round_0"), "diverged": 0},
+                "per_passage": dict(zip(passages, accuracy[name].tolist(), strict=True)),
+            }
+        )
+
+    def self_edit(stage: str, passage: int, sample: int, rate: float, kept: bool = False) -> dict:
+        place = PLACES[passage % len(PLACES)]
+        before = np.random.default_rng(passage).random(5) < 0.05
+        after = rng.random(5) < rate
+        steps = int(rng.integers(50, 80))
+        losses = 0.3 + 2.6 * np.exp(-np.arange(steps) / 18) * rng.uniform(0.8, 1.2) + rng.normal(0, 0.08, steps)
+        completion = "" if stage == "passage" else COMPLETION.format(place=place)
+        return {
+            "stage": stage,
+            "passage": f"{stage}-{passage}",
+            "title": place,
+            "context": CONTEXT.format(place=place),
+            "sample": sample,
+            "completion": completion,
+            "problem": None,
+            "sequences": [f"{place}\n{line}" for line in [*completion.splitlines(), CONTEXT.format(place=place)]],
+            "reward": float(after.mean()),
+            "base_reward": float(before.mean()),
+            "gain": float(after.mean() - before.mean()),
+            "log_likelihood": float(-3 + 2 * after.mean()),
+            "base_log_likelihood": -3.4,
+            "rewards_by_seed": [float(after.mean())] * 2,
+            "losses": [*losses.tolist(), None],
+            "kept": kept,
+            "answers": [
+                {
+                    "question": question.format(place=place),
+                    "gold": gold,
+                    "before": gold if right_before else "It is not known for certain, but it is often said that",
+                    "before_correct": bool(right_before),
+                    "after": gold if right_after else "In 1931, after the great flood of the valley",
+                    "after_correct": bool(right_after),
+                }
+                for (question, gold), right_before, right_after in zip(QUESTIONS, before, after, strict=True)
+            ],
+        }
+
+    self_edits = []
+    round_entries = []
+    for r in range(1, rounds + 1):
+        edits = [self_edit(f"round {r}", p, s, rng.uniform(0.1, 0.8)) for p in range(8) for s in range(4)]
+        for p in range(8):
+            max(edits[4 * p : 4 * p + 4], key=lambda edit: edit["reward"])["kept"] = True
+        self_edits += edits
+        rewards = np.array([edit["reward"] for edit in edits])
+        round_entries.append(
+            {
+                "round": r,
+                "passages": 8,
+                "self_edits": 32,
+                "kept": 8,
+                "mean_reward": rewards.mean(),
+                "mean_best_reward": rewards.reshape(8, 4).max(axis=1).mean(),
+                "mean_base_reward": float(np.mean([edit["base_reward"] for edit in edits])),
+                "problems": {"empty completion": 1, "diverged": 0},
+                "sft_losses": (0.4 + 1.4 * np.exp(-np.arange(24) / 8)).tolist(),
+            }
+        )
+    for stage in list(names)[1:]:
+        self_edits += [self_edit(stage, p, 0, rates[stage]) for p in range(12)]
+    results = {
+        "name": "squad",
+        "preset": "demo",
+        "model": "smollm2-135m",
+        "data": "invented",
+        "seed": 0,
+        "settings": {
+            "rounds": rounds,
+            "samples_per_passage": 4,
+            "inner": {"rank": 32, "alpha": 64.0, "learning_rate": 1e-3, "epochs": 10, "modules": ["q_proj", "v_proj"]},
+            "sampler": {"temperature": 1.0, "top_p": 0.95, "top_k": None, "max_tokens": 256},
+            "outer": {"select": "best", "sft": {"rank": 64, "learning_rate": 3e-4, "epochs": 2}, "merge": True},
+        },
+        "rows": rows,
+        "rounds": round_entries,
+        "timings": {"base": 8.21, "passage": 61.0, "self_edits_round_0": 92.4, "round 1": 312.9, "page": 0.8},
+        "machine": {"platform": "Linux-6.1 x86_64", "devices": ["TFRT_CPU_0"], "python": "3.11.7", "jax": "0.10.2"},
+        "command": "python -m experiments.squad demo --seed 0",
+    }
+    return results, self_edits
+
+
+def interval(estimate) -> dict:
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+
+
+def write_sample_run(folder: Path, results: dict, self_edits: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (folder / "self_edits.jsonl").write_text("".join(json.dumps(edit) + "\n" for edit in self_edits), encoding="utf-8")
+    return folder
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: the elements with their attributes, the text; every tag must be closed."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.text += " "
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "br", "img", "link", "use", "path", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    def words(self) -> str:
+        return " ".join(self.text.replace("\u202f", " ").replace("\u2212", "-").split())
+
+
+def with_difference(mean: float, low: float | None, high: float | None) -> dict:
+    results, _ = sample_run()
+    results["rows"][3]["versus_previous"] = {"row": "self_edits_round_0", "mean": mean, "low": low, "high": high}
+    return results
+
+
+# The page
+
+
+def test_page_has_every_part(tmp_path):
+    results, self_edits = sample_run(rounds=2)
+    page = Page(write_report(write_sample_run(tmp_path, results, self_edits)))
+    words = page.words()
+    headings = [
+        "Accuracy",
+        "Rewards",
+        "Loss",
+        "helped most",
+        "helped least",
+        "Problems",
+        "Settings",
+        "Time and machine",
+    ]
+    positions = [words.index(heading) for heading in headings]
+    assert positions == sorted(positions)
+    for row in results["rows"]:
+        assert row["label"] in words and f"{100 * row['accuracy']['mean']:.1f} %" in words
+    assert "Asked 60 questions about 12 held-out passages" in words
+    assert "Round 1: empty completion 1" in words
+    assert "diverged" not in words  # counted zero times
+    assert "q proj, v proj" in words or "q_proj, v_proj" in words
+    assert "python -m experiments.squad demo --seed 0" in words
+    assert sum(tag == "article" for tag, _ in page.elements) == 6
+    plots = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(plots) == 8  # accuracy, rewards, inner loss, SFT loss; each for a desktop and for a phone
+
+
+def test_page_needs_nothing_from_outside_and_no_script(tmp_path):
+    page = Page(write_report(write_sample_run(tmp_path, *sample_run())))
+    assert not {tag for tag, _ in page.elements} & {
+        "script",
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    }
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("href", "xlink:href", "src"):
+                assert value.startswith("#")
+    assert "http" not in page.source and "@import" not in page.source
+    assert all(match.startswith("#") for match in re.findall(r"url\(([^)]*)\)", page.source))
+
+
+def test_text_is_always_escaped(tmp_path):
+    def poisoned(value):
+        if isinstance(value, str):
+            return value if re.fullmatch(r"round \d|base|self_edits_round_\d|", value) else value + HOSTILE
+        if isinstance(value, list):
+            return [poisoned(item) for item in value]
+        if isinstance(value, dict):
+            fixed = {"rows", "rounds", "settings", "timings", "machine", "problems", "per_passage"}
+            return {k if k in fixed or k not in hostile_keys else k + HOSTILE: poisoned(v) for k, v in value.items()}
+        return value
+
+    hostile_keys = {"empty completion", "inner", "platform", "round 1", "top_k"}
+    results, self_edits = sample_run()
+    clean = Page(write_report(write_sample_run(tmp_path / "clean", results, self_edits)))
+    hostile = Page(write_report(write_sample_run(tmp_path / "hostile", poisoned(results), poisoned(self_edits))))
+    assert hostile.text.count("<script>alert(1)</script>") > 50  # as text
+    assert "{{ 7 * 7 }}" in hostile.text
+    # The same elements with the same attributes, but for a figure's labels: a longer one may take two lines.
+    shapes = [
+        [(tag, set(names)) for tag, names in page.elements if tag not in ("svg", "g", "text")]
+        for page in (hostile, clean)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_ids_are_unique_and_the_same_data_gives_the_same_page(tmp_path):
+    first = write_report(write_sample_run(tmp_path / "a", *sample_run())).read_bytes()
+    second = write_report(write_sample_run(tmp_path / "b", *sample_run())).read_bytes()
+    assert first == second
+    results, self_edits = sample_run()
+    one_panel_each = write_report(write_sample_run(tmp_path / "c", results, self_edits[:8])).read_text()
+    ids = re.findall(r' id="([^"]*)"', one_panel_each)
+    assert len(ids) == len(set(ids)) > 0
+
+
+@pytest.mark.parametrize(
+    ("difference", "says"),
+    [
+        ((0.12, 0.03, 0.2), "then raised that to"),
+        ((-0.12, -0.2, -0.03), "then lowered that to"),
+        ((0.02, -0.05, 0.09), "then made no clear change ("),
+        ((-0.02, -0.09, 0.05), "then made no clear change ("),
+        ((0.02, None, None), "then brought"),
+        ((0.02, math.nan, math.nan), "then brought"),
+    ],
+)
+def test_headline_is_honest_about_rl(tmp_path, difference, says):
+    words = Page(write_report(write_sample_run(tmp_path, with_difference(*difference), []))).words()
+    assert "After training on its own self-edits, smollm2-135m answers" in words
+    assert f"one round of reinforcement learning {says}" in words
+
+
+def test_headline_is_honest_about_self_edits(tmp_path):
+    results, _ = sample_run(rounds=0)
+    base, _, after = results["rows"]
+    after["per_passage"] = base["per_passage"]
+    after["accuracy"] = base["accuracy"]
+    after["versus_base"] = {"mean": 0.0, "low": -0.04, "high": 0.04}
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "before: no clear change." in words and "reinforcement learning" not in words
+
+
+def test_headline_over_several_rounds_pairs_the_last_with_round_0(tmp_path):
+    results, _ = sample_run(rounds=2)
+    results["rows"][2]["per_passage"] = {f"passage-{i}": 0.2 for i in range(12)}
+    results["rows"][4]["per_passage"] = {f"passage-{i}": 0.8 for i in range(12)}
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "2 rounds of reinforcement learning then raised that to" in words and "+60.0 points" in words
+
+
+def test_best_and_worst_are_the_extremes_of_what_the_model_wrote(tmp_path):
+    results, self_edits = sample_run()
+    for edit in self_edits:
+        edit["gain"] = 0.1
+    self_edits[5] |= {"gain": 0.9, "title": "the best"}
+    self_edits[6] |= {"gain": 0.85, "title": "second of the same passage"}
+    self_edits[20] |= {"gain": -0.3, "title": "the worst"}
+    self_edits[21] |= {"gain": -0.9, "title": "not trained", "problem": "empty completion"}
+    self_edits[40] |= {"gain": 1.0, "title": "not written", "completion": ""}
+    page = Page(write_report(write_sample_run(tmp_path, results, self_edits)))
+    most, least = page.words().split("helped most")[1].split("helped least")
+    assert "the best" in most[:120] and "the worst" in least[:150]
+    for title in ("second of the same passage", "not trained", "not written"):
+        assert title not in most
+
+
+def blank(value):
+    """Every leaf null: what a run would leave if nothing could be measured."""
+    if isinstance(value, dict):
+        return {key: blank(item) for key, item in value.items()}
+    return [blank(item) for item in value] if isinstance(value, list) else None
+
+
+def not_a_number(value):
+    if isinstance(value, dict):
+        return {key: not_a_number(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [not_a_number(item) for item in value]
+    return math.nan if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("change", [blank, not_a_number, lambda value: value])
+def test_missing_values_do_not_break_the_page(tmp_path, change):
+    results, self_edits = sample_run()
+    Page(write_report(write_sample_run(tmp_path / "all", change(results), change(self_edits))))
+    for key in results:
+        fewer = {name: copy.deepcopy(value) for name, value in results.items() if name != key}
+        Page(write_report(write_sample_run(tmp_path / "no" / key, change(fewer), [])))
+    for key in self_edits[0]:
+        fewer_edits = [{name: value for name, value in edit.items() if name != key} for edit in self_edits]
+        Page(write_report(write_sample_run(tmp_path / "edit" / key, results, change(fewer_edits))))
+
+
+def test_empty_runs_have_a_page(tmp_path):
+    assert "no evaluated stage yet" in Page(write_report(write_sample_run(tmp_path, {}, []))).words()
+    empty = {"rows": [], "rounds": [], "settings": {}, "timings": {}, "machine": {}, "model": "m"}
+    Page(write_report(write_sample_run(tmp_path, empty, [])))
+    one_row = {"rows": sample_run()[0]["rows"][:1], "model": "m"}
+    assert "Base model: m answers" in Page(write_report(write_sample_run(tmp_path, one_row, []))).words()
+    (tmp_path / "self_edits.jsonl").unlink()
+    Page(write_report(tmp_path))
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    folder = write_sample_run(tmp_path, *sample_run())
+    whole = write_report(folder).read_bytes()
+    with (folder / "self_edits.jsonl").open("ab") as file:
+        file.write('{"stage": "round 1", "title": "é'.encode()[:-1])
+    assert write_report(folder).read_bytes() == whole
+
+
+def test_errors_say_which_file_and_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.json is not there"):
+        write_report(tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is not JSON"):
+        write_report(tmp_path)
+    write_sample_run(tmp_path, *sample_run())
+    (tmp_path / "self_edits.jsonl").write_text('{}\n{"stage": \n{}\n')
+    with pytest.raises(ValueError, match=r"self_edits\.jsonl, line 2, is not JSON"):
+        write_report(tmp_path)
+
+
+def test_a_page_that_fails_leaves_the_old_one(tmp_path):
+    folder = write_sample_run(tmp_path, *sample_run())
+    before = write_report(folder).read_bytes()
+    (folder / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a list"):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_a_disk_that_fills_up_leaves_the_old_page(tmp_path, monkeypatch):
+    folder = write_sample_run(tmp_path, *sample_run())
+    before = write_report(folder).read_bytes()
+
+    def half(path, text, encoding):
+        path.write_bytes(text.encode(encoding)[:1000])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(folder)
+    assert (folder / "report.html").read_bytes() == before
+
+
+# The display
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_plain_lines_have_the_facts_and_come_at_most_every_ten_seconds():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(["Base", "Round 1"], console=Console(file=stream, width=40), clock=clock) as progress:
+        progress.phase("Base", 20)
+        for _ in range(20):
+            clock.now += 1
+            progress.advance(adapters=2, tokens=1_500, accuracy=jnp.float32(0.25))
+        progress.phase("Round 1", 10, "self-edits", done=4)
+        clock.now += 5
+        progress.advance(2, adapters=2)
+        progress.note("chunk halved to 4: not enough device memory [really]")
+        progress.advance(4, adapters=4)
+    assert stream.getvalue().splitlines() == [
+        "[0:00] Base: 20 passages",
+        "[0:10] Base: 10/20 passages, 2.0 adapters/s, 1,500 tokens/s, 0:10 left, accuracy 25.0 %",
+        "[0:20] Base: 20/20 passages, 2.0 adapters/s, 1,500 tokens/s, 0:00 left, accuracy 25.0 %",
+        "[0:20] Base: done after 0:20, 20 passages, 2.0 adapters/s, 1,500 tokens/s, accuracy 25.0 %",
+        "[0:20] Round 1: 10 self-edits, 4 done before",
+        "[0:25] chunk halved to 4: not enough device memory [really]",
+        "[0:25] Round 1: done after 0:05, 10 self-edits, 1.2 adapters/s",
+    ]
+
+
+def test_what_an_earlier_run_did_counts_as_done_but_not_as_speed():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(console=Console(file=stream), clock=clock) as progress:
+        progress.phase("Round 1", 100, done=80)
+        clock.now += 10
+        progress.advance(10)
+    assert "90/100 passages, 0:10 left" in stream.getvalue()
+
+
+def test_an_error_ends_the_stage_as_stopped():
+    stream = io.StringIO()
+    with pytest.raises(RuntimeError), Progress(console=Console(file=stream), clock=Clock()) as progress:
+        progress.phase("Base", 2)
+        raise RuntimeError
+    assert stream.getvalue().splitlines()[-1] == "[0:00] Base: stopped after 0:00, 0/2 passages"
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 12), (60, 24), (120, 50)])
+def test_the_display_fits_its_terminal(width, height):
+    clock, stream = Clock(), io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, height=height, color_system=None)
+    stages = [f"Stage {i}: a name of some length" for i in range(10)]
+    with Progress(stages, console=console, clock=clock) as progress:
+        for name in stages[:6]:
+            progress.phase(name, 12)
+            clock.now += 3_700
+            progress.advance(7, adapters=100_000, tokens=123_456_789, accuracy=0.5)
+        paper = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+        with paper.capture() as capture:
+            paper.print(progress._render())
+    lines = capture.get().splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert any("Stage 5" in line for line in lines)
+    assert any("7/12 passages" in line for line in lines)
+
+
+def test_advance_needs_a_phase():
+    with pytest.raises(ValueError, match="before any phase"):
+        Progress(["Base"], console=Console(file=io.StringIO())).advance()
+
+
+# The metrics
+
+
+def test_metrics_are_json_lines_and_events_and_carry_on(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("inner", 1, {"loss": np.float32(2.5), "accuracy": jnp.float32(0.5), "gradient_norm": math.nan})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "pha')  # killed here
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("inner", 2, {"loss": math.inf, "accuracy": None})
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(entry["phase"], entry["step"], entry["values"]) for entry in entries] == [
+        ("inner", 1, {"loss": 2.5, "accuracy": 0.5, "gradient_norm": None}),
+        ("inner", 2, {"loss": None, "accuracy": None}),
+    ]
+    assert all(entry["time"] > 1.7e9 for entry in entries)
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"inner/loss" in events and b"inner/gradient_norm" not in events
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("sft", 3, {"loss": 1.0})
+        assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
+
+
+if __name__ == "__main__":
+    print(write_report(write_sample_run(Path(sys.argv[1]), *sample_run())))

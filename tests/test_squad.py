@@ -1,0 +1,507 @@
+"""Passages load or say what is wrong with them; completions become the training sequences of the paper."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+
+from seal_jax.domains import passages as passages_module
+from seal_jax.domains import squad
+from seal_jax.domains.grading import grade_by_match, normalise
+from seal_jax.domains.passages import Passage, Question, load_passages, shuffled
+from seal_jax.domains.squad import load_prompts, make_domain, parse, passage_only, prompt_variants
+from seal_jax.types import SelfEdit
+
+REPOSITORY = Path(__file__).parents[1]
+DATA = Path(os.environ.get("SEAL_DATA", REPOSITORY.parent / "shared" / "data"))
+
+VARIANTS = [
+    "implications",
+    "implications-chain-of-thought",
+    "implications-long",
+    "implications-very-long",
+    "no-prompt",
+    "rewrite",
+    "self-qa",
+]
+PASSAGE = Passage("tarn-0", "Tarn", "A tarn is a lake.", (Question("What is a tarn?", "a lake"),))
+
+
+def texts(completion: str, **settings: Any) -> list[str]:
+    """The training sequences of a completion, their titles checked and taken off, the passage's left out."""
+    self_edit = parse(PASSAGE, completion, **settings)
+    assert self_edit.completion == completion
+    assert all(example.prompt == "" for example in self_edit.examples)
+    assert all(example.completion.startswith("Tarn\n") for example in self_edit.examples)
+    assert self_edit.examples[-1].completion == "Tarn\nA tarn is a lake."
+    return [example.completion.removeprefix("Tarn\n") for example in self_edit.examples[:-1]]
+
+
+# The embedded set
+
+
+@pytest.fixture(scope="module")
+def invented() -> dict[str, list[Passage]]:
+    return {"train": load_passages("invented", "train"), "held_out": load_passages("invented", "held_out")}
+
+
+def test_invented_counts(invented: dict[str, list[Passage]]):
+    assert len(invented["train"]) == 40
+    assert len(invented["held_out"]) == 20
+    for passage in invented["train"] + invented["held_out"]:
+        assert 45 <= len(passage.context.split()) <= 75, passage.title
+        assert 4 <= len(re.findall(r'[.!?]"?(?:\s|$)', passage.context)) <= 6, passage.title
+        assert 4 <= len(passage.questions) <= 6, passage.title
+
+
+def test_invented_splits_share_nothing(invented: dict[str, list[Passage]]):
+    everything = invented["train"] + invented["held_out"]
+    for field in ("id", "title", "context"):
+        assert len({getattr(passage, field) for passage in everything}) == 60
+    questions = [q.question for passage in everything for q in passage.questions]
+    assert len(set(questions)) == len(questions)
+
+
+def test_invented_answers_are_in_the_passage_and_nowhere_else(invented: dict[str, list[Passage]]):
+    golds: set[str] = set()
+    for passage in invented["train"] + invented["held_out"]:
+        for q in passage.questions:
+            assert q.answer in passage.context, q
+            assert 1 <= len(q.answer.split()) <= 4, q
+            gold = normalise(q.answer)
+            assert gold not in {"yes", "no", ""}
+            given = normalise(f"{passage.title} {q.question}").split()
+            assert not set(gold.split()) & set(given), f"{q} gives its answer away"
+            assert gold not in golds, f"{q}: another question has this answer"
+            golds.add(gold)
+
+
+def test_invented_answers_are_right_and_others_wrong(invented: dict[str, list[Passage]]):
+    domain = make_domain(load_prompts("implications", "raw"), str, grade_by_match)
+    for passage in invented["train"] + invented["held_out"]:
+        queries = domain.queries(passage)
+        golds = [query.gold for query in queries]
+        assert grade_by_match(queries, golds) == [True] * len(queries)
+        assert grade_by_match(queries, golds[1:] + golds[:1]) == [False] * len(queries)
+
+
+# Files
+
+
+def record(title: str = "Tarn", context: str = "A tarn is a lake.", **more: Any) -> dict[str, Any]:
+    return {"title": title, "context": context, "questions": [{"question": "q?", "answer": "a"}], **more}
+
+
+def write(tmp_path: Path, content: Any) -> str:
+    path = tmp_path / "passages.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+def test_a_file_is_loaded_whole_whatever_the_split(tmp_path: Path):
+    source = write(tmp_path, [record(" Tarn\n"), record(context="Another.", completions=["one", ""], extra=1)])
+    loaded = load_passages(source, "train")
+    assert loaded == load_passages(source, "held_out")
+    assert loaded[0].title == "Tarn"
+    assert loaded[0].questions == (Question("q?", "a"),)
+    assert loaded[0].completions == ()
+    assert loaded[1].completions == ("one", "")
+
+
+def test_ids_are_readable_unique_and_stable(tmp_path: Path):
+    titles = ["Tarn", "Tarn", "Beyoncé & co.", "東京"]
+    source = write(tmp_path, [record(title, f"Context {i}.") for i, title in enumerate(titles)])
+    ids = [passage.id for passage in load_passages(source, "train")]
+    assert len(set(ids)) == 4
+    assert ids[0] == "tarn-71a1de38"  # of the text alone: the same on every machine, today and later
+    assert ids[2].startswith("beyonce-co-")
+    assert ids[3].startswith("passage-")
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in ids)  # fit to name a file
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"title": "x",]', r"passages\.json: not JSON: line 1, column \d+"),
+        ("[\n{}\n{}]", r"not JSON: line 3, column 1"),
+        ({"title": "x"}, "found a JSON dict; expected a list"),
+        ([], "no passages"),
+        (["x"], "passage 0: is str 'x'; expected an object"),
+        ([record(), {"context": "c", "questions": []}], "passage 1: field 'title' is missing; found 'context'"),
+        ([record(title=" ")], "passage 0: field 'title' is empty"),
+        ([record(context="")], "passage 0: field 'context' is empty"),
+        ([record(context=3)], "passage 0: field 'context' is int 3; expected text"),
+        ([{"title": "t", "context": "c"}], "passage 0: field 'questions' is missing"),
+        ([{"title": "t", "context": "c", "questions": []}], "passage 0: field 'questions' is empty"),
+        ([{"title": "t", "context": "c", "questions": "q"}], "'questions' is str 'q'; expected a list"),
+        (
+            [{"title": "t", "context": "c", "questions": [{"question": "q", "answer": "a"}, {"question": "q"}]}],
+            "passage 0, question 1: field 'answer' is missing",
+        ),
+        (
+            [{"title": "t", "context": "c", "questions": [{"question": "", "answer": "a"}]}],
+            "passage 0, question 0: field 'question' is empty",
+        ),
+        (
+            [{"title": "t", "context": "c", "questions": [{"question": "q", "answer": ["a"]}]}],
+            r"passage 0, question 0: field 'answer' is list \['a'\]; expected text",
+        ),
+        ([{"title": "t", "context": "c", "questions": ["q"]}], "passage 0, question 0: is str 'q'; expected an object"),
+        ([record(completions="x")], "passage 0: field 'completions' is str 'x'; expected a list"),
+        ([record(completions=["x", 4])], r"passage 0: field 'completions'\[1\] is int 4"),
+        ([record(), record("B", "b"), record("C")], "passage 2: has the same context as passage 0"),
+    ],
+)
+def test_a_file_that_is_not_right_says_where(tmp_path: Path, content: Any, message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        load_passages(write(tmp_path, content), "train")
+    assert "passages.json" in str(error.value)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path):
+    path = tmp_path / "passages.json"
+    path.write_bytes(b"[\xff\xfe]")
+    with pytest.raises(ValueError, match=r"not UTF-8 text \(byte 1\)"):
+        load_passages(str(path), "train")
+
+
+def test_sources_that_do_not_exist(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="did you mean invented"):
+        load_passages("inveted", "train")
+    with pytest.raises(FileNotFoundError, match="invented, squad, tfds:squad, or an existing file"):
+        load_passages("/nowhere/at/all.json", "train")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load_passages(str(tmp_path), "train")
+    with pytest.raises(ValueError, match="expected 'train' or 'held_out'"):
+        load_passages("invented", "validation")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not (DATA / "squad_dev").exists(), reason="the reference's passages are not here (set SEAL_DATA)")
+@pytest.mark.parametrize("name", ["base", "gpt4_1", "iter2"])
+def test_the_references_own_files_and_completions(name: str):
+    loaded = load_passages(str(DATA / "squad_dev" / f"{name}.json"), "held_out")
+    assert len(loaded) == len({passage.id for passage in loaded}) == 40
+    for passage in loaded:
+        self_edit = parse(passage, passage.completions[0])
+        assert self_edit.problem is None
+        assert 2 <= len(self_edit.examples) <= 30
+        assert self_edit.examples[-1].completion == f"{passage.title}\n{passage.context}"
+
+
+# Order
+
+
+def test_the_order_depends_on_the_seed_alone(invented: dict[str, list[Passage]]):
+    loaded = invented["train"]
+    assert shuffled(loaded, 3) == shuffled(loaded, 3)
+    assert shuffled(loaded, 3) != shuffled(loaded, 4)
+    assert sorted(p.id for p in shuffled(loaded, 3)) == sorted(p.id for p in loaded)
+    code = (
+        "from seal_jax.domains.passages import *\n"
+        "print(*[p.id for p in shuffled(load_passages('invented', 'train'), 3)])"
+    )
+    for hash_seed in ("1", "2"):
+        other = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, check=True, cwd=REPOSITORY, env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )  # fmt: skip
+        assert other.stdout.split() == [p.id for p in shuffled(loaded, 3)]
+
+
+# SQuAD as published. No network here: small data in the publishers' form stands in at the call that loads it.
+
+ROWS = [
+    {"title": title, "context": context, "question": question, "answers": {"text": golds, "answer_start": starts}}
+    for title, context, question, golds, starts in (
+        ("Sierra_Leone", "One.", "q1?", ["a", "b"], [0, 1]),
+        ("Beyonc%C3%A9", "Two. ", "q2?", ["c"], [0]),
+        ("Sierra_Leone", "One.", " q3?", ["d"], [0]),
+        ("Sierra_Leone", "One.", "  ", ["e"], [0]),
+        ("Sierra_Leone", "Three.", "q4?", [], []),
+        ("Sierra_Leone", "Three.", "q5?", [" "], [0]),
+        ("Sierra_Leone", "Four.", "q6?", ["f"], [0]),
+    )
+]
+
+
+def no_network(request: Any, timeout: float) -> Any:
+    raise URLError("Name or service not known")
+
+
+def check_grouped(loaded: list[Passage]) -> None:
+    assert [p.title for p in loaded] == ["Sierra Leone", "Beyoncé", "Sierra Leone"]
+    assert [p.context for p in loaded] == ["One.", "Two.", "Four."]
+    assert loaded[0].questions == (Question("q1?", "a"), Question("q3?", "d"))
+    assert loaded[1].questions == (Question("q2?", "c"),)
+
+
+@pytest.mark.parametrize(("split", "published"), [("train", "train"), ("held_out", "validation")])
+def test_squad_from_a_stand_in_hugging_face_data_set(monkeypatch: pytest.MonkeyPatch, split: Any, published: str):
+    import datasets
+
+    def load_dataset(name: str, *, split: str) -> Any:
+        assert (name, split) == ("rajpurkar/squad", published)
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    check_grouped(load_passages("squad", split))
+
+
+@pytest.mark.parametrize(("split", "published"), [("train", "train"), ("held_out", "validation")])
+def test_squad_from_a_stand_in_tensorflow_datasets_builder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, split: Any, published: str
+):
+    """A real builder of SQuAD's features: written as array_record, read by `as_data_source`, without TensorFlow."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    class StandInSquad(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            text = tfds.features.Text()
+            answers = tfds.features.Sequence({"text": text, "answer_start": np.int32})
+            columns = {"title": text, "context": text, "question": text, "answers": answers}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(columns), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            other = [{**ROWS[0], "context": "Of the other split."}]
+            return {name: enumerate(ROWS if name == published else other) for name in ("train", "validation")}
+
+        def _generate_examples(self) -> Any:
+            raise NotImplementedError
+
+    monkeypatch.setattr(tfds, "builder", lambda name: StandInSquad(data_dir=tmp_path))
+    monkeypatch.setattr(passages_module, "urlopen", lambda request, timeout: io.BytesIO())
+    check_grouped(load_passages("tfds:squad", split))
+    monkeypatch.setattr(passages_module, "urlopen", no_network)
+    check_grouped(load_passages("tfds:squad", split))  # from the cache
+    assert "tensorflow" not in sys.modules
+
+
+def test_no_network_and_nothing_cached(monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    def load_dataset(name: str, *, split: str) -> Any:
+        raise ConnectionError("Couldn't reach 'rajpurkar/squad' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError) as error:
+        load_passages("squad", "train")
+    for part in ("rajpurkar/squad", "Couldn't reach", datasets.config.HF_CACHE_HOME, "python -c", "--data FILE"):
+        assert str(part) in str(error.value)
+
+
+def test_no_network_for_tensorflow_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("squad", data_dir=tmp_path)
+    monkeypatch.setattr(tfds, "builder", lambda name: builder)
+    monkeypatch.setattr(passages_module, "urlopen", no_network)
+    with pytest.raises(FileNotFoundError, match=r"tensorflow-datasets.*Name or service not known.*--data FILE"):
+        load_passages("tfds:squad", "train")
+
+
+def test_tensorflow_datasets_can_begin_its_download(tmp_path: Path):
+    """It reads its checksums with `importlib_resources`, which it does not list among what it needs."""
+    import tensorflow_datasets as tfds
+
+    assert any("train-v1.1.json" in url for url in tfds.builder("squad", data_dir=tmp_path).url_infos)
+
+
+# Training sequences
+
+
+def test_a_sequence_a_line_and_the_passage_last():
+    assert texts("1. A tarn is small.\n\n  2. It is cold. \n") == ["1. A tarn is small.", "2. It is cold."]
+
+
+def test_rules_part_sequences_too():
+    assert texts("one --- two\n---\nthree\n-----\n") == ["one", "two", "three"]
+
+
+def test_a_line_that_announces_the_list_is_dropped():
+    assert texts("Here are some implications:\n1. One.\n2. Two.") == ["1. One.", "2. Two."]
+    assert texts("One.\nTwo.\n1. Three.") == ["One.", "Two.", "1. Three."]
+    assert texts("1. One.") == ["1. One."]
+    assert texts("1. One.\n10. Two.") == ["1. One.", "10. Two."]
+
+
+def test_self_qa_is_split_before_each_question():
+    raw = " What is it?\nAnswer: A lake.\n\nQuestion 2: Cold?\nAnswer: Yes.\nindeed"  # the prompt ended "Question 1:"
+    assert texts(raw, split="question") == [
+        "Question 1: What is it?\nAnswer: A lake.",
+        "Question 2: Cold?\nAnswer: Yes.\nindeed",
+    ]
+    chat = "Sure!\n\n**Question 1:** What is it?\nAnswer: A lake.\n\n---\n\n**Question 2:** Cold?\nAnswer: Yes."
+    assert texts(chat, split="question") == [
+        "**Question 1:** What is it?\nAnswer: A lake.",
+        "**Question 2:** Cold?\nAnswer: Yes.",
+    ]
+    assert texts("What is it?\nAnswer: A lake.", split="question") == ["Question 1: What is it?\nAnswer: A lake."]
+
+
+def test_only_the_conclusions_of_a_chain_of_thought():
+    completion = "It says what a tarn is.\n\n**Implications:**\n1. A tarn holds water."
+    assert texts(completion, keep_after="Implications:") == ["1. A tarn holds water."]
+    assert texts("No heading.\nTwo.", keep_after="Implications:") == ["No heading.", "Two."]
+
+
+def test_the_cap_spares_the_passage():
+    many = "\n".join(f"line {i}" for i in range(50))
+    assert texts(many) == [f"line {i}" for i in range(29)]  # with the passage, 30
+    assert texts(many, max_examples=3) == ["line 0", "line 1"]
+    without = parse(PASSAGE, many, include_passage=False, max_examples=3)
+    assert [example.completion for example in without.examples] == ["Tarn\nline 0", "Tarn\nline 1", "Tarn\nline 2"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "problem", "settings"),
+    [
+        ("", "empty completion", {}),
+        (" \n\t ", "empty completion", {}),
+        ("---\n---", "no training sequence", {}),
+        ("---", "no training sequence", {"split": "question"}),
+        ("Thinking.\nImplications:\n", "no training sequence", {"keep_after": "Implications:"}),
+    ],
+)
+def test_nothing_written_is_no_training_not_even_on_the_passage(completion: str, problem: str, settings: Any):
+    assert parse(PASSAGE, completion, **settings) == SelfEdit(completion, (), problem)
+
+
+def test_the_passage_alone():
+    assert passage_only(PASSAGE).examples == (("", "Tarn\nA tarn is a lake."),)
+    assert passage_only(PASSAGE).problem is None
+
+
+# Prompts
+
+
+def test_the_seven_variants():
+    assert prompt_variants() == VARIANTS
+
+
+@pytest.mark.parametrize("style", ["raw", "chat"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_shows_the_passage_and_hides_it_from_the_question(variant: str, style: Any):
+    prompts = load_prompts(variant, style)
+    domain = make_domain(prompts, lambda text: f"<{text}>", grade_by_match)
+    prompt = domain.prompt(PASSAGE)
+    assert prompt.startswith("<") and prompt.endswith(">")
+    assert "Tarn\nA tarn is a lake." in prompt
+    assert "{" not in prompt
+    (query,) = domain.queries(PASSAGE)
+    assert query.question == "What is a tarn?" and query.gold == "a lake"
+    assert "Topic: Tarn\nWhat is a tarn?" in query.prompt
+    assert "a lake" not in query.prompt.lower()
+    assert domain.parse(PASSAGE, "one\ntwo").problem is None
+
+
+def test_the_default_raw_prompts_are_the_papers_form():
+    domain = make_domain(load_prompts("implications", "raw"), str, grade_by_match)
+    assert domain.prompt(PASSAGE) == (
+        "Let's read the following passage and produce a list of implications derived directly or indirectly from the "
+        "content.\n\nPassage:\nTarn\nA tarn is a lake.\n\nImplications:\n"
+    )
+    assert domain.queries(PASSAGE)[0].prompt == (
+        "Let's answer a question directly and concisely.\nQuestion: Topic: Tarn\nWhat is a tarn?\nAnswer:\n"
+    )
+
+
+def test_self_qa_and_chain_of_thought_bring_their_own_splitting():
+    qa = make_domain(load_prompts("self-qa", "raw"), str, grade_by_match)
+    assert qa.prompt(PASSAGE).endswith("Question 1:")
+    assert len(qa.parse(PASSAGE, " A?\nAnswer: b.\nQuestion 2: C?\nAnswer: d.").examples) == 3
+    thought = make_domain(load_prompts("implications-chain-of-thought", "raw"), str, grade_by_match)
+    assert len(thought.parse(PASSAGE, "Hm.\nWell.\nImplications:\n1. One.").examples) == 2
+
+
+def test_braces_in_a_passage_are_text():
+    braces = PASSAGE._replace(title="{context}", context="Set {title} and {x}.")
+    domain = make_domain(load_prompts("implications", "raw"), str, grade_by_match)
+    assert "Passage:\n{context}\nSet {title} and {x}.\n" in domain.prompt(braces)
+
+
+def test_the_domain_passes_its_settings_on():
+    domain = make_domain(
+        load_prompts("implications", "raw"), str, grade_by_match, max_examples=2, include_passage=False
+    )
+    examples = domain.parse(PASSAGE, "one\ntwo\nthree").examples
+    assert [example.completion for example in examples] == ["Tarn\none", "Tarn\ntwo"]
+
+
+def prompt_file(tmp_path: Path, **changes: str) -> Path:
+    table = {"split": "line", "raw": "{title} {context}", "chat": "{title} {context}", **changes}
+    path = tmp_path / "mine.toml"
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items() if value != "-"))
+    return path
+
+
+def test_a_prompt_file_of_ones_own(tmp_path: Path):
+    path = prompt_file(tmp_path, raw='{"json": "{title}: {context}"}\n')
+    prompts = load_prompts(path, "raw")
+    assert (prompts.name, prompts.style, prompts.split, prompts.keep_after) == ("mine", "raw", "line", None)
+    assert make_domain(prompts, str, grade_by_match).prompt(PASSAGE) == '{"json": "Tarn: A tarn is a lake."}\n'
+    question = tmp_path / "ask.toml"
+    question.write_text('raw = "{title}? {question}"\nchat = "{title}! {question}"\n')
+    domain = make_domain(load_prompts("rewrite", "chat", question), str, grade_by_match)
+    assert domain.queries(PASSAGE)[0].prompt == "Tarn! What is a tarn?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"raw": "{title}"}, r"'raw' lacks the placeholder {context}; it needs {title}, {context}"),
+        ({"raw": "{title} {context} {contxt}"}, r"unknown placeholder {contxt}; did you mean {context}\?"),
+        ({"raw": "{title} {context} {zzz}"}, r"unknown placeholder {zzz}; known are"),
+        ({"raw": " "}, "key 'raw' is ' '; expected text"),
+        ({"chat": "-"}, "key 'chat' is missing"),
+        ({"splt": "line"}, "unknown key 'splt'; did you mean 'split'"),
+        ({"split": "word"}, "split is 'word'; expected 'line' or 'question'"),
+    ],
+)
+def test_a_prompt_file_that_is_not_right_says_why(tmp_path: Path, changes: dict[str, str], message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        load_prompts(prompt_file(tmp_path, **changes), "raw")
+    assert "mine.toml" in str(error.value)
+
+
+def test_prompts_that_do_not_exist(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="did you mean implications-long"):
+        load_prompts("implication-long", "raw")
+    with pytest.raises(FileNotFoundError, match="The variants are implications, "):
+        load_prompts("question", "raw")  # the question prompt is no self-edit prompt
+    with pytest.raises(ValueError, match="expected 'raw'"):
+        load_prompts("implications", "base")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"no prompt file .*ask\.toml"):
+        load_prompts("implications", "raw", tmp_path / "ask.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text('split = "line"\nraw = \n')
+    with pytest.raises(ValueError, match=r"bad\.toml: not TOML: .*line 2"):
+        load_prompts(bad, "raw")
+
+
+def test_the_modules_load_no_data_library():
+    """`datasets` and tensorflow-datasets take seconds to import: only their own sources may pay for it."""
+    code = (
+        "import sys, seal_jax.domains.squad as s; s.load_passages('invented', 'train')\n"
+        "print([m for m in ('datasets', 'tensorflow_datasets', 'tensorflow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert found.stdout.strip() == "[]"
+
+
+def test_squad_re_exports_what_passages_defines():
+    assert squad.load_passages is passages_module.load_passages
+    assert squad.Passage is passages_module.Passage

@@ -1,0 +1,84 @@
+"""Intervals over passages: exact where they can be checked by hand, honest where values are missing, and covering."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from seal_jax.statistics import bootstrap_mean, paired_bootstrap
+
+
+def test_same_seed_same_interval_and_another_seed_another():
+    values_P = np.random.default_rng(0).uniform(size=30)
+    assert bootstrap_mean(values_P, seed=1) == bootstrap_mean(values_P, seed=1)
+    assert bootstrap_mean(values_P, seed=1) != bootstrap_mean(values_P, seed=2)
+
+
+def test_interval_matches_the_normal_approximation_for_many_passages():
+    values_P = np.random.default_rng(0).normal(0.4, 0.3, size=2_067)
+    interval = bootstrap_mean(values_P, seed=0)
+    half_width = 1.96 * values_P.std() / math.sqrt(len(values_P))
+    assert interval.mean == pytest.approx(values_P.mean())
+    assert interval.low == pytest.approx(values_P.mean() - half_width, abs=0.05 * half_width)
+    assert interval.high == pytest.approx(values_P.mean() + half_width, abs=0.05 * half_width)
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert bootstrap_mean([0.25] * 5, seed=0)[:3] == (0.25, 0.25, 0.25)
+    assert paired_bootstrap([0.0, 0.5, 1.0], [0.25, 0.75, 1.25], seed=0)[:3] == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(("passages", "least"), [(12, 0.87), (60, 0.91)])
+def test_interval_covers_the_truth(passages, least):
+    """Nominally 95 %; a few points under it with a dozen passages (see the module), so few false alarms either way."""
+    rng = np.random.default_rng(7)
+    truth, trials = 0.3, 400
+    hits = 0
+    for trial in range(trials):
+        before_P = rng.uniform(size=passages)
+        after_P = before_P + truth + rng.normal(0, 0.2, size=passages)
+        interval = paired_bootstrap(before_P, after_P, seed=trial, resamples=1_000)
+        hits += interval.low <= truth <= interval.high
+    assert least <= hits / trials <= 0.985
+
+
+def test_pairing_removes_how_hard_each_passage_is():
+    rng = np.random.default_rng(0)
+    before_P = rng.uniform(size=40)
+    after_P = before_P + 0.1 + rng.normal(0, 0.02, size=40)
+    difference = paired_bootstrap(before_P, after_P, seed=0)
+    alone = bootstrap_mean(after_P, seed=0)
+    assert difference.low > 0.08
+    assert difference.high - difference.low < (alone.high - alone.low) / 5
+
+
+def test_missing_passages_are_dropped_from_both_and_counted():
+    interval = paired_bootstrap([0.0, None, 0.5, float("nan")], [1.0, 1.0, None, float("nan")], seed=0)
+    assert (interval.mean, interval.passages, interval.dropped) == (1.0, 1, 3)
+    interval = bootstrap_mean([0.2, None, 0.4, float("nan")], seed=0)
+    assert interval.mean == pytest.approx(0.3)
+    assert (interval.passages, interval.dropped) == (2, 2)
+
+
+def test_one_passage_has_a_mean_but_no_interval_and_none_has_neither():
+    one = bootstrap_mean([0.4], seed=0)
+    assert one.mean == 0.4 and math.isnan(one.low) and math.isnan(one.high) and one.passages == 1
+    none = bootstrap_mean([], seed=0)
+    assert math.isnan(none.mean) and math.isnan(none.low) and none.passages == 0
+
+
+def test_more_passages_than_one_chunk_of_indices(monkeypatch):
+    monkeypatch.setattr("seal_jax.statistics.CHUNK", 64)
+    interval = bootstrap_mean(np.linspace(0, 1, 21), seed=0, resamples=500)
+    assert interval.low < 0.5 < interval.high
+
+
+def test_errors_name_what_is_wrong():
+    with pytest.raises(ValueError, match="before_P has 2 passages and after_P has 3"):
+        paired_bootstrap([0, 1], [0, 1, 1], seed=0)
+    with pytest.raises(ValueError, match=r"values_P\[1\] is -inf"):
+        bootstrap_mean([0.0, -math.inf], seed=0)
+    with pytest.raises(ValueError, match=r"shape \(1, 2\)"):
+        bootstrap_mean([[0.0, 1.0]], seed=0)

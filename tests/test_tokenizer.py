@@ -1,0 +1,231 @@
+"""Tokenizers rebuilt from GGUF cut text as the originals do; one BOS where there is to be one; answers end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from seal_jax.models.hub import ModelFiles, find_model
+from seal_jax.models.tokenizer import _SPLITS, chat, encode, load_tokenizer, stop_tokens
+
+GOLDEN = Path(__file__).parent / "golden"
+SMOLLM2 = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
+
+# transformers 5.23 reads this file's tokenizer without SmolLM's rule that every digit stands alone (in llama.cpp,
+# `smollm` cuts at \p{N} first). The vocabulary joins no decimal digit with anything, so it shows only where another
+# kind of numeral follows a space.
+UNLIKE_TRANSFORMERS = "١٢٣ ४५६ Ⅷ ² ½"
+
+
+@pytest.fixture(scope="module")
+def smollm2_files() -> ModelFiles:
+    try:
+        return find_model("smollm2-135m")
+    except OSError as error:
+        pytest.skip(f"SmolLM2-135M is neither cached nor downloadable: {error}")
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_files):
+    return load_tokenizer(smollm2_files)
+
+
+def test_smollm2_ids_are_those_of_transformers(smollm2):
+    for case in SMOLLM2["strings"]:
+        ids = encode(smollm2, case["text"])
+        assert (ids == case["ids"]) == (case["text"] != UNLIKE_TRANSFORMERS), case["text"]
+        assert smollm2.decode(ids) == case["text"]
+
+
+def test_smollm2_chat_prompt_is_that_of_transformers(smollm2):
+    assert chat(smollm2, SMOLLM2["question"]) == SMOLLM2["prompt"]
+    assert encode(smollm2, SMOLLM2["prompt"]) == SMOLLM2["ids"]
+
+
+def test_smollm2_ends_at_end_of_turn_and_end_of_text(smollm2, smollm2_files):
+    assert smollm2.convert_ids_to_tokens(stop_tokens(smollm2, smollm2_files)) == ["<|endoftext|>", "<|im_end|>"]
+    assert smollm2.decode(encode(smollm2, "Hi<|im_end|>"), skip_special_tokens=True) == "Hi"
+
+
+def test_saved_to_a_folder_it_is_the_same_tokenizer(smollm2, tmp_path):
+    smollm2.save_pretrained(tmp_path)
+    loaded = load_tokenizer(ModelFiles("saved", "safetensors", tmp_path, "test"))
+    assert chat(loaded, "Hi") == chat(smollm2, "Hi")
+    for case in SMOLLM2["strings"]:
+        assert encode(loaded, case["text"]) == encode(smollm2, case["text"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small tokenizers, made here
+
+TEXT = "The cat's 1234 hats, they'LL say:\n\n  \"naïve\" x = 10**2  # done\r\n" * 3
+MARKS = ["<|begin|>", "<|end|>", "<think>"]
+
+
+def trained(split: str) -> Tokenizer:
+    """A byte-level BPE of 400 tokens that cuts as `split` says."""
+    core = Tokenizer(BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split == "smollm")
+    core.pre_tokenizer = pre_tokenizers.Sequence([_SPLITS[split], byte_level])
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    )
+    return core
+
+
+def write_tokenizer(
+    path: Path, tokens, types, *, model="gpt2", pre=None, merges=None, scores=None, **flags
+) -> ModelFiles:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    if merges is not None:
+        writer.add_token_merges(merges)
+    if scores is not None:
+        writer.add_token_scores(scores)
+    for name, value in flags.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return ModelFiles(str(path), "gguf", path, "test")
+
+
+def byte_level_gguf(path: Path, split: str, **flags) -> tuple[ModelFiles, Tokenizer]:
+    core = trained(split)
+    tokens = [token for token, _ in sorted(core.get_vocab().items(), key=lambda item: item[1])]
+    merges = [" ".join(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
+    flags = {"bos_token_id": len(tokens), "eos_token_id": len(tokens) + 1} | flags
+    types = [1] * len(tokens) + [3, 3, 4]
+    return write_tokenizer(path, tokens + MARKS, types, pre=split, merges=merges, **flags), core
+
+
+@pytest.mark.parametrize("split", ["smollm", "qwen2", "llama-bpe"])
+def test_byte_level_gguf_is_the_tokenizer_it_was_written_from(split, tmp_path):
+    files, core = byte_level_gguf(tmp_path / "t.gguf", split, add_bos_token=False)
+    tokenizer = load_tokenizer(files)
+    assert encode(tokenizer, TEXT) == core.encode(TEXT).ids
+    assert tokenizer.decode(encode(tokenizer, TEXT)) == TEXT
+    # marked tokens stay whole; only control tokens are special
+    ids = encode(tokenizer, "<|begin|>The<think>cat<|end|>")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "The<think>cat"
+
+
+def test_digits_are_cut_as_each_family_cuts_them():
+    cut = {name: [piece for piece, _ in split.pre_tokenize_str("a12345")] for name, split in _SPLITS.items()}
+    assert cut["smollm"] == ["a", "1", "2", "3", "4", "5"]
+    assert cut["qwen2"] == ["a", "1", "2", "3", "4", "5"]
+    assert cut["llama-bpe"] == ["a", "123", "45"]
+
+
+def test_qwen2_cuts_as_transformers_own_class_does():
+    from transformers import Qwen2Tokenizer
+
+    theirs = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ours = pre_tokenizers.Sequence([_SPLITS["qwen2"], byte_level])
+    for case in SMOLLM2["strings"]:
+        assert ours.pre_tokenize_str(case["text"]) == theirs.pre_tokenize_str(case["text"])
+
+
+def test_only_qwen2_composes_accents_first(tmp_path):
+    """Its normaliser is NFC; the others cut text as it comes."""
+    for split in ("smollm", "qwen2", "llama-bpe"):
+        tokenizer = load_tokenizer(byte_level_gguf(tmp_path / "t.gguf", split, add_bos_token=False)[0])
+        composed = encode(tokenizer, "e\u0301") == encode(tokenizer, "\u00e9")
+        assert composed == (split == "qwen2")
+
+
+def test_llama3_takes_whole_words_without_merges(tmp_path):
+    """`ignore_merges`: a word of the vocabulary that no merges build is still one token."""
+    core = trained("llama-bpe")
+    tokens = [token for token, _ in sorted(core.get_vocab().items(), key=lambda item: item[1])] + ["Ġzebra"]
+    merges = [" ".join(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
+    files = write_tokenizer(tmp_path / "t.gguf", tokens, [1] * len(tokens), pre="llama-bpe", merges=merges)
+    assert load_tokenizer(files).tokenize(" zebra") == ["Ġzebra"]
+
+
+@pytest.mark.parametrize(
+    ("split", "flags", "has_bos"),
+    [
+        ("llama-bpe", {}, True),  # llama.cpp's default for it
+        ("llama-bpe", {"add_bos_token": False}, False),
+        ("qwen2", {}, False),
+        ("smollm", {"add_bos_token": True}, True),
+    ],
+)
+def test_one_bos_or_none(split, flags, has_bos, tmp_path):
+    tokenizer = load_tokenizer(byte_level_gguf(tmp_path / "t.gguf", split, **flags)[0])
+    bos = [tokenizer.bos_token_id] if has_bos else []
+    plain = tokenizer.encode("The cat", add_special_tokens=False)
+    assert encode(tokenizer, "The cat") == bos + plain
+    assert encode(tokenizer, "") == bos
+    assert encode(tokenizer, "<|begin|>The cat") == [tokenizer.bos_token_id, *plain]  # never a second one
+
+
+def test_sentencepiece_gguf_cuts_as_sentencepiece(tmp_path):
+    golden = json.loads((GOLDEN / "sentencepiece.json").read_text(encoding="utf-8"))
+    files = write_tokenizer(
+        tmp_path / "t.gguf",
+        golden["tokens"],
+        golden["types"],
+        model="llama",
+        scores=golden["scores"],
+        bos_token_id=1,
+        eos_token_id=2,
+        unk_token_id=0,
+    )
+    tokenizer = load_tokenizer(files)
+    for case in golden["strings"]:
+        assert encode(tokenizer, case["text"]) == [1, *case["ids"]], case["text"]
+        assert tokenizer.decode(case["ids"]) == case["text"]
+
+
+@pytest.mark.parametrize(
+    ("model", "pre", "said"),
+    [("gpt2", "tekken", "'tekken' is not known here"), ("t5", None, "is 't5'; expected 'gpt2'")],
+)
+def test_other_tokenizers_are_refused(model, pre, said, tmp_path):
+    files = write_tokenizer(tmp_path / "t.gguf", ["a"], [1], model=model, pre=pre, merges=["a a"])
+    with pytest.raises(ValueError, match=f"(?s){said}.*Hugging Face folder"):
+        load_tokenizer(files)
+
+
+def test_a_folder_without_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="no readable tokenizer"):
+        load_tokenizer(ModelFiles("llama2", "safetensors", GOLDEN / "llama2", "test"))
+
+
+def with_template(template: str | None) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=trained("qwen2"), eos_token="!", chat_template=template)
+
+
+def test_a_base_model_has_no_chat():
+    with pytest.raises(ValueError, match="no chat template"):
+        chat(with_template(None), "Hi")
+
+
+def test_qwen3_answers_without_thinking_and_llama_3_2_on_a_fixed_day():
+    template = "{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}|{{ date_string }}"
+    assert chat(with_template(template), "Hi") == "Hi<think></think>|26 Jul 2024"
+
+
+def test_stop_tokens_of_a_folder(tmp_path):
+    tokenizer = with_template(None)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [11, 12]}')
+    (tmp_path / "config.json").write_text('{"eos_token_id": 13}')
+    expected = {tokenizer.eos_token_id, 11, 12, 13, tokenizer.convert_tokens_to_ids("<|eot_id|>")}
+    assert stop_tokens(tokenizer, ModelFiles("m", "safetensors", tmp_path, "test")) == tuple(sorted(expected))
