@@ -25,6 +25,7 @@ REQUIRES = [
     # data
     "datasets>=5.2,<6",
     "tensorflow-datasets>=4.9.10,<5",  # read through `as_data_source`, which needs no TensorFlow
+    "importlib_resources",  # tensorflow-datasets 4.9.10 downloads with it and does not ask for it
     # command line, progress, metrics, report
     "tyro>=1.0.17,<2",
     "rich>=14,<16",

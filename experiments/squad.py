@@ -1,4 +1,4 @@
-"""Knowledge incorporation (paper section 4.1, table 2): learn passages from self-written notes, then to write better ones.
+"""Knowledge incorporation (paper table 2): learn passages from self-written notes, then to write better notes.
 
     python -m experiments.squad demo                        # 2 CPU cores: minutes; a 135M model, invented facts
     python -m experiments.squad paper --data squad          # the paper's settings: a GPU that holds Qwen2.5-7B
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
@@ -29,10 +30,11 @@ from seal_jax.domains import squad
 from seal_jax.domains.grading import grade_by_match
 from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS
+from seal_jax.models import hub
 from seal_jax.report.metrics import MetricsWriter
 from seal_jax.report.page import write_report
 from seal_jax.report.progress import Progress
-from seal_jax.rest_em import Loop, OuterLoop, RoundLog, Trial, rest_em_round, try_base, try_self_edits, write_self_edits
+from seal_jax.rest_em import Loop, OuterLoop, Trial, rest_em_round, try_base, try_self_edits, write_self_edits
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Domain, LanguageModel
@@ -90,17 +92,18 @@ PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad",
 
 DEMO = Config(
     "demo",
-    sampling=Sampling(max_tokens=160, temperature=1.0, top_p=0.95),
+    prompt="facts",
+    sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
     answer_tokens=24,
     max_sequences=12,
-    inner=FineTuning(projections=PROJECTIONS, chunk=8),
+    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, chunk=4, width_cuts=(32, 96)),
     outer=OuterLoop(
         rounds=1,
         passages=6,
         samples=4,
         reward_seeds=1,
         break_ties=True,
-        sft=dataclasses.replace(OuterLoop.sft, rank=32, alpha=64.0),
+        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0),
     ),
     evaluation=Evaluation(passages=12),
 )
@@ -111,7 +114,7 @@ SMOKE = dataclasses.replace(
     sampling=Sampling(max_tokens=24),
     answer_tokens=8,
     max_sequences=4,
-    inner=FineTuning(epochs=1, chunk=4),
+    inner=FineTuning(epochs=1, chunk=2, width_cuts=(96,)),
     outer=dataclasses.replace(DEMO.outer, passages=2, samples=2),
     evaluation=Evaluation(passages=3),
 )
@@ -121,6 +124,9 @@ PRESETS = {
     "paper": ("The paper's settings (its section 4.1, B.1).", PAPER),
     "smoke": ("Everything once, as small as it goes.", SMOKE),
 }
+
+
+ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
 
 class Data(NamedTuple):
@@ -160,7 +166,9 @@ def make_domain(config: Config, lm: LanguageModel, chat: Any) -> Domain:
     if style == "chat" and chat is None:
         raise ValueError(f"--style chat: {config.model} has no chat template; use --style raw")
     prompts = squad.load_prompts(config.prompt, style)
-    return squad.make_domain(prompts, chat if style == "chat" else str, grade_by_match, max_examples=config.max_sequences)
+    return squad.make_domain(
+        prompts, chat if style == "chat" else str, grade_by_match, max_examples=config.max_sequences
+    )
 
 
 def measure(config: Config, lm: LanguageModel, domain: Domain, data: Data, context_length: int) -> tuple[Shapes, int]:
@@ -181,8 +189,9 @@ def measure(config: Config, lm: LanguageModel, domain: Domain, data: Data, conte
         needed = max(own, written, prompt + config.sampling.max_tokens, question + config.answer_tokens, gold)
         if needed > context_length:
             raise ValueError(
-                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and --sampling."
-                f"max-tokens {config.sampling.max_tokens}; {config.model} has {context_length}. Shorten or remove it"
+                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and "
+                f"--sampling.max-tokens {config.sampling.max_tokens}; {config.model} has {context_length}. "
+                "Shorten or remove it"
             )
         longest_sequence = max(longest_sequence, own, written)
         longest_prompt, longest_question = max(longest_prompt, prompt), max(longest_question, question)
@@ -201,6 +210,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     """One run, from passages to report.html. Carries on where an earlier run of the same config stopped."""
     started = time.monotonic()
     data = choose_passages(config)
+    require_room(run_folder, needed=ROOM)
     folder = RunFolder(run_folder, as_json(config))
     lm, chat, context_length = runtime.load_language_model(config.model, config.dtype, config.devices)
     with Progress() as progress, MetricsWriter(folder.path) as metrics:
@@ -244,6 +254,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             finish(name, trials)
 
         questions = sum(len(passage.questions) for passage in held_out)
+        table = evaluation.rows(stages, held_out, questions, seed=config.seed)
         results = {
             "name": "squad",
             "preset": config.preset,
@@ -251,19 +262,65 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             "data": config.data,
             "seed": config.seed,
             "settings": as_json(config),
-            "rows": evaluation.rows(stages, held_out, questions, seed=config.seed),
+            "rows": table,
             "rounds": rounds,
             "timings": {**progress.timings(), "total": time.monotonic() - started},
             "machine": runtime.describe_machine(),
             "command": command,
         }
-        for step, row in enumerate(results["rows"]):
-            metrics.write(row["name"], step, {"accuracy": row["accuracy"]["mean"], "log_likelihood": row["log_likelihood"]["mean"]})
+        for step, row in enumerate(table):
+            metrics.write(
+                row["name"],
+                step,
+                {"accuracy": row["accuracy"]["mean"], "log_likelihood": row["log_likelihood"]["mean"]},
+            )
         write_atomically(folder.path / "results.json", json.dumps(results, indent=1))
         page = write_report(folder.path)
         progress.note(f"results.json and report: {page}")
     folder.close()
     return results
+
+
+def describe(config: Config, data: Data, run_folder: Path) -> str:
+    """The plan of a run: what it reads, trains and needs. Loads no weights."""
+    location, model = hub.locate(config.model), plan.read_config(config.model)
+    inner, outer, test = config.inner, config.outer, config.evaluation
+    passages = [passage for group in (*data.rounds, data.held_out) for passage in group]
+    words = max(len(f"{p.title} {p.context}".split()) for p in passages)
+    passage_tokens = math.ceil(1.4 * words)  # a fair rule for English; the tokenizer is not loaded
+    edit = {"sequences": config.max_sequences, "tokens": passage_tokens + 2 * config.sampling.max_tokens}
+    alone = {"sequences": 1, "tokens": passage_tokens}
+    held_out = len(data.held_out)
+    work = [plan.inner_work("held-out: passage alone", held_out, inner, seeds=test.seeds, **alone)]
+    for number in range(outer.rounds + 1):
+        if number > 0:
+            count = outer.passages * outer.samples
+            work.append(plan.inner_work(f"round {number}", count, inner, seeds=outer.reward_seeds, **edit))
+        name = f"held-out: {'before RL' if number == 0 else f'after round {number}'}"
+        work.append(plan.inner_work(name, held_out * test.samples, inner, seeds=test.seeds, **edit))
+    devices = runtime.device_count(config.devices)
+    width = batching.round_up(max(passage_tokens, config.sampling.max_tokens), 32)
+    memory = ["unknown until the model is here: its shape is in its files"]
+    if model is not None:
+        itemsize = 2 if config.dtype == "bfloat16" else 4
+        memory = plan.memory_lines(model, inner, width=width, itemsize=itemsize, devices=devices)
+    fetched = "on this machine" if location.cached else "to be fetched"
+    held_out_source = config.held_out_data or config.data
+    return "\n".join(
+        [
+            plan.section("Model", [f"{config.model}: {location.source}, {fetched}", str(location.path), config.dtype]),
+            plan.section(
+                "Data",
+                [
+                    f"{len(passages) - held_out} passages to learn from, {outer.passages} a round: {config.data}",
+                    f"{held_out} held out, {sum(len(p.questions) for p in data.held_out)} questions: {held_out_source}",
+                ],
+            ),
+            plan.section("Inner loop, at most", plan.table(work)),
+            plan.section(f"Memory on each of {devices} devices", memory),
+            plan.section("Run folder", [str(run_folder.absolute()), "holds a run" if run_folder.exists() else "new"]),
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +357,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         runtime.start(config.devices)
         if where.dry_run:
-            print(plan.describe(config, choose_passages(config), run_folder))
+            print(describe(config, choose_passages(config), run_folder))
         else:
             run(config, run_folder, shlex.join(["python", "-m", "experiments.squad", *arguments]))
     except (ValueError, OSError) as error:

@@ -58,7 +58,9 @@ def num_steps(sequences: int, *, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(sequences / batch_size)
 
 
-def shuffle(counts: Sequence[int], *, capacity: int, epochs: int, batch_size: int, seed: int) -> Int[np.ndarray, "E S B"]:
+def shuffle(
+    counts: Sequence[int], *, capacity: int, epochs: int, batch_size: int, seed: int
+) -> Int[np.ndarray, "E S B"]:
     """The order of steps: for each self-edit a seeded shuffle of its rows each epoch, rank-aligned between them.
 
     What one self-edit gets depends on the seed and its own count only, never on its neighbours. With batches of one,
@@ -100,7 +102,9 @@ def make_batch(
             raise ValueError(f"self-edit {e} has {len(sequences)} training sequences; there is room for {capacity}")
         for n, (ids, loss_from) in enumerate(sorted(sequences, key=lambda s: -len(s.ids))):
             if len(ids) > widths[-1]:
-                raise ValueError(f"self-edit {e}: a training sequence of {len(ids)} tokens; the widest step has {widths[-1]}")
+                raise ValueError(
+                    f"self-edit {e}: a training sequence of {len(ids)} tokens; the widest step has {widths[-1]}"
+                )
             tokens[e, n, : len(ids)] = ids
             loss_mask[e, n, loss_from : len(ids)] = True
             lengths[e, n] = len(ids)
@@ -109,8 +113,10 @@ def make_batch(
     return TokenBatch(tokens, loss_mask, lengths, order, widths)
 
 
-def step_widths(lengths: Int[np.ndarray, "E N"], order: Int[np.ndarray, "E S B"], widths: Sequence[int]) -> Int[np.ndarray, "S"]:
-    """For each step, the index of the narrowest width that holds every adapter's rows; len(widths) where none has any."""
+def step_widths(
+    lengths: Int[np.ndarray, "E N"], order: Int[np.ndarray, "E S B"], widths: Sequence[int]
+) -> Int[np.ndarray, "S"]:
+    """For each step, the index of the narrowest width that holds all adapters' rows; len(widths) if none has any."""
     rows = np.take_along_axis(lengths[:, None, :], np.maximum(order, 0), axis=2)
     longest = np.where(order >= 0, rows, 0).max(axis=(0, 2))
     return np.where(longest > 0, np.searchsorted(widths, longest), len(widths)).astype(np.int32)

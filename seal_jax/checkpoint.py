@@ -38,19 +38,26 @@ class RunFolder:
             try:
                 fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise OSError(f"{self.path}: another process is running here; wait for it, or use another --run-folder") from error
+                raise OSError(
+                    f"{self.path}: another process is running here; wait for it, or use another --run-folder"
+                ) from error
             self._finished = self._read_journal()
 
     def _claim(self, config: dict) -> None:
         if self._config_file.exists():
-            differing = [f"{name}: {a!r} there, {b!r} now" for name, a, b in differences(json.loads(self._config_file.read_text()), config)]
+            differing = [
+                f"{name}: {a!r} there, {b!r} now"
+                for name, a, b in differences(json.loads(self._config_file.read_text()), config)
+            ]
             if differing:
                 raise ValueError(
                     f"{self.path} holds a run of another config; use another --run-folder or remove this one. "
                     "Differing fields:\n  " + "\n  ".join(differing)
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is neither empty nor a run folder (it has no config.json); name another --run-folder")
+            raise ValueError(
+                f"{self.path} is neither empty nor a run folder (it has no config.json); name another --run-folder"
+            )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self._config_file, json.dumps(config, indent=2))
@@ -145,11 +152,13 @@ class explained:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in str(error)
+        full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in str(
+            error
+        )
         if error is not None and full and "make room" not in str(error):
             raise OSError(
                 errno.ENOSPC,
-                f"{self.path}: the disk is full. All that was finished is kept; make room, then run the same command again",
+                f"{self.path}: the disk is full. What was finished is kept: make room, then run the same command again",
             ) from error
 
 

@@ -68,7 +68,10 @@ def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | Non
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:
-    return {name: None if value != value else value for name, value in zip(("mean", "low", "high"), interval[:3], strict=True)}
+    return {
+        name: None if value != value else value
+        for name, value in zip(("mean", "low", "high"), interval[:3], strict=True)
+    }
 
 
 def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
@@ -118,7 +121,9 @@ def round_record(number: int, log: RoundLog) -> dict[str, Any]:
         "self_edits": len(trials),
         "kept": int(log.keep.sum()),
         "mean_reward": mean(trial.accuracy for trial in trials),
-        "mean_best_reward": mean(max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials),
+        "mean_best_reward": mean(
+            max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials
+        ),
         "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
         "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
         "sft_losses": log.sft_losses,

@@ -1,4 +1,4 @@
-"""The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1 line 5).
+"""The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1).
 
 `inner_update` is one optimiser step of one adapter and `adapt` scans it over a self-edit's steps: read those as if
 there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared by all of
@@ -24,7 +24,7 @@ from seal_jax import lora
 from seal_jax.batching import step_widths
 from seal_jax.lora import Adapter
 from seal_jax.models.transformer import Model
-from seal_jax.types import HParams, TokenBatch
+from seal_jax.types import AnyArray, HParams, TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def learning_rate(optimiser: Optimiser, hparams: HParams, step: Int[Array, ""]) 
         "cosine": 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))),
         "constant": jnp.ones(()),
     }[optimiser.schedule]
-    return hparams.learning_rate * jnp.where(step < warmup, step / max(1, warmup), jnp.maximum(decay, 0))
+    return jnp.asarray(hparams.learning_rate) * jnp.where(step < warmup, step / max(1, warmup), jnp.maximum(decay, 0))
 
 
 def inner_update(
@@ -154,7 +154,7 @@ def adapt(
     def skip(state: InnerState, rows: Int[Array, "B"]) -> tuple[InnerState, Metrics]:
         return state, unchanged
 
-    def step(state: InnerState, plan: tuple[Array, Array]) -> tuple[InnerState, Metrics]:
+    def step(state: InnerState, plan: tuple[AnyArray, Array]) -> tuple[InnerState, Metrics]:
         rows, width_index = plan
         return jax.lax.switch(width_index, branches, state, rows)
 
@@ -168,7 +168,7 @@ def adapt(
 
 @partial(jax.jit, static_argnames=("model", "optimiser", "mesh"), donate_argnames="adapters")
 def _adapt_chunk(model, params, adapters, batch, width_index, hparams, optimiser, mesh=None):
-    # The widths are the same for all adapters, so `switch` stays a branch rather than a select of every branch's result.
+    # The widths are the same for all adapters, so `switch` stays a branch and does not become a select of them all.
     many = jax.vmap(partial(adapt, model, optimiser=optimiser), in_axes=(None, 0, 0, None, 0))
     if mesh is not None:  # each device trains its own adapters; nothing is exchanged
         split, whole = PartitionSpec("adapters"), PartitionSpec()

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from seal_jax.types import AnyArray
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -58,8 +60,8 @@ def init(
     projections: Sequence[str],
     *,
     max_rank: int,
-    rank: Int[Array, ""] | int,
-    alpha: Float[Array, ""] | float,
+    rank: Int[AnyArray, ""] | int,
+    alpha: Float[AnyArray, ""] | float,
 ) -> Adapter:
     """A fresh adapter as PEFT makes it: A Kaiming-uniform with a = sqrt(5), that is U(±1/sqrt(D)); B zero.
 
@@ -78,7 +80,9 @@ def init(
         num_layers, d_in, d_out = blocks[name]["kernel"].shape
         layer_keys = jax.random.split(jax.random.fold_in(key, PROJECTIONS.index(name)), num_layers)
         bound = d_in**-0.5
-        rows = jax.vmap(lambda k, d=d_in, w=bound: jax.random.uniform(k, (max_rank, d), minval=-w, maxval=w))(layer_keys)
+        rows = jax.vmap(lambda k, d=d_in, w=bound: jax.random.uniform(k, (max_rank, d), minval=-w, maxval=w))(
+            layer_keys
+        )
         live = jnp.arange(max_rank) < rank
         a[name] = jnp.where(live[:, None], rows, 0).swapaxes(1, 2)
         b[name] = jnp.zeros((num_layers, max_rank, d_out))
@@ -90,7 +94,7 @@ def stack(adapters: Sequence[Adapter]) -> Adapter:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
 
 
-def take(adapters: Adapter, index: int | slice | Array) -> Adapter:
+def take(adapters: Adapter, index: int | slice | AnyArray) -> Adapter:
     """The adapter, or adapters, at `index` of the leading axis."""
     return jax.tree.map(lambda leaf: leaf[index], adapters)
 

@@ -1,8 +1,8 @@
 """The outer loop: ReST-EM over self-edits (paper section 3.1, Algorithm 1).
 
-One round, for n fresh tasks: write k self-edits for each (E-step), train and score them all, keep the winners, fine-tune
-the model to write those (M-step: supervised, loss on the completion only), merge. `rest_em_round` reads as that list;
-the functions above it are its lines, and evaluation (evaluation.py) uses the first two.
+One round, for n fresh tasks: write k self-edits for each (E-step), train and score them all, keep the winners,
+fine-tune the model to write those (M-step: supervised, loss on the completion only), merge. `rest_em_round` reads as
+that list; the functions above it are its lines, and the evaluation of a run uses the first of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -121,7 +122,9 @@ def mean(values: Any) -> float | None:
 # The lines of a round
 
 
-def write_self_edits(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str) -> list[list[SelfEdit]]:
+def write_self_edits(
+    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str
+) -> list[list[SelfEdit]]:
     """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only."""
     domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
     at_once = max(devices, loop.chunk.size // samples // devices * devices)
@@ -141,7 +144,7 @@ def write_self_edits(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, sa
         )  # fmt: skip
         written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
         return [
-            [(codec.decode(written[p, k, : lengths[p, k]]), bool(stopped[p, k])) for k in range(samples)]
+            [(codec.decode(written[p, k, : lengths[p, k]].tolist()), bool(stopped[p, k])) for k in range(samples)]
             for p in range(len(group))
         ]
 
@@ -150,7 +153,7 @@ def write_self_edits(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, sa
         group = tasks[start : start + at_once]
         piece = f"{name}/write/{start}"
         resumed = loop.run.has(piece)
-        completions = loop.run.once(piece, lambda group=group: write(group))
+        completions = loop.run.once(piece, partial(write, group))
         edits += [
             [domain.parse(task, text)._replace(finished=finished) for text, finished in row]
             for task, row in zip(group, completions, strict=True)
@@ -197,7 +200,7 @@ def try_self_edits(
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
     sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
     groups = batching.by_size(sequences, loop.chunk.size)
-    results = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
+    results: dict[tuple[int, int], list[Score]] = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
     loop.progress.phase(f"{name}: inner loop", seeds * len(flat), "self-edits")
 
     for seed in range(seeds):
@@ -224,9 +227,7 @@ def try_self_edits(
                 results[member].append(outcome)
             trained = loop.inner.epochs * sum(len(s.ids) for i in group for s in sequences[i])
             accuracy = mean(outcome.accuracy for outcomes in results.values() for outcome in outcomes)
-            loop.progress.advance(
-                len(group), adapters=len(group), tokens=trained, accuracy=accuracy, resumed=resumed
-            )
+            loop.progress.advance(len(group), adapters=len(group), tokens=trained, accuracy=accuracy, resumed=resumed)
 
     return [
         [
@@ -284,7 +285,9 @@ def rest_em_round(
     rewards = accuracy if config.signal == "accuracy" else likelihood
     baseline = np.array([getattr(s, config.signal) for s in base], float)
     keep = select(rewards, baseline, rule=config.select, tie_break=likelihood if config.break_ties else None)
-    keep &= np.array([[not trial.problem for trial in row] for row in trials])  # never learn to write what trains nothing
+    keep &= np.array(
+        [[not trial.problem for trial in row] for row in trials]
+    )  # never learn to write what trains nothing
     loop.progress.advance(len(tasks))
 
     winners = [trial for row, kept in zip(trials, keep, strict=True) for trial, k in zip(row, kept, strict=True) if k]
@@ -311,8 +314,10 @@ def _array(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "
 
 
 def _adapter_shapes(lm: LanguageModel, config: FineTuning) -> Adapter:
-    one = HParams(*(np.zeros(1) for _ in range(4)), seed=np.zeros(1, np.int32))
-    abstract = jax.eval_shape(lambda b, h: init_adapters(b, h, config.projections, config.rank), lm.params["blocks"], one)
+    one = HParams(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int32))
+    abstract = jax.eval_shape(
+        lambda b, h: init_adapters(b, h, config.projections, config.rank), lm.params["blocks"], one
+    )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract)
 
 

@@ -60,7 +60,7 @@ def ask(
     *,
     max_tokens: int,
     chunk: Chunk,
-) -> tuple[list[list[str]], list[list[float]]]:
+) -> tuple[list[list[str]], list[list[float | None]]]:
     """Greedy answers of E groups of queries, each by its own adapter, and each gold answer's mean log-likelihood.
 
     `adapters` carries the axis E, or is None for the base model. A non-finite adapter's answers mean nothing.
@@ -83,9 +83,12 @@ def ask(
         likely = log_likelihoods(lm.model, lm.params, taken, *(side[index] for side in golds), mesh=lm.mesh)
         return written.tokens[:, :, 0], written.lengths[:, :, 0], likely
 
-    written, lengths, likely = map(np.asarray, inner.in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1))
+    written, lengths, likely = map(
+        np.asarray, inner.in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1)
+    )
     answers = [
-        [codec.decode(written[e, q, : lengths[e, q]]).strip() for q in range(len(group))] for e, group in enumerate(queries)
+        [codec.decode(written[e, q, : lengths[e, q]].tolist()).strip() for q in range(len(group))]
+        for e, group in enumerate(queries)
     ]
     return answers, [[float(x) for x in likely[e, : len(group)]] for e, group in enumerate(queries)]
 
@@ -161,15 +164,21 @@ def score(
     for e, group in enumerate(queries):
         trained = [float(loss) for loss in losses[e] if math.isfinite(loss)]
         if finite[e]:
-            scores.append(Score(answers[e], grade(group, answers[e]), list(likely[e]), trained))
+            scores.append(Score(answers[e], grade(group, answers[e]), likely[e], trained))
         else:
             scores.append(Score([""] * len(group), [False] * len(group), [None] * len(group), trained, "diverged"))
     return scores
 
 
 def score_base(
-    lm: LanguageModel, queries: Sequence[Sequence[Query]], grade: Grade, shapes: Shapes, *, max_tokens: int, chunk: Chunk
+    lm: LanguageModel,
+    queries: Sequence[Sequence[Query]],
+    grade: Grade,
+    shapes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
 ) -> list[Score]:
     """The same for the model as it is: once per question."""
     answers, likely = ask(lm, None, queries, shapes, max_tokens=max_tokens, chunk=chunk)
-    return [Score(a, grade(group, a), list(l), []) for group, a, l in zip(queries, answers, likely, strict=True)]
+    return [Score(a, grade(group, a), ll, []) for group, a, ll in zip(queries, answers, likely, strict=True)]

@@ -15,6 +15,7 @@ CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 def start(devices: int | None) -> None:
     """Settles the number of CPU devices and the cache of compiled programs. Call before any other use of JAX."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     import jax
 
     from seal_jax.models.hub import cache_folder
@@ -26,19 +27,27 @@ def start(devices: int | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def make_mesh(devices: int | None) -> Any:
-    """A mesh of one axis "adapters" over so many devices (None: all), or None for a single one.
+def device_count(devices: int | None) -> int:
+    """How many devices a run uses: those asked for, or all.
 
     Raises:
-        ValueError: more devices than there are.
+        ValueError: more than there are.
     """
     import jax
 
     found = jax.devices()
     if devices is not None and not 1 <= devices <= len(found):
         raise ValueError(f"--devices {devices}: found {len(found)} ({found[0].platform})")
-    count = devices or len(found)
-    return None if count == 1 else jax.make_mesh((count,), ("adapters",), (jax.sharding.AxisType.Auto,), devices=found[:count])
+    return devices or len(found)
+
+
+def make_mesh(devices: int | None) -> Any:
+    """A mesh of one axis "adapters" over so many devices (None: all), or None for a single one."""
+    import jax
+
+    count = device_count(devices)
+    axis = (jax.sharding.AxisType.Auto,)
+    return None if count == 1 else jax.make_mesh((count,), ("adapters",), axis, devices=jax.devices()[:count])
 
 
 def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, int]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seal_jax.lora import Adapter
 from seal_jax.models.transformer import KV, Model
+from seal_jax.types import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ def sample(
     return generate(params, adapters, prompts, valid, keys, limits)
 
 
-def row_keys(seed: int, *ids: Int[Array, "..."]) -> PRNGKeyArray:
+def row_keys(seed: int, *ids: Int[AnyArray, "..."]) -> PRNGKeyArray:
     """One key a row from the run's seed and integers that name the row (task, sample, ...), of any common shape."""
 
     def fold(*row):
@@ -161,5 +162,5 @@ def row_keys(seed: int, *ids: Int[Array, "..."]) -> PRNGKeyArray:
             key = jax.random.fold_in(key, i)
         return key
 
-    ids = jnp.broadcast_arrays(*map(jnp.asarray, ids))
-    return jax.vmap(fold)(*(x.reshape(-1) for x in ids)).reshape(ids[0].shape)
+    rows = jnp.broadcast_arrays(*map(jnp.asarray, ids))
+    return jax.vmap(fold)(*(x.reshape(-1) for x in rows)).reshape(rows[0].shape)

@@ -44,7 +44,13 @@ class Shapes(NamedTuple):
 
 
 def train(
-    lm: LanguageModel, edits: Sequence[Sequence[batching.Tokens]], config: FineTuning, shapes: Shapes, *, seed: int, chunk: Chunk
+    lm: LanguageModel,
+    edits: Sequence[Sequence[batching.Tokens]],
+    config: FineTuning,
+    shapes: Shapes,
+    *,
+    seed: int,
+    chunk: Chunk,
 ) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
     """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
 
@@ -56,7 +62,9 @@ def train(
     )
     steps = [batching.num_steps(len(sequences), epochs=config.epochs, batch_size=batch_size) for sequences in edits]
     # One stored initialisation, or one for each self-edit that depends on what it says and not on its neighbours.
-    seeds = [seed] * total if config.initialisation == "stored" else [_fingerprint(seed, sequences) for sequences in edits]
+    seeds = (
+        [seed] * total if config.initialisation == "stored" else [_fingerprint(seed, sequences) for sequences in edits]
+    )
     hparams = HParams(
         learning_rate=np.full(total, config.learning_rate, np.float32),
         num_steps=np.asarray(steps, np.int32),

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx, struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
+
+AnyArray = Array | np.ndarray  # made on the host, used on the device
 
 Task = Any  # what a domain is about: a `Passage`, an ARC puzzle. It has an `id: str`, unique in its data set.
 
@@ -81,18 +84,18 @@ class TokenBatch(struct.PyTreeNode):
     Sequences are stored once, not once an epoch: `order` points into N. Rows are right-padded, longest first.
     """
 
-    tokens: Int[Array, "E N T"]
-    loss_mask: Bool[Array, "E N T"]  # True where predicting this token is trained
-    lengths: Int[Array, "E N"]  # 0 where there is no sequence
-    order: Int[Array, "E S B"]  # rows of N; -1 is no row, and a step with no row at all changes nothing
+    tokens: Int[AnyArray, "E N T"]
+    loss_mask: Bool[AnyArray, "E N T"]  # True where predicting this token is trained
+    lengths: Int[AnyArray, "E N"]  # 0 where there is no sequence
+    order: Int[AnyArray, "E S B"]  # rows of N; -1 is no row, and a step with no row at all changes nothing
     widths: tuple[int, ...] = struct.field(pytree_node=False)  # lengths a step may be cut to, ascending; the last is T
 
 
 class HParams(struct.PyTreeNode):
     """Everything that may differ between self-edits, so an ablation is more rows of the same axis."""
 
-    learning_rate: Float[Array, "E"]
-    num_steps: Int[Array, "E"]  # optimiser steps; the decay ends here and later steps change nothing
-    alpha: Float[Array, "E"]  # LoRA alpha: the adapter's output is scaled by alpha / rank
-    rank: Int[Array, "E"]  # at most the static maximum; columns past it stay zero
-    seed: Int[Array, "E"]  # of the initialisation and of dropout
+    learning_rate: Float[AnyArray, "E"]
+    num_steps: Int[AnyArray, "E"]  # optimiser steps; the decay ends here and later steps change nothing
+    alpha: Float[AnyArray, "E"]  # LoRA alpha: the adapter's output is scaled by alpha / rank
+    rank: Int[AnyArray, "E"]  # at most the static maximum; columns past it stay zero
+    seed: Int[AnyArray, "E"]  # of the initialisation and of dropout

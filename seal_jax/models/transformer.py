@@ -62,7 +62,7 @@ class KV(NamedTuple):
 
 
 def rope_frequencies(config: ModelConfig) -> Float[Array, "H/2"]:
-    """Radians a position turns each pair of dimensions. The llama3 rule keeps fast pairs, slows slow ones, blends between."""
+    """Radians that a position turns each pair of dimensions by. llama3 slows the slow pairs and blends in between."""
     inverse = config.rope_theta ** -(jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
@@ -144,12 +144,12 @@ class Block(nnx.Module):
         at: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KV]:
         """Without a past, keys are this call's own and `mask` None means causal; with one, they are written at `at`."""
-        config, heads = self.config, (*x.shape[:2], -1, self.config.head_dim)
+        heads = (*x.shape[:2], -1, self.config.head_dim)
         h = self.input_norm(x)
         q = self.q_proj(h, lora.get("q_proj")).reshape(heads)
         k = self.k_proj(h, lora.get("k_proj")).reshape(heads)
         v = self.v_proj(h, lora.get("v_proj")).reshape(heads)
-        if config.qk_norm:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)
         if past is not None:
