@@ -34,7 +34,7 @@ from seal_jax.models import hub
 from seal_jax.report.metrics import MetricsWriter
 from seal_jax.report.page import write_report
 from seal_jax.report.progress import Progress
-from seal_jax.rest_em import Loop, OuterLoop, Trial, rest_em_round, try_base, try_self_edits, write_self_edits
+from seal_jax.rest_em import Loop, OuterLoop, Trial, mean, rest_em_round, try_base, try_self_edits, write_self_edits
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Domain, LanguageModel
@@ -68,6 +68,8 @@ class Config:
     """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
     """How self-edits are written (paper: T = 1, top-p 0.95)."""
+    write_chunk: int = 64
+    """Self-edits written at a time: bounded by device memory."""
     answer_tokens: int = 64
     """The most new tokens of an answer, greedy (paper's code: 64)."""
     max_sequences: int = 30
@@ -95,15 +97,16 @@ DEMO = Config(
     prompt="facts",
     sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
     answer_tokens=24,
-    max_sequences=12,
-    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, chunk=4, width_cuts=(32, 96)),
+    write_chunk=24,
+    max_sequences=8,
+    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, chunk=4, width_cuts=(24, 32, 96)),
     outer=OuterLoop(
         rounds=1,
         passages=6,
         samples=4,
         reward_seeds=1,
         break_ties=True,
-        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0),
+        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0, epochs=3, batch_size=2),
     ),
     evaluation=Evaluation(passages=12),
 )
@@ -217,8 +220,9 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
         domain = make_domain(config, lm, chat)
         shapes, prompt_width = measure(config, lm, domain, data, context_length)
         loop = Loop(
-            domain, config.inner, config.sampling, config.answer_tokens, shapes, prompt_width, config.seed,
-            Chunk(config.inner.chunk, say=progress.note), folder, progress,
+            domain, config.inner, config.sampling, Chunk(config.write_chunk, "self-edits", progress.note),
+            config.answer_tokens, shapes, prompt_width, config.seed,
+            Chunk(config.inner.chunk, "adapters", progress.note), folder, progress,
         )  # fmt: skip
         records: list[dict[str, Any]] = []
         held_out, test = data.held_out, config.evaluation
@@ -230,6 +234,16 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
                     records.append(evaluation.trial_record(stage, trial, bool(keep is not None and keep[p, k])))
             lines = "".join(json.dumps(record) + "\n" for record in records)
             write_atomically(folder.path / "self_edits.jsonl", lines)
+
+            def record_metrics() -> None:
+                for step, loss in enumerate(evaluation.mean_losses(trials)):
+                    metrics.write(f"{stage}/inner loop", step, {"loss": loss})
+                accuracy, likely = (
+                    mean(getattr(t, f) for r in trials for t in r) for f in ("accuracy", "log_likelihood")
+                )
+                metrics.write(stage, 0, {"accuracy": accuracy, "log_likelihood": likely})
+
+            folder.once(f"{stage}/metrics", record_metrics)  # not again when a run carries on
 
         base = try_base(lm, held_out, loop, name="held-out")
         stages = [evaluation.base_stage(base, "Base model")]
@@ -245,6 +259,8 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
                 lm, log = rest_em_round(lm, data.rounds[number - 1], config.outer, loop, number=number)
                 rounds.append(evaluation.round_record(number, log))
                 finish(f"round {number}", log.trials, log.keep)
+                for step, loss in enumerate(log.sft_losses):
+                    metrics.write(f"round {number}/sft", step, {"loss": loss})
             name = f"self_edits_round_{number}"
             label = "Trained on its own self-edits, before RL" if number == 0 else f"SEAL, after RL round {number}"
             stage = f"held-out, {'before RL' if number == 0 else f'after round {number}'}"
@@ -268,16 +284,10 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             "machine": runtime.describe_machine(),
             "command": command,
         }
-        for step, row in enumerate(table):
-            metrics.write(
-                row["name"],
-                step,
-                {"accuracy": row["accuracy"]["mean"], "log_likelihood": row["log_likelihood"]["mean"]},
-            )
         write_atomically(folder.path / "results.json", json.dumps(results, indent=1))
         page = write_report(folder.path)
-        progress.note(f"results.json and report: {page}")
     folder.close()
+    print(evaluation.summary(table), f"\nReport: {page}", sep="\n")
     return results
 
 
@@ -349,6 +359,15 @@ def parse(arguments: Sequence[str]) -> Command:
     return tyro.cli(commands, prog="python -m experiments.squad", args=arguments, description=__doc__)
 
 
+def command_of(arguments: Sequence[str]) -> str:
+    """The command that gives the same results: without the folder they are kept in."""
+    kept: list[str] = []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        if not (previous == "--run-folder" or argument.startswith("--run-folder")):
+            kept.append(argument)
+    return shlex.join(["python", "-m", "experiments.squad", *kept])
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
     command = parse(arguments)
@@ -359,7 +378,7 @@ def main(arguments: Sequence[str]) -> int:
         if where.dry_run:
             print(describe(config, choose_passages(config), run_folder))
         else:
-            run(config, run_folder, shlex.join(["python", "-m", "experiments.squad", *arguments]))
+            run(config, run_folder, command_of(arguments))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -128,3 +128,38 @@ def round_record(number: int, log: RoundLog) -> dict[str, Any]:
         "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
         "sft_losses": log.sft_losses,
     }
+
+
+def mean_losses(trials: Sequence[Sequence[Trial]]) -> list[float]:
+    """The inner loop's loss at each step, mean over the adapters that were still training then."""
+    curves = [score.losses for row in trials for trial in row for score in trial.scores if not score.problem]
+    longest = max(map(len, curves), default=0)
+    return [
+        sum(c[step] for c in curves if len(c) > step) / sum(len(c) > step for c in curves) for step in range(longest)
+    ]
+
+
+def summary(table: Sequence[dict[str, Any]]) -> str:
+    """The rows as a terminal shows them, and in words what the last one changed."""
+    first, last = table[0], table[-1]
+    lines = [
+        f"{first['passages']} held-out passages, {first['questions']} questions; 95 % intervals, paired by passage",
+        f"{'':<42}{'accuracy':>26}{'against the row above':>32}",
+    ]
+    for row in table:
+        against = "" if row["versus_previous"] is None else _points(row["versus_previous"], sign="+")
+        lines.append(f"{row['label']:<42}{_points(row['accuracy']):>26}{against:>32}")
+    change = last["versus_previous"]
+    if len(table) > 1 and change["low"] is not None:
+        clear = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "no clear change"
+        lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
+    return "\n".join(lines)
+
+
+def _points(interval: dict[str, float | None], sign: str = "") -> str:
+    """`12.3 [10.1, 14.5]`, in percent or points."""
+    mean_, low, high = (interval[key] for key in ("mean", "low", "high"))
+    if mean_ is None:
+        return "-"
+    bounds = "" if low is None or high is None else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{100 * mean_:{sign}.1f}{bounds}"

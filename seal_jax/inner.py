@@ -207,18 +207,27 @@ def adapt_many(
 
 @dataclasses.dataclass
 class Chunk:
-    """How many adapters the device holds at a time. Halved, for good, when its memory does not suffice."""
+    """How many adapters (or rows) the devices hold at a time. Halved, for good, when memory does not suffice."""
 
     size: int
+    what: str = "adapters"
     say: Callable[[str], None] = print
 
 
-def in_chunks(run: Callable[[np.ndarray, np.ndarray], Any], total: int, chunk: Chunk, *, devices: int = 1) -> Any:
-    """Calls `run(index, live)` on `chunk.size` adapters after another and joins what it returns along their axis.
+def in_chunks(
+    run: Callable[[np.ndarray, np.ndarray], Any],
+    total: int,
+    chunk: Chunk,
+    *,
+    devices: int = 1,
+    each: int = 1,
+    fill: bool = True,
+) -> Any:
+    """Calls `run(index, live)` on one chunk after another and joins what it returns along the first axis.
 
-    `index` has always the length of a chunk, a multiple of `devices`; where `live` is False it repeats an adapter, and
-    what is returned for it is dropped. If the device runs out of memory the chunk is halved, which is said once, and
-    nothing finished is lost.
+    An item takes `each` places of the chunk. `index` is filled up to a whole chunk, so that one program serves all (or,
+    without `fill`, to a multiple of `devices`); where `live` is False it repeats an item, and what is returned for that
+    is dropped. If the device runs out of memory the chunk is halved, which is said once, and nothing finished is lost.
 
     Raises:
         jax.errors.JaxRuntimeError: memory does not suffice for one adapter a device.
@@ -226,7 +235,9 @@ def in_chunks(run: Callable[[np.ndarray, np.ndarray], Any], total: int, chunk: C
     outputs: list[Any] = []
     done = 0
     while done < total:
-        size = max(devices, chunk.size // devices * devices)
+        size = max(devices, chunk.size // each // devices * devices)
+        if not fill:
+            size = min(size, -(-(total - done) // devices) * devices)
         live = np.arange(size) < total - done
         index = np.minimum(done + np.arange(size), total - 1)
         try:
@@ -234,8 +245,8 @@ def in_chunks(run: Callable[[np.ndarray, np.ndarray], Any], total: int, chunk: C
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size == devices:
                 raise
-            chunk.size = size // 2
-            chunk.say(f"not enough device memory for {size} adapters at a time: going on with {chunk.size}")
+            chunk.size = size * each // 2
+            chunk.say(f"not enough device memory for {size * each} {chunk.what} at a time: going on with {chunk.size}")
             continue
         outputs.append(jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))
         done += size

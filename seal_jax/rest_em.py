@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float
 
 from seal_jax import batching, lora
 from seal_jax.checkpoint import RunFolder
-from seal_jax.inner import Chunk, Optimiser
+from seal_jax.inner import Chunk, Optimiser, in_chunks
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rewards import Score, score, score_base
-from seal_jax.sampler import Sampling, row_keys, sample
+from seal_jax.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.training import FineTuning, Shapes, init_adapters, train
 from seal_jax.types import Domain, Example, HParams, LanguageModel, SelfEdit, Task
 
@@ -70,6 +70,7 @@ class Loop(NamedTuple):
     domain: Domain
     inner: FineTuning
     sampling: Sampling  # of self-edits
+    write_chunk: Chunk  # self-edits written at a time
     answer_tokens: int  # the most new tokens of an answer
     shapes: Shapes
     prompt_width: int  # tokens of a self-edit prompt
@@ -127,21 +128,23 @@ def write_self_edits(
 ) -> list[list[SelfEdit]]:
     """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only."""
     domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
-    at_once = max(devices, loop.chunk.size // samples // devices * devices)
+    at_once = max(1, min(loop.write_chunk.size // samples, len(tasks)))
     loop.progress.phase(f"{name}: writing self-edits", len(tasks))
 
     def write(group: Sequence[Task]) -> list[list[tuple[str, bool]]]:
-        padded = [*group, *[group[-1]] * (at_once - len(group))]
-        prompts = [[codec.encode(domain.prompt(task))] for task in padded]
-        rows = [batching.left_pad(prompt, loop.prompt_width) for prompt in prompts]
-        tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
-        ids = np.array([[[_stable_hash(task.id)]] for task in padded])
-        keys = row_keys(loop.seed, np.full_like(ids, _stable_hash(name)), ids, np.arange(samples)[None, None])
-        limits = np.full(keys.shape, loop.sampling.max_tokens) * (np.arange(at_once) < len(group))[:, None, None]
-        out = sample(
-            keys, lm.model, lm.params, None, tokens, valid, limits,
-            sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
-        )  # fmt: skip
+        prompts = [codec.encode(domain.prompt(task)) for task in group]
+        tokens, valid = batching.left_pad(prompts, loop.prompt_width)
+        hashes = np.array([_stable_hash(task.id) for task in group])
+
+        def run(index: np.ndarray, live: np.ndarray) -> Completions:
+            keys = row_keys(loop.seed, np.array(_stable_hash(name)), hashes[index, None, None], np.arange(samples))
+            limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
+            return sample(
+                keys, lm.model, lm.params, None, tokens[index, None], valid[index, None], limits,
+                sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
+            )  # fmt: skip
+
+        out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False)
         written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
         return [
             [(codec.decode(written[p, k, : lengths[p, k]].tolist()), bool(stopped[p, k])) for k in range(samples)]

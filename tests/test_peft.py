@@ -1,0 +1,163 @@
+"""Adapters go to PEFT's files and come back the same; what those files may hold beyond plain LoRA is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from seal_jax import lora
+from seal_jax.lora import PROJECTIONS
+from seal_jax.models.hub import ModelFiles
+from seal_jax.models.weights import load_model, read_config
+from seal_jax.peft import load_peft, save_peft, tensor_name
+
+GOLDEN = Path(__file__).parent / "golden"
+MODEL = read_config(GOLDEN / "llama32" / "config.json")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_model(ModelFiles("llama32", "safetensors", GOLDEN / "llama32", "golden"))[1]
+
+
+def trained(params, projections=PROJECTIONS, *, rank=3, max_rank=5, alpha=16.0):
+    """An adapter whose B is not zero, as after training."""
+    adapter = lora.init(jax.random.key(0), params["blocks"], projections, max_rank=max_rank, rank=rank, alpha=alpha)
+    live = (np.arange(max_rank) < rank)[:, None]
+    b = {name: live * jax.random.normal(jax.random.key(1), w.shape) for name, w in adapter.b.items()}
+    return adapter.replace(b=b)
+
+
+def altered(tmp_path: Path, *, config=None, tensors=None) -> Path:
+    """A copy of an adapter that PEFT saved, after changes of its configuration and of its tensors."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(GOLDEN / "peft" / "llama32_qv", folder)
+    raw = json.loads((folder / "adapter_config.json").read_text()) | (config or {})
+    (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
+    if tensors:
+        weights = load_file(folder / "adapter_model.safetensors")
+        tensors(weights)
+        save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("projections", [("q_proj", "v_proj"), PROJECTIONS])
+def test_an_adapter_comes_back_the_same_at_its_own_rank(params, projections, tmp_path):
+    adapter = trained(params, projections)
+    save_peft(tmp_path, adapter, rank=3, base_model="some/model")
+    found = load_peft(tmp_path, MODEL)
+    assert sorted(found.a) == sorted(found.b) == sorted(projections)
+    for name in projections:
+        np.testing.assert_array_equal(found.a[name], adapter.a[name][:, :, :3])
+        np.testing.assert_array_equal(found.b[name], adapter.b[name][:, :3])
+    assert found.scale == adapter.scale == np.float32(16 / 3)
+    said = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (said["r"], said["lora_alpha"], said["base_model_name_or_path"]) == (3, 16.0, "some/model")
+
+
+def test_files_mean_what_peft_means_by_them(params, tmp_path):
+    """PEFT's rule, W + alpha / r · B A on its [out, in] weights, spelled out in NumPy on the files."""
+    save_peft(tmp_path, trained(params), rank=3, base_model="")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    merged = lora.merge(params, load_peft(tmp_path, MODEL))
+    for name in PROJECTIONS:
+        for layer in range(MODEL.num_layers):
+            a, b = (tensors[tensor_name(name, layer, side)] for side in "AB")
+            weight = np.asarray(params["blocks"][name]["kernel"][layer]).T + 16 / 3 * b @ a
+            np.testing.assert_allclose(merged["blocks"][name]["kernel"][layer], weight.T, atol=1e-4)
+    assert "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight" in tensors
+    assert "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight" in tensors
+
+
+def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank(tmp_path):
+    assert load_peft(altered(tmp_path, config={"use_rslora": True}), MODEL).scale == np.float32(64 / 32**0.5)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"rank_pattern": {"q_proj": 4}},
+        {"alpha_pattern": {"q_proj": 4}},
+        {"layers_to_transform": [0, 1]},
+        {"fan_in_fan_out": True},
+        {"peft_type": "IA3"},
+        {"init_lora_weights": "pissa"},
+        {"trainable_token_indices": [5]},
+    ],
+)
+def test_an_option_that_is_not_computed_is_refused(option, tmp_path):
+    (field, value) = next(iter(option.items()))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {field} = ") as error:
+        load_peft(altered(tmp_path, config=option), MODEL)
+    assert repr(value) in str(error.value)
+
+
+def test_a_missing_field_is_named(tmp_path):
+    with pytest.raises(ValueError, match="field 'lora_alpha' is missing"):
+        load_peft(altered(tmp_path, config={"lora_alpha": ...}), MODEL)
+
+
+Q1 = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.pop(Q1), r"layers\.1\.self_attn\.q_proj\.lora_A\.weight' is missing"),
+        (lambda t: t.update({Q1: np.ones((32, 31), np.float32)}), r"q_proj\.lora_A\.weight' is \(32, 31\), expected \(32, 32\)"),
+        (lambda t: t.update({Q1.replace(".1.", ".3."): t[Q1]}), r"1 tensors have no place in this model .*layers\.3\."),
+        (lambda t: [t.pop(name) for name in list(t)] and t.update(x=np.ones(1)), r"no LoRA weights of .* found \['x'\]"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_named(change, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        load_peft(altered(tmp_path, tensors=change), MODEL)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_that_are_absent_or_no_such_files_are_named(name, tmp_path):
+    file = altered(tmp_path) / name
+    file.write_bytes(b"not this")
+    with pytest.raises(ValueError, match=name):
+        load_peft(file.parent, MODEL)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        load_peft(file.parent, MODEL)
+
+
+def test_what_cannot_be_saved_as_one_adapter_is_refused(params, tmp_path):
+    adapter = trained(params)
+    with pytest.raises(ValueError, match=r"has weights past rank 2"):
+        save_peft(tmp_path, adapter, rank=2, base_model="")
+    with pytest.raises(ValueError, match="2 adapters; one folder holds one"):
+        save_peft(tmp_path, lora.stack([adapter, adapter]), rank=3, base_model="")
+
+
+@pytest.mark.peers
+def test_peft_loads_ours_and_computes_the_same_logits(params, tmp_path):
+    pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from experiments import peers
+    from tests.test_transformer import logits_of
+
+    files = ModelFiles("llama32", "safetensors", GOLDEN / "llama32", "golden")
+    adapter = trained(params)
+    adapter = adapter.replace(b=jax.tree.map(lambda w: 0.1 * w, adapter.b))
+    save_peft(tmp_path, adapter, rank=3, base_model=str(files.path))
+    tokens = np.load(GOLDEN / "llama32" / "expected.npz")["tokens"][:64]
+    base = peers.load(files)
+    plain = peers.logits(base, tokens)
+    theirs = peers.logits(peft.PeftModel.from_pretrained(base, tmp_path), tokens)
+    ours = logits_of(MODEL, params, tokens[None], adapter=adapter)[0]
+    assert np.abs(theirs - plain).max() > 1  # the adapter does something
+    assert np.abs(ours - theirs).max() < 1e-3
