@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from seal_jax.models.hub import ModelFiles
 
-torch.set_num_threads(1)  # these models are small: on a busy machine of 2 cores, a second thread made training 10 x slower
+torch.set_num_threads(
+    1
+)  # these models are small: on a busy machine of 2 cores, a second thread made training 10 x slower
 
 
 def load(files: ModelFiles) -> Any:

@@ -37,7 +37,7 @@ from seal_jax.report.progress import Progress
 from seal_jax.rest_em import Loop, OuterLoop, Trial, mean, rest_em_round, try_base, try_self_edits, write_self_edits
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, LanguageModel
+from seal_jax.types import Domain, LanguageModel, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,15 @@ class Evaluation:
     samples: int = 1  # self-edits a passage; a passage's accuracy is their mean
     seeds: int = 1  # training runs a self-edit
 
+    def __post_init__(self) -> None:
+        require_at_least(1, passages=self.passages, samples=self.samples, seeds=self.seeds)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Knowledge incorporation: one run."""
 
-    preset: tyro.conf.Suppress[str]
+    preset: tyro.conf.Suppress[str]  # where it began
     model: str = "smollm2-135m"
     """smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file: Llama, SmolLM2, Qwen2, Qwen3."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -370,10 +373,10 @@ def command_of(arguments: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
-    command = parse(arguments)
-    config, where = command.config, command.run
-    run_folder = where.run_folder or Path("runs") / f"squad-{config.preset}"
     try:
+        command = parse(arguments)
+        config, where = command.config, command.run
+        run_folder = where.run_folder or Path("runs") / f"squad-{config.preset}"
         runtime.start(config.devices)
         if where.dry_run:
             print(describe(config, choose_passages(config), run_folder))

@@ -24,7 +24,7 @@ from seal_jax import lora
 from seal_jax.batching import step_widths
 from seal_jax.lora import Adapter
 from seal_jax.models.transformer import Model
-from seal_jax.types import AnyArray, HParams, TokenBatch
+from seal_jax.types import AnyArray, HParams, TokenBatch, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Optimiser:
     dropout: float = 0.0  # on the input of A
     accumulate: int = 1  # micro-batches a step is split into: the same update, less memory; must divide the batch size
     remat: bool = False  # recompute layers in the backward pass: about a third more work, far less memory
+
+    def __post_init__(self) -> None:
+        require_at_least(1, accumulate=self.accumulate)
+        require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
 
 
 class InnerState(struct.PyTreeNode):

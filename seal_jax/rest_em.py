@@ -25,7 +25,7 @@ from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rewards import Score, score, score_base
 from seal_jax.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.training import FineTuning, Shapes, init_adapters, train
-from seal_jax.types import Domain, Example, HParams, LanguageModel, SelfEdit, Task
+from seal_jax.types import Domain, Example, HParams, LanguageModel, SelfEdit, Task, require_at_least
 
 Rule = Literal["best", "improved", "all_improved"]
 
@@ -34,7 +34,7 @@ Rule = Literal["best", "improved", "all_improved"]
 class OuterLoop:
     """ReST-EM. The defaults are the paper's (its section 3.1 and B.1, and its code)."""
 
-    rounds: int = 2
+    rounds: int = 2  # of writing, scoring and training
     passages: int = 50  # fresh ones a round
     samples: int = 5  # self-edits a passage
     reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
@@ -52,6 +52,10 @@ class OuterLoop:
         initialisation="stored",
         chunk=1,
     )
+
+    def __post_init__(self) -> None:
+        require_at_least(0, rounds=self.rounds)
+        require_at_least(1, passages=self.passages, samples=self.samples, reward_seeds=self.reward_seeds)
 
 
 class Progress(Protocol):
@@ -269,7 +273,7 @@ def sft(lm: LanguageModel, pairs: Sequence[Example], config: FineTuning, *, seed
     """Trains one adapter to write each completion after its prompt: the inner loop's own program, one adapter wide."""
     sequences = [batching.tokenize(pair, lm.codec) for pair in pairs]
     longest = max(len(s.ids) for s in sequences)
-    sizes = Shapes(batching.bucket_widths(longest, config.width_cuts), len(sequences), 0, 0, 0)
+    sizes = Shapes((batching.round_up(longest, 32),), len(sequences), 0, 0, 0)  # all alike: one width to compile
     adapters, losses = train(lm, [sequences], config, sizes, seed=seed, chunk=Chunk(1))
     return lora.take(adapters, 0), [float(loss) for loss in losses[0] if not math.isnan(loss)]
 
@@ -287,10 +291,9 @@ def rest_em_round(
     accuracy, likelihood = (_array(trials, field) for field in ("accuracy", "log_likelihood"))
     rewards = accuracy if config.signal == "accuracy" else likelihood
     baseline = np.array([getattr(s, config.signal) for s in base], float)
+    troubled = np.array([[bool(trial.problem) for trial in row] for row in trials])
+    rewards = np.where(troubled, math.nan, rewards)  # never learn to write what trains nothing, or diverges
     keep = select(rewards, baseline, rule=config.select, tie_break=likelihood if config.break_ties else None)
-    keep &= np.array(
-        [[not trial.problem for trial in row] for row in trials]
-    )  # never learn to write what trains nothing
     loop.progress.advance(len(tasks))
 
     winners = [trial for row, kept in zip(trials, keep, strict=True) for trial, k in zip(row, kept, strict=True) if k]

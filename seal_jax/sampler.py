@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seal_jax.lora import Adapter
 from seal_jax.models.transformer import KV, Model
-from seal_jax.types import AnyArray
+from seal_jax.types import AnyArray, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,12 @@ class Sampling:
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0  # keep the likeliest tokens that together reach this probability
     top_k: int = 0  # keep this many of the likeliest; 0 keeps all
+
+    def __post_init__(self) -> None:
+        require_at_least(1, max_tokens=self.max_tokens)
+        require_at_least(0, temperature=self.temperature, top_k=self.top_k)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; expected more than 0 and at most 1")
 
 
 class Completions(NamedTuple):

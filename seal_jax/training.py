@@ -14,7 +14,7 @@ from jaxtyping import Float
 from seal_jax import batching, inner, lora
 from seal_jax.inner import Chunk, Optimiser
 from seal_jax.lora import Adapter
-from seal_jax.types import HParams, LanguageModel
+from seal_jax.types import HParams, LanguageModel, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,17 @@ class FineTuning:
     rank: int = 32  # LoRA r
     alpha: float = 64.0  # LoRA alpha
     learning_rate: float = 1e-3  # decayed linearly to 0
-    epochs: int = 10
+    epochs: int = 10  # passes over a self-edit's sequences
     batch_size: int = 1  # sequences a step
     optimiser: Optimiser = Optimiser()
     initialisation: Literal["stored", "per_edit"] = "per_edit"  # one A for all self-edits, or a key for each
     chunk: int = 16  # adapters trained at a time: bounded by device memory
     width_cuts: tuple[int, ...] = (32, 64, 128, 256, 512)  # tokens; steps are cut to the narrowest that holds them
+
+    def __post_init__(self) -> None:
+        require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size, chunk=self.chunk)
+        if self.batch_size % self.optimiser.accumulate:
+            raise ValueError(f"accumulate {self.optimiser.accumulate} does not divide batch_size {self.batch_size}")
 
 
 class Shapes(NamedTuple):

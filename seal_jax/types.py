@@ -78,6 +78,13 @@ class LanguageModel(NamedTuple):
     mesh: Mesh | None = None  # one axis "adapters"; None is one device
 
 
+def require_at_least(least: float, **values: float) -> None:
+    """Raises ValueError naming the first of these settings that is below `least`."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} is {value}; expected at least {least}")
+
+
 class TokenBatch(struct.PyTreeNode):
     """The training sequences of E self-edits, and the order in which the inner loop visits them.
 

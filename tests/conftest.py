@@ -1,0 +1,83 @@
+"""Shared by all tests: two CPU devices, and small models with random weights in float32."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+
+from seal_jax.models.transformer import Model, ModelConfig, graph, random_params
+
+TINY = ModelConfig(
+    vocab_size=61,
+    hidden_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=40,
+    context_length=512,
+)
+
+
+class Tiny(NamedTuple):
+    """A model whose logits differ by a few nats, whose attention is far from uniform and whose norms are not ones."""
+
+    config: ModelConfig
+    model: Model
+    params: dict
+
+    def logits(self, tokens, *, adapter=None, valid=None, params=None) -> np.ndarray:
+        """All logits [B, T, V], without a cache."""
+        return np.asarray(_logits(self.model, params or self.params, np.asarray(tokens), valid, adapter))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, tokens, valid, adapter):
+    decoder = nnx.merge(model, params)
+    return decoder.logits(decoder(tokens, valid=valid, adapter=adapter)[0])
+
+
+@functools.cache
+def make(seed: int, dtype: str, config: ModelConfig) -> Tiny:
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        spread = {"scale": 0.3, "kernel": 0.2, "bias": 0.5, "embedding": 0.5}[path[-1].key]
+        return jnp.asarray(spread * noise + (path[-1].key == "scale"), dtype)
+
+    rng = np.random.default_rng(seed)
+    params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: random_params(0, config)))
+    return Tiny(config, graph(config, jnp.dtype(dtype)), params)
+
+
+@pytest.fixture(scope="session")
+def make_tiny():
+    """`make_tiny(qk_norm=True, ...)`: a model of the shape `TINY` but for what is named."""
+
+    def build(*, seed: int = 0, dtype: str = "float32", **changes) -> Tiny:
+        return make(seed, dtype, ModelConfig(**{**vars(TINY), **changes}))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny(make_tiny) -> Tiny:
+    return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Mesh:
+    """Two CPU devices."""
+    return jax.make_mesh((2,), ("adapters",), (AxisType.Auto,), devices=jax.devices()[:2])

@@ -1,0 +1,358 @@
+"""Training many adapters at once is training each alone, whatever its neighbours are, do, or turn into."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from seal_jax import batching, inner, lora
+from seal_jax.inner import Chunk, Optimiser, adapt, adapt_many, is_finite, learning_rate
+from seal_jax.lora import PROJECTIONS
+from seal_jax.training import init_adapters
+from seal_jax.types import HParams
+
+E, WIDTHS, MAX_RANK = 4, (8, 16), 4
+MIXED = {
+    "rank": [4, 2, 4, 2],
+    "learning_rate": [1e-2, 3e-3, 1e-3, 2e-2],
+    "alpha": [8.0, 2.0, 16.0, 4.0],
+    "num_steps": [6, 5, 3, 4],
+    "seed": [7, 8, 9, 10],
+}
+adapt_jit = jax.jit(adapt, static_argnames=("model", "optimiser"))
+
+
+def hparams(count: int = E, **changes) -> HParams:
+    plain = {"learning_rate": 1e-2, "num_steps": 6, "alpha": 8.0, "rank": MAX_RANK, "seed": 0}
+    kinds = {"learning_rate": np.float32, "alpha": np.float32}
+    return HParams(**{
+        name: np.broadcast_to(np.asarray(value, kinds.get(name, np.int32)), count)
+        for name, value in (plain | changes).items()
+    })  # fmt: skip
+
+
+def make_batch(*, widths=WIDTHS, batch_size: int = 1, epochs: int = 2):
+    """Four self-edits of 3, 2, 3 and 2 sequences, 4 to 16 tokens long; the loss begins at another place in each."""
+    rng = np.random.default_rng(0)
+    lengths = [(16, 9, 5), (13, 4), (11, 8, 6), (7, 6)]
+    edits = [[batching.Tokens(rng.integers(1, 61, n).tolist(), n % 3) for n in row] for row in lengths]
+    return batching.make_batch(edits, epochs=epochs, batch_size=batch_size, widths=widths, capacity=3, seed=1)
+
+
+def fresh(tiny, hyper: HParams, max_rank: int = MAX_RANK):
+    return init_adapters(tiny.params["blocks"], hyper, PROJECTIONS, max_rank)
+
+
+def train(tiny, hyper, *, batch=None, optimiser=Optimiser(), chunk=2, mesh=None, adapters=None, say=print):
+    adapters = fresh(tiny, hyper) if adapters is None else adapters
+    chunk = chunk if isinstance(chunk, Chunk) else Chunk(chunk, say=say)
+    batch = make_batch() if batch is None else batch
+    return adapt_many(tiny.model, tiny.params, adapters, batch, hyper, optimiser, chunk=chunk, mesh=mesh)
+
+
+def row(tree, e: int):
+    return jax.tree.map(lambda x: x[e], tree)
+
+
+def assert_close(one, other, atol=1e-5):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=atol), one, other)
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def moved(one, other) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny):
+    """Four adapters that differ in all that may differ, trained two at a time."""
+    return train(tiny, hparams(**MIXED))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many as one
+
+
+def test_many_equal_one_by_one(tiny, mixed):
+    """Each alone is a batch of its own: no steps of rest, padded to its own length and its own rank."""
+    adapters, metrics = mixed
+    batch, hyper = make_batch(), hparams(**MIXED)
+    for e in range(E):
+        alone, rank = row(hyper, e), MIXED["rank"][e]
+        order = batch.order[e][(batch.order[e] >= 0).any(axis=1)]
+        narrow = row(batch, e).replace(order=order, widths=(16,))
+        start = row(fresh(tiny, hparams(**MIXED), max_rank=rank), e)
+        adapter, one = adapt_jit(
+            tiny.model, tiny.params, start, narrow, jnp.zeros(len(order), int), alone, optimiser=Optimiser()
+        )
+        assert moved((adapter.a, adapter.b), (start.a, start.b)) > 1e-3
+        for name in PROJECTIONS:
+            assert_close(adapters.a[name][e][:, :, :rank], adapter.a[name])
+            assert_close(adapters.b[name][e][:, :rank], adapter.b[name])
+        steps = MIXED["num_steps"][e]
+        losses = np.asarray(metrics.loss[e])
+        assert_close(losses[~np.isnan(losses)], one.loss[:steps])
+        assert np.isnan(one.loss[steps:]).all()
+
+
+def test_columns_past_the_rank_stay_zero(mixed):
+    for name in PROJECTIONS:
+        assert not np.asarray(mixed[0].a[name][1::2, :, :, 2:]).any()
+        assert not np.asarray(mixed[0].b[name][1::2, :, 2:]).any()
+
+
+def test_two_devices_train_what_one_does(tiny, mixed, mesh):
+    adapters, metrics = train(tiny, hparams(**MIXED), mesh=mesh)
+    assert len(adapters.scale.sharding.device_set) == 2
+    assert_close((adapters, metrics), mixed)
+
+
+def test_chunks_of_any_size_train_the_same(tiny, mixed):
+    assert_close(train(tiny, hparams(**MIXED), chunk=3), mixed)  # the second chunk is one adapter and two fillers
+
+
+def test_a_mesh_takes_whole_shares(tiny, mesh):
+    """Three adapters on two devices: the chunk is filled up, and what fills it is dropped."""
+    hyper = jax.tree.map(lambda x: x[:3], hparams(**MIXED))
+    three = jax.tree.map(lambda x: x[:3], make_batch())
+    adapters, metrics = train(tiny, hyper, batch=three, mesh=mesh)
+    assert metrics.loss.shape == (3, 6)
+    assert_close((adapters, metrics), train(tiny, hyper, batch=three))
+
+
+def test_zero_steps_are_the_identity(tiny):
+    start = fresh(tiny, hparams())
+    adapters, metrics = train(tiny, hparams(num_steps=[6, 0, 6, 0]))
+    for e in (1, 3):
+        assert_equal(row(adapters, e), row(start, e))
+        assert np.isnan(metrics.loss[e]).all()
+    assert moved(row(adapters.b, 0), row(start.b, 0)) > 1e-3
+
+
+def test_a_self_edit_without_sequences_trains_nothing(tiny):
+    batch = make_batch()
+    batch = batch.replace(order=np.where(np.arange(E)[:, None, None] == 1, -1, batch.order))
+    adapters, _ = train(tiny, hparams(), batch=batch)
+    assert_equal(row(adapters, 1), row(fresh(tiny, hparams()), 1))
+
+
+def test_the_base_model_and_the_given_adapters_are_left_alone(tiny):
+    before = jax.tree.map(np.array, tiny.params)
+    start = fresh(tiny, hparams())
+    train(tiny, hparams(), adapters=start)
+    assert_equal(tiny.params, before)  # raises if a buffer was donated
+    assert_equal(start, fresh(tiny, hparams()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is trained on
+
+
+def test_pads_carry_no_loss(tiny):
+    batch = make_batch()
+    pads = np.arange(16) >= batch.lengths[..., None]
+    assert pads.any()
+    assert_equal(train(tiny, hparams(), batch=batch.replace(tokens=np.where(pads, 33, batch.tokens))), train(tiny, hparams()))
+
+
+def test_steps_cut_short_train_the_same(tiny):
+    assert len(set(batching.step_widths(make_batch().lengths, make_batch().order, WIDTHS))) > 1
+    whole = make_batch().replace(widths=(16,))
+    wide = make_batch(widths=(24,))
+    assert_close(train(tiny, hparams(), batch=whole), train(tiny, hparams()))
+    assert_close(train(tiny, hparams(), batch=wide), train(tiny, hparams()))
+
+
+def test_adapt_is_a_plain_loop_of_optax(tiny):
+    """One adapter, written out with optax's own optimiser and a loss over whole rows of logits."""
+    batch, hyper, optimiser = row(make_batch(), 0), row(hparams(**MIXED), 0), Optimiser(weight_decay=0.1, clip_norm=0.3)
+    start = row(fresh(tiny, hparams(**MIXED)), 0)
+    adamw = optax.chain(
+        optax.clip_by_global_norm(0.3),
+        optax.adamw(optax.linear_schedule(hyper.learning_rate, 0.0, hyper.num_steps), weight_decay=0.1),
+    )
+
+    @jax.jit
+    def step(weights, moments, tokens, mask):
+        def loss(weights):
+            decoder = nnx.merge(tiny.model, tiny.params)
+            logits = decoder.logits(decoder(tokens[None], adapter=lora.Adapter(*weights, start.scale))[0])[0]
+            gold = jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), tokens[1:, None], axis=1)[:, 0]
+            return -jnp.sum(gold * mask[1:]) / jnp.sum(mask[1:])
+
+        value, grads = jax.value_and_grad(loss)(weights)
+        updates, moments = adamw.update(grads, moments, weights)
+        return optax.apply_updates(weights, updates), moments, value, optax.global_norm(grads)
+
+    weights, expected = (start.a, start.b), []
+    moments = adamw.init(weights)
+    for n in batch.order[:, 0]:
+        weights, moments, *measured = step(weights, moments, batch.tokens[n], batch.loss_mask[n])
+        expected.append(measured)
+    narrow = batch.replace(widths=(16,))
+    adapter, metrics = adapt_jit(
+        tiny.model, tiny.params, start, narrow, jnp.zeros(6, int), hyper, optimiser=optimiser
+    )
+    assert_close(np.stack(metrics, axis=1), np.array(expected))
+    assert (metrics.grad_norm > 0.3).all()  # clipping was in force, and the norm is that before it
+    assert_close((adapter.a, adapter.b), weights)
+
+
+def test_micro_batches_add_up_to_the_large_batch(tiny):
+    large = make_batch(batch_size=4)
+    assert (large.order >= 0).sum(axis=2).tolist()[0] == [3, 3]  # a row is missing: shares are of tokens, not of halves
+    whole = train(tiny, hparams(num_steps=2), batch=large)
+    assert_close(train(tiny, hparams(num_steps=2), batch=large, optimiser=Optimiser(accumulate=2)), whole)
+
+
+def test_recomputing_layers_trains_the_same(tiny):
+    assert_close(train(tiny, hparams(), optimiser=Optimiser(remat=True)), train(tiny, hparams()))
+
+
+def test_dropout_follows_from_the_seed(tiny):
+    start = fresh(tiny, hparams())
+    dropped = partial(train, tiny, adapters=start, optimiser=Optimiser(dropout=0.5))
+    adapters, metrics = dropped(hparams(seed=[1, 1, 2, 2]))
+    again, _ = dropped(hparams(seed=[1, 1, 2, 2]))
+    assert_equal(adapters, again)
+    other, _ = dropped(hparams(seed=[1, 3, 2, 2]))
+    assert moved(row(other.b, 1), row(adapters.b, 1)) > 1e-3
+    for e in (0, 2, 3):
+        assert_equal(row(other, e), row(adapters, e))
+    plain, _ = train(tiny, hparams(), adapters=start)
+    assert moved(plain.b, adapters.b) > 1e-3
+    assert np.nanmax(np.abs(metrics.loss)) < 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The learning rate
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_schedules_are_those_of_optax(warmup):
+    def rates(schedule):
+        optimiser, one = Optimiser(schedule=schedule, warmup_steps=warmup), row(hparams(num_steps=20), 0)
+        return np.array([learning_rate(optimiser, one, jnp.asarray(step)) for step in range(25)])
+
+    def after_warmup(decay):
+        return optax.join_schedules([optax.linear_schedule(0.0, 1e-2, warmup), decay], [warmup])
+
+    steps = np.arange(25)
+    for name, decay in {
+        "linear": optax.linear_schedule(1e-2, 0.0, 20 - warmup),
+        "cosine": optax.cosine_decay_schedule(1e-2, 20 - warmup),
+        "constant": optax.constant_schedule(1e-2),
+    }.items():
+        np.testing.assert_allclose(rates(name), [after_warmup(decay)(s) for s in steps], atol=1e-8, err_msg=name)
+
+
+def test_decay_ends_at_each_adapters_own_last_step():
+    one, other = (row(hparams(num_steps=n), 0) for n in (10, 20))
+    assert learning_rate(Optimiser(), one, jnp.asarray(9)) == pytest.approx(1e-3)
+    assert learning_rate(Optimiser(), other, jnp.asarray(18)) == pytest.approx(1e-3)
+    assert learning_rate(Optimiser(), one, jnp.asarray(12)) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes wrong
+
+
+def test_a_diverged_adapter_is_found_and_changes_no_other(tiny):
+    healthy, healthy_metrics = train(tiny, hparams())
+    poisoned = fresh(tiny, hparams())
+    poisoned = poisoned.replace(b={name: w.at[2].set(jnp.nan) for name, w in poisoned.b.items()})
+    infinite = {"hyper": hparams(learning_rate=[1e-2, 1e-2, np.inf, 1e-2])}
+    for case in (infinite, {"hyper": hparams(), "adapters": poisoned}):
+        adapters, metrics = train(tiny, **case)
+        assert is_finite(adapters).tolist() == [True, True, False, True]
+        for e in (0, 1, 3):  # 3 shares its chunk
+            assert_equal(row((adapters, metrics), e), row((healthy, healthy_metrics), e))
+    assert is_finite(healthy).all()
+
+
+def test_clipping_is_each_adapters_own(tiny):
+    """A neighbour with gradients a thousand times as large takes nothing from anyone's norm."""
+    start = fresh(tiny, hparams())
+    adapters, metrics = train(tiny, hparams(), adapters=start)
+    steep = start.replace(scale=start.scale * np.array([1, 1000, 1, 1000], np.float32))
+    with_steep, their_metrics = train(tiny, hparams(), adapters=steep)
+    assert their_metrics.grad_norm[1, 0] > 100 * metrics.grad_norm[1, 0]
+    for e in (0, 2):
+        assert_equal(row((with_steep, their_metrics), e), row((adapters, metrics), e))
+
+
+class Memory:
+    """Stands in for `_adapt_chunk` on a device that holds so many adapters."""
+
+    def __init__(self, room: int, message: str = "RESOURCE_EXHAUSTED: out of memory"):
+        self.room, self.message, self.sizes, self.train = room, message, [], inner._adapt_chunk
+
+    def __call__(self, model, params, adapters, *rest):
+        self.sizes.append(len(adapters.scale))
+        if self.sizes[-1] > self.room:
+            raise jax.errors.JaxRuntimeError(self.message)
+        return self.train(model, params, adapters, *rest)
+
+
+def test_without_room_the_chunk_is_halved_and_said_once(tiny, mixed, monkeypatch):
+    memory, said = Memory(room=2), []
+    monkeypatch.setattr(inner, "_adapt_chunk", memory)
+    chunk = Chunk(8, say=said.append)
+    assert_close(train(tiny, hparams(**MIXED), chunk=chunk), mixed)
+    assert memory.sizes == [8, 4, 2, 2]
+    assert chunk.size == 2
+    assert [line.split(":")[1] for line in said] == [" going on with 4", " going on with 2"]
+    assert "not enough device memory for 8 adapters at a time" in said[0]
+    train(tiny, hparams(**MIXED), chunk=chunk)  # for good: neither tried nor said again
+    assert memory.sizes[4:] == [2, 2]
+    assert len(said) == 2
+
+
+def test_nothing_finished_is_lost_when_memory_runs_out_later(tiny, mixed, monkeypatch):
+    memory = Memory(room=2)
+
+    def then_less(*args):
+        if memory.sizes:
+            memory.room = 1
+        return memory(*args)
+
+    monkeypatch.setattr(inner, "_adapt_chunk", then_less)
+    assert_close(train(tiny, hparams(**MIXED), chunk=2, say=lambda line: None), mixed)
+    assert memory.sizes == [2, 2, 1, 1]
+
+
+def test_no_room_for_one_adapter_a_device_is_raised(tiny, monkeypatch, mesh):
+    monkeypatch.setattr(inner, "_adapt_chunk", Memory(room=0))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        train(tiny, hparams(), chunk=2, say=lambda line: None)
+    inner._adapt_chunk.sizes.clear()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        train(tiny, hparams(), chunk=6, mesh=mesh, say=lambda line: None)
+    assert inner._adapt_chunk.sizes == [6, 2]  # always a whole share for each device
+
+
+def test_the_size_said_is_the_size_used(tiny, monkeypatch, mesh):
+    said: list[str] = []
+    monkeypatch.setattr(inner, "_adapt_chunk", Memory(room=2))
+    chunk = Chunk(6, say=said.append)
+    train(tiny, hparams(**MIXED), chunk=chunk, mesh=mesh)
+    assert inner._adapt_chunk.sizes == [6, 2, 2]
+    assert chunk.size == 2
+    assert len(said) == 1
+    assert said[0].endswith("going on with 2")
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
+    monkeypatch.setattr(inner, "_adapt_chunk", Memory(room=0, message="INTERNAL: no such thing"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        train(tiny, hparams(), chunk=4)
+    assert inner._adapt_chunk.sizes == [4]

@@ -1,0 +1,392 @@
+"""The outer loop: a toy world whose best self-edit is known is solved; what is kept, and what never; nothing twice.
+
+The toy world: each task is a key with a value, and a self-edit is one word. Training on it makes the adapted model
+answer the key's question with that word, so the value is the one self-edit that helps. `poison` has no finite embedding:
+training on it diverges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from seal_jax import rest_em
+from seal_jax.checkpoint import RunFolder
+from seal_jax.inner import Chunk
+from seal_jax.lora import PROJECTIONS
+from seal_jax.rest_em import (
+    Loop,
+    OuterLoop,
+    Trial,
+    rest_em_round,
+    select,
+    sft,
+    try_base,
+    try_self_edits,
+    write_self_edits,
+)
+from seal_jax.rewards import Score, log_likelihoods
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning, Shapes
+from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict
+from tests import tiny
+
+
+class Key(NamedTuple):
+    id: str
+    value: str
+
+
+KEYS = [Key("north", "red"), Key("south", "blue")]
+WORDS = ("ask", "write", "?", "north", "south", "red", "blue", "green", "poison")
+SHAPES = Shapes(widths=(32,), capacity=1, questions=1, question_width=8, gold_width=8)
+INNER = FineTuning(PROJECTIONS[3:], rank=4, alpha=8.0, learning_rate=3e-2, epochs=8, chunk=32, width_cuts=())
+SFT = FineTuning(
+    PROJECTIONS, rank=8, alpha=16.0, learning_rate=5e-3, epochs=8, batch_size=2, initialisation="stored", chunk=1
+)
+OUTER = OuterLoop(rounds=4, passages=2, samples=16, reward_seeds=1, select="improved", sft=SFT)
+
+
+def parse(task: Key, completion: str) -> SelfEdit:
+    if not completion:
+        return SelfEdit("", (), "empty completion")
+    return SelfEdit(completion, (Example(f"ask {task.id} ?", completion),))
+
+
+def grade(queries: Sequence[Query], answers: Sequence[str]) -> list[Verdict]:
+    return [answer == query.gold for query, answer in zip(queries, answers, strict=True)]
+
+
+DOMAIN = Domain(
+    prompt=lambda task: f"write {task.id}",
+    parse=parse,
+    queries=lambda task: [Query(f"{task.id}?", f"ask {task.id} ?", task.value)],
+    grade=grade,
+)
+
+
+class Silent:
+    """Progress that only remembers how much was resumed."""
+
+    def __init__(self):
+        self.resumed, self.fresh = 0, 0
+
+    def phase(self, name: str, total: int | None = None, unit: str = "passages") -> None:
+        pass
+
+    def advance(self, n=1, *, adapters=0, tokens=0, accuracy=None, resumed=False) -> None:
+        self.resumed += n * resumed
+        self.fresh += n * (not resumed)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    model = tiny.language_model(WORDS, seed=2, width=64)
+    params = dict(model.params)
+    params["lm_head"] = {"kernel": params["lm_head"]["kernel"] * 5}  # room to become sure of a word
+    poison = model.codec.encode("poison")[0]
+    params["embed"] = {"embedding": params["embed"]["embedding"].at[poison].set(math.nan)}
+    return model._replace(params=jax.device_put(params, jax.devices()[0]))
+
+
+@pytest.fixture
+def loop(tmp_path) -> Loop:
+    return make_loop(tmp_path / "run")
+
+
+def make_loop(folder, **changes) -> Loop:
+    loop = Loop(
+        domain=DOMAIN,
+        inner=INNER,
+        sampling=Sampling(max_tokens=1),
+        write_chunk=Chunk(32),
+        answer_tokens=1,
+        shapes=SHAPES,
+        prompt_width=8,
+        seed=0,
+        chunk=Chunk(INNER.chunk),
+        run=RunFolder(folder, {}),
+        progress=Silent(),
+    )
+    return loop._replace(**changes)
+
+
+def probability_of_best(lm: LanguageModel) -> np.ndarray:
+    """[P]: how likely the model is to write each key's own value."""
+    tokens, answer = np.zeros((1, len(KEYS), 8), np.int32), np.zeros((1, len(KEYS), 8), bool)
+    for p, key in enumerate(KEYS):
+        tokens[0, p, :3], answer[0, p, 2] = lm.codec.encode(f"write {key.id} {key.value}"), True
+    return np.exp(np.asarray(log_likelihoods(lm.model, lm.params, None, tokens, answer)))[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A world whose best self-edit is known
+
+
+def test_rest_em_finds_the_best_self_edit_of_every_task(lm, loop):
+    before = probability_of_best(lm)
+    assert (before < 0.3).all(), "the untrained model knows the answer"
+    rewards, problems = [], set()
+    for number in range(1, OUTER.rounds + 1):
+        lm, log = rest_em_round(lm, KEYS, OUTER, loop, number=number)
+        rewards.append(np.mean([[trial.accuracy for trial in row] for row in log.trials]))
+        problems |= {trial.problem for row in log.trials for trial in row}
+        for row, kept in zip(log.trials, log.keep, strict=True):
+            assert all(trial.edit.completion == trial.task.value for trial, k in zip(row, kept, strict=True) if k)
+    assert (probability_of_best(lm) > 0.9).all(), f"{before} became {probability_of_best(lm)}; rewards {rewards}"
+    assert rewards[-1] > rewards[0] + 0.5
+    assert problems == {None, "empty completion", "diverged"}  # they were tried, and changed nothing of the above
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One round, looked at closely
+
+
+def test_a_round_asks_the_base_once_a_question_and_does_nothing_twice(lm, tmp_path, monkeypatch):
+    asked, tried = [], []
+    real_base, real_score = rest_em.score_base, rest_em.score
+
+    def counting_base(lm, queries, *rest, **options):
+        asked.extend(query.question for group in queries for query in group)
+        return real_base(lm, queries, *rest, **options)
+
+    def counting_score(lm, edits, *rest, **options):
+        tried.append((options["seed"], len(edits)))
+        return real_score(lm, edits, *rest, **options)
+
+    monkeypatch.setattr(rest_em, "score_base", counting_base)
+    monkeypatch.setattr(rest_em, "score", counting_score)
+    config = dataclasses.replace(OUTER, samples=8, reward_seeds=2)
+    loop = make_loop(tmp_path / "run")
+    after, log = rest_em_round(lm, KEYS, config, loop, number=1)
+    assert asked == ["north?", "south?"]
+    trained = sum(bool(trial.edit.examples) for row in log.trials for trial in row)
+    assert tried == [(0, trained), (1, trained)]  # every self-edit that can be trained on, once a training seed
+    assert all(len(trial.scores) == (2 if trial.edit.examples else 1) for row in log.trials for trial in row)
+    loop.run.close()
+
+    def not_again(*_, **__):
+        raise AssertionError("finished work was done again")
+
+    for name in ("score_base", "score", "sample", "train"):
+        monkeypatch.setattr(rest_em, name, not_again)
+    # Another chunk, as after a run that found too little memory late: the pieces it finished are still its pieces.
+    again = make_loop(tmp_path / "run")
+    resumed, resumed_log = rest_em_round(lm, KEYS, config, again, number=1)
+    assert resumed_log.trials == log.trials
+    assert resumed_log.sft_losses == log.sft_losses
+    assert (resumed_log.keep == log.keep).all()
+    assert again.progress.fresh <= 2 + config.passages  # selection, and what was kept
+    jax.tree.map(np.testing.assert_array_equal, resumed.params["blocks"], after.params["blocks"])
+
+
+def test_a_chunk_halved_by_lack_of_memory_does_not_change_which_pieces_a_run_has(lm, tmp_path):
+    edits = [[parse(key, word) for word in ("red", "blue", "green")] for key in KEYS]
+    first = make_loop(tmp_path / "run", chunk=Chunk(4), write_chunk=Chunk(8), inner=dataclasses.replace(INNER, chunk=4))
+    first.chunk.size, first.write_chunk.size = 2, 4  # as `in_chunks` leaves them
+    base = try_base(lm, KEYS, first, name="a")
+    trials = try_self_edits(lm, KEYS, edits, base, first, seeds=1, name="a")
+    written = write_self_edits(lm, KEYS, first, samples=4, name="a")
+    first.run.close()
+    again = make_loop(tmp_path / "run", chunk=Chunk(4), write_chunk=Chunk(8), inner=dataclasses.replace(INNER, chunk=4))
+    assert try_base(lm, KEYS, again, name="a") == base
+    assert try_self_edits(lm, KEYS, edits, base, again, seeds=1, name="a") == trials
+    assert write_self_edits(lm, KEYS, again, samples=4, name="a") == written
+    assert again.progress.fresh == 0
+
+
+def test_an_empty_completion_scores_as_no_training_and_is_never_kept(lm, loop):
+    edits = [[parse(key, ""), parse(key, "green")] for key in KEYS]
+    base = try_base(lm, KEYS, loop, name="a")
+    trials = try_self_edits(lm, KEYS, edits, base, loop, seeds=2, name="a")
+    for row, untrained in zip(trials, base, strict=True):
+        empty = row[0]
+        assert empty.problem == "empty completion"
+        assert empty.scores == [untrained._replace(problem="empty completion")]
+        assert (empty.accuracy, empty.log_likelihood) == (untrained.accuracy, untrained.log_likelihood)
+        assert empty.scores[0].losses == []
+        assert row[1].problem is None
+        assert len(row[1].scores) == 2
+
+
+@pytest.mark.parametrize("rule", ["best", "improved", "all_improved"])
+def test_what_trains_nothing_or_diverges_is_never_kept_nor_stands_in_anothers_way(lm, tmp_path, monkeypatch, rule):
+    """Even where it scores highest; the best of the others is chosen then."""
+    words = ["", "green", "poison", "red"]
+    accuracy = {"": 1.0, "green": 0.5, "poison": 1.0, "red": 0.75}
+    task = Key("north", "red")
+    base = one_score(0.25)
+    trials = [
+        Trial(task, k, parse(task, word), [one_score(accuracy[word], "diverged" if word == "poison" else None)], base)
+        for k, word in enumerate(words)
+    ]
+    kept = round_of(lm, monkeypatch, make_loop(tmp_path / "run"), trials, base, rule)
+    assert kept == (["green", "red"] if rule == "all_improved" else ["red"])
+
+
+@pytest.mark.parametrize(
+    ("signal", "break_ties", "expected"),
+    [("accuracy", False, "green"), ("accuracy", True, "red"), ("log_likelihood", False, "blue")],
+)
+def test_the_signal_and_the_tie_break_are_the_configs(lm, tmp_path, monkeypatch, signal, break_ties, expected):
+    task, base = KEYS[0], one_score(0.0, log_likelihood=-9.0)
+    figures = {"green": (1.0, -3.0), "red": (1.0, -2.0), "blue": (0.5, -1.0)}
+    trials = [
+        Trial(task, k, parse(task, word), [one_score(accuracy, log_likelihood=likely)], base)
+        for k, (word, (accuracy, likely)) in enumerate(figures.items())
+    ]
+    loop = make_loop(tmp_path / "run")
+    assert round_of(lm, monkeypatch, loop, trials, base, "best", signal=signal, break_ties=break_ties) == [expected]
+
+
+def one_score(accuracy: float, problem: str | None = None, log_likelihood: float = -1.0) -> Score:
+    """A score of four questions."""
+    return Score(["?"] * 4, [q < 4 * accuracy for q in range(4)], [log_likelihood] * 4, [], problem)
+
+
+def round_of(lm, monkeypatch, loop, trials: list[Trial], base: Score, rule, **config) -> list[str]:
+    """The completions that a round of one task with these trials learns to write."""
+    learned: list[Example] = []
+    monkeypatch.setattr(rest_em, "try_base", lambda *_, **__: [base])
+    monkeypatch.setattr(rest_em, "write_self_edits", lambda *_, **__: [[trial.edit for trial in trials]])
+    monkeypatch.setattr(rest_em, "try_self_edits", lambda *_, **__: [trials])
+    monkeypatch.setattr(
+        rest_em, "sft", lambda lm, pairs, config, *, seed: (learned.extend(pairs), sft(lm, pairs[:1], SFT, seed=0))[1]
+    )
+    _, log = rest_em_round(lm, [trials[0].task], dataclasses.replace(OUTER, select=rule, **config), loop, number=1)
+    kept = [trial.edit.completion for trial, k in zip(trials, log.keep[0], strict=True) if k]
+    assert [pair.completion for pair in learned] == [f"{text} {tiny.END}" for text in kept]
+    assert all(pair.prompt == "write north" for pair in learned)
+    return kept
+
+
+def test_a_completion_that_was_cut_off_is_learned_without_an_end(lm, tmp_path, monkeypatch):
+    pairs: list[Example] = []
+
+    def record(lm, given, config, *, seed):
+        pairs.extend(given)
+        return sft(lm, given, config, seed=seed)
+
+    monkeypatch.setattr(rest_em, "sft", record)
+    loop = make_loop(tmp_path / "run")
+    _, log = rest_em_round(lm, KEYS, dataclasses.replace(OUTER, samples=8, select="best"), loop, number=1)
+    kept = [trial for row, k in zip(log.trials, log.keep, strict=True) for trial, k in zip(row, k, strict=True) if k]
+    assert len(kept) == 2
+    assert not any(trial.edit.finished for trial in kept)  # one token is the limit here
+    assert [pair.completion for pair in pairs] == [trial.edit.completion for trial in kept]
+
+
+def test_a_round_that_keeps_nothing_leaves_the_model_as_it_is(lm, tmp_path):
+    never = DOMAIN._replace(grade=lambda queries, answers: [False] * len(queries))
+    loop = make_loop(tmp_path / "run", domain=never)
+    after, log = rest_em_round(lm, KEYS, OUTER, loop, number=1)
+    assert after is lm
+    assert not log.keep.any()
+    assert log.sft_losses == []
+    assert not (loop.run.path / "checkpoints").exists()
+
+
+def test_a_missing_verdict_is_not_a_wrong_one(lm, tmp_path):
+    """The judge fails on the second question of each task: what counts is the first."""
+
+    def queries(task: Key) -> list[Query]:
+        return DOMAIN.queries(task) * 2
+
+    domain = DOMAIN._replace(queries=queries, grade=lambda asked, answers: [*grade(asked[:1], answers[:1]), None])
+    loop = make_loop(tmp_path / "run", domain=domain, shapes=SHAPES._replace(questions=2))
+    base = try_base(lm, KEYS, loop, name="a")
+    edits = [[parse(key, key.value), parse(key, "green")] for key in KEYS]
+    trials = try_self_edits(lm, KEYS, edits, base, loop, seeds=1, name="a")
+    assert [[trial.accuracy for trial in row] for row in trials] == [[1.0, 0.0], [1.0, 0.0]]
+    silent = make_loop(tmp_path / "none", domain=DOMAIN._replace(grade=lambda asked, _: [None] * len(asked)))
+    after, log = rest_em_round(lm, KEYS, dataclasses.replace(OUTER, select="best"), silent, number=1)
+    assert all(trial.accuracy is None for row in log.trials for trial in row)
+    assert after is lm  # no reward, nothing kept
+
+
+def test_the_reward_is_the_mean_over_training_seeds():
+    scores = [one_score(1.0, log_likelihood=-1.0), one_score(0.5, log_likelihood=-2.0)]
+    trial = Trial(KEYS[0], 0, parse(KEYS[0], "red"), scores, one_score(0.0))
+    assert (trial.accuracy, trial.log_likelihood, trial.problem) == (0.75, -1.5, None)
+    lost = Score([""], [False], [None], [], "diverged")
+    trial = trial._replace(scores=[*scores, lost])
+    assert (trial.accuracy, trial.log_likelihood, trial.problem) == (0.5, -1.5, "diverged")
+    missing = trial._replace(scores=[one_score(1.0), Score(["?"], [None], [None], [])])
+    assert missing.accuracy == 1.0
+
+
+def test_what_a_task_draws_does_not_depend_on_its_neighbours_or_the_chunk(lm, tmp_path):
+    draws = []
+    for i, (tasks, chunk) in enumerate([(KEYS, 32), (KEYS[::-1], 32), (KEYS[:1], 32), (KEYS, 4)]):
+        loop = make_loop(tmp_path / str(i), write_chunk=Chunk(chunk))
+        edits = write_self_edits(lm, tasks, loop, samples=4, name="a")
+        draws.append({task.id: [edit.completion for edit in row] for task, row in zip(tasks, edits, strict=True)})
+    assert draws[0] == draws[1] == draws[3]
+    assert draws[2]["north"] == draws[0]["north"]
+    assert draws[0]["north"] != draws[0]["south"]
+    other = write_self_edits(lm, KEYS, make_loop(tmp_path / "seed", seed=1), samples=4, name="a")
+    assert [edit.completion for edit in other[0]] != draws[0]["north"]
+    later = write_self_edits(lm, KEYS, make_loop(tmp_path / "name"), samples=4, name="b")
+    assert [edit.completion for edit in later[0]] != draws[0]["north"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selection
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("rule", "rewards", "baseline", "expected"),
+    [
+        ("best", [0.2, 0.6, 0.4], 0.9, [1]),  # gain or not
+        ("best", [0.2, 0.6, 0.6], 0.0, [1]),  # the first of equals
+        ("best", [0.0, 0.0, 0.0], 0.0, [0]),
+        ("best", [NAN, 0.1, NAN], 0.5, [1]),
+        ("best", [NAN, NAN, NAN], 0.5, []),
+        ("best", [-9.0, -3.0, -4.0], -1.0, [1]),  # log-likelihoods
+        ("best", [0.2, 0.6, 0.4], NAN, [1]),
+        ("improved", [0.2, 0.6, 0.8], 0.5, [2]),  # one a task
+        ("improved", [0.2, 0.6, 0.5], 0.6, []),  # as good as the base is no gain
+        ("improved", [NAN, 0.6, NAN], 0.5, [1]),
+        ("improved", [0.6, 0.6, 0.2], 0.5, [0]),
+        ("improved", [0.2, 0.6, 0.4], NAN, []),  # nothing to compare with
+        ("all_improved", [0.2, 0.6, 0.8], 0.5, [1, 2]),
+        ("all_improved", [0.5, 0.5, 0.6], 0.5, [2]),
+        ("all_improved", [NAN, 0.5, 0.2], 0.0, [1, 2]),
+        ("all_improved", [0.1, 0.2, 0.3], NAN, []),
+    ],
+)
+def test_select(rule, rewards, baseline, expected):
+    keep = select(np.array([rewards]), np.array([baseline]), rule=rule)
+    assert keep.dtype == bool
+    assert np.flatnonzero(keep[0]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "tie_break", "expected"),
+    [
+        ("best", [-3.0, -2.0, -1.0], [1]),  # among the best only
+        ("best", [-2.0, -2.0, -1.0], [0]),
+        ("best", [NAN, -5.0, -1.0], [1]),
+        ("best", [NAN, NAN, -1.0], [0]),
+        ("improved", [-3.0, -2.0, -1.0], [1]),
+        ("all_improved", [-3.0, -2.0, -1.0], [0, 1]),  # no tie to break
+    ],
+)
+def test_select_breaks_ties(rule, tie_break, expected):
+    keep = select(np.array([[0.6, 0.6, 0.4]]), np.array([0.5]), rule=rule, tie_break=np.array([tie_break]))
+    assert np.flatnonzero(keep[0]).tolist() == expected
+
+
+def test_select_takes_each_task_by_itself():
+    rewards = np.array([[0.1, 0.2], [0.9, 0.8], [0.5, 0.5]])
+    baseline = np.array([0.15, 0.95, 0.5])
+    kept = {rule: select(rewards, baseline, rule=rule).astype(int).tolist() for rule in ("best", "improved")}
+    assert kept == {"best": [[0, 1], [1, 0], [1, 0]], "improved": [[0, 1], [0, 0], [0, 0]]}
