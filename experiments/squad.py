@@ -100,18 +100,18 @@ DEMO = Config(
     prompt="facts",
     sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
     answer_tokens=24,
-    write_chunk=24,
+    write_chunk=20,
     max_sequences=8,
     inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, chunk=4, width_cuts=(24, 32, 96)),
     outer=OuterLoop(
         rounds=1,
-        passages=6,
+        passages=5,
         samples=4,
         reward_seeds=1,
         break_ties=True,
-        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0, epochs=3, batch_size=2),
+        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0, batch_size=2),
     ),
-    evaluation=Evaluation(passages=12),
+    evaluation=Evaluation(passages=10),
 )
 
 SMOKE = dataclasses.replace(

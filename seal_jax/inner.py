@@ -216,6 +216,10 @@ class Chunk:
     size: int
     what: str = "adapters"
     say: Callable[[str], None] = print
+    planned: int = dataclasses.field(init=False)  # the size before any halving: a resumed run cuts its pieces by it
+
+    def __post_init__(self) -> None:
+        self.planned = self.size
 
 
 def in_chunks(
@@ -249,7 +253,7 @@ def in_chunks(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or size == devices:
                 raise
-            chunk.size = size * each // 2
+            chunk.size = max(devices, size // 2 // devices * devices) * each
             chunk.say(f"not enough device memory for {size * each} {chunk.what} at a time: going on with {chunk.size}")
             continue
         outputs.append(jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))

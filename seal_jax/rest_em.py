@@ -132,7 +132,7 @@ def write_self_edits(
 ) -> list[list[SelfEdit]]:
     """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only."""
     domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
-    at_once = max(1, min(loop.write_chunk.size // samples, len(tasks)))
+    at_once = max(1, min(loop.write_chunk.planned // samples, len(tasks)))
     loop.progress.phase(f"{name}: writing self-edits", len(tasks))
 
     def write(group: Sequence[Task]) -> list[list[tuple[str, bool]]]:
@@ -174,8 +174,8 @@ def try_base(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, name: str)
     """Each task's questions to the model as it is: once per question."""
     loop.progress.phase(f"{name}: base model", len(tasks))
     scores: list[Score] = []
-    for start in range(0, len(tasks), loop.chunk.size):
-        group = tasks[start : start + loop.chunk.size]
+    for start in range(0, len(tasks), loop.chunk.planned):
+        group = tasks[start : start + loop.chunk.planned]
         queries = [loop.domain.queries(task) for task in group]
 
         def work(queries=queries) -> list[Score]:
@@ -206,7 +206,7 @@ def try_self_edits(
     """
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
     sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
-    groups = batching.by_size(sequences, loop.chunk.size)
+    groups = batching.by_size(sequences, loop.chunk.planned)
     results: dict[tuple[int, int], list[Score]] = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
     loop.progress.phase(f"{name}: inner loop", seeds * len(flat), "self-edits")
 

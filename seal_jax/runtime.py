@@ -22,7 +22,7 @@ def start(devices: int | None) -> None:
 
     if CPU_FLAGS not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}".strip()
-    jax.config.update("jax_num_cpu_devices", devices or min(len(os.sched_getaffinity(0)), MAX_CPU_DEVICES))
+    jax.config.update("jax_num_cpu_devices", devices or min(_cores(), MAX_CPU_DEVICES))
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -77,11 +77,16 @@ def describe_machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
+
+
+def _cores() -> int:
+    """Cores this process may run on (not every system can tell)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # equality in float32 is asked fo
 import jax
 
 jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX
+jax.config.update("jax_disable_most_optimizations", True)  # nearly all of a test's time is compiling
 
 import jax.numpy as jnp
 import numpy as np
