@@ -109,7 +109,8 @@ DEMO = Config(
         samples=4,
         reward_seeds=1,
         break_ties=True,
-        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0, batch_size=2),
+        select="improved",
+        sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0, epochs=3, batch_size=2),
     ),
     evaluation=Evaluation(passages=10),
 )
@@ -265,7 +266,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
                 for step, loss in enumerate(log.sft_losses):
                     metrics.write(f"round {number}/sft", step, {"loss": loss})
             name = f"self_edits_round_{number}"
-            label = "Trained on its own self-edits, before RL" if number == 0 else f"SEAL, after RL round {number}"
+            label = "Trained on its self-edits, before RL" if number == 0 else f"SEAL, after RL round {number}"
             stage = f"held-out, {'before RL' if number == 0 else f'after round {number}'}"
             edits = write_self_edits(lm, held_out, loop, samples=test.samples, name=stage)
             trials = try_self_edits(lm, held_out, edits, base, loop, seeds=test.seeds, name=stage)

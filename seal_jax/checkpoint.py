@@ -33,18 +33,37 @@ class RunFolder:
         self.path = Path(path).absolute()
         self._config_file, self._journal_file = self.path / "config.json", self.path / "journal.jsonl"
         with explained(self.path):
-            self._claim(json.loads(json.dumps(config)))
-            self._journal = self._journal_file.open("ab+")
+            self._refuse_strangers()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._journal = self._journal_file.open(
+                "ab+", buffering=0
+            )  # what a full disk refuses is not kept for later
             try:
-                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OSError(
-                    f"{self.path}: another process is running here; wait for it, or use another --run-folder"
-                ) from error
-            self._finished = self._read_journal()
+                self._lock()
+                self._finished = self._read_journal()
+                self._claim(json.loads(json.dumps(config)))
+            except BaseException:
+                self._journal.close()
+                raise
+
+    def _refuse_strangers(self) -> None:
+        if self.path.exists() and not self._journal_file.exists() and any(self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is neither empty nor a run folder (it has no {self._journal_file.name}); "
+                "name another --run-folder"
+            )
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: another process is running here; wait for it, or use another --run-folder"
+            ) from error
 
     def _claim(self, config: dict) -> None:
-        if self._config_file.exists():
+        """Writes the config, or compares with it. One under which nothing was finished bars no other."""
+        if self._config_file.exists() and self._finished:
             differing = [
                 f"{name}: {a!r} there, {b!r} now"
                 for name, a, b in differences(json.loads(self._config_file.read_text()), config)
@@ -54,29 +73,36 @@ class RunFolder:
                     f"{self.path} holds a run of another config; use another --run-folder or remove this one. "
                     "Differing fields:\n  " + "\n  ".join(differing)
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(
-                f"{self.path} is neither empty nor a run folder (it has no config.json); name another --run-folder"
-            )
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self._config_file, json.dumps(config, indent=2))
 
     def _read_journal(self) -> dict[str, Any]:
         """Finished pieces by name. A last line cut short by a kill is removed."""
-        self._journal.seek(0)
+        content = self._journal_file.read_bytes()
         finished, end = {}, 0
-        for line in self._journal:
+        for line in content.splitlines(keepends=True):
             try:
                 record = json.loads(line) if line.endswith(b"\n") else None
-            except json.JSONDecodeError:
+            except ValueError:
                 record = None
             if record is None:
                 break
             finished[record["name"]] = record["value"]
             end += len(line)
-        self._journal.truncate(end)
+        if end < len(content):
+            self._journal.truncate(end)
         return finished
+
+    def _append(self, line: bytes) -> None:
+        """The whole line, or nothing of it."""
+        end = self._journal.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._journal.write(line) :]
+            os.fsync(self._journal.fileno())
+        except OSError:
+            self._journal.truncate(end)
+            raise
 
     def has(self, name: str) -> bool:
         """Whether the piece was finished before."""
@@ -87,9 +113,7 @@ class RunFolder:
         if name not in self._finished:
             line = json.dumps({"name": name, "value": work()})
             with explained(self.path):
-                self._journal.write(line.encode() + b"\n")
-                self._journal.flush()
-                os.fsync(self._journal.fileno())
+                self._append(line.encode() + b"\n")
             self._finished[name] = json.loads(line)["value"]  # as a resumed run would read it
         return self._finished[name]
 

@@ -71,6 +71,11 @@ def _transformation(optimiser: Optimiser) -> optax.GradientTransformation:
     )
 
 
+def _sum_over(axis: str | None, tree: Any) -> Any:
+    """The sum over the devices of a mesh axis; the tree itself where there is none."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
 def learning_rate(optimiser: Optimiser, hparams: HParams, step: Int[Array, ""]) -> Float[Array, ""]:
     """The rate of 0-based `step`: transformers' `get_scheduler`, with the horizon an array."""
     warmup = optimiser.warmup_steps
@@ -91,15 +96,19 @@ def inner_update(
     loss_mask: Bool[Array, "B T"],
     hparams: HParams,
     optimiser: Optimiser,
+    rows_axis: str | None = None,
 ) -> tuple[InnerState, Metrics]:
     """One optimiser step of one adapter on one batch: the mean next-token loss over the tokens under `loss_mask`.
 
-    `hparams` holds this adapter's scalars. Pure; differentiates the adapter only.
+    `hparams` holds this adapter's scalars. Pure; differentiates the adapter only. Where the batch's rows are split over
+    devices, `rows_axis` names the mesh axis, and every device arrives at the same new state.
     """
     decoder = nnx.merge(model, params)
     adapter = state.adapter
-    trained = jnp.maximum(jnp.sum(loss_mask[:, 1:]), 1)
+    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(loss_mask[:, 1:])), 1)
     key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
+    if rows_axis is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
 
     def loss_of(weights: tuple[dict, dict], tokens: Array, loss_mask: Array, key: Array) -> Float[Array, ""]:
         hidden, _ = decoder(
@@ -125,6 +134,7 @@ def inner_update(
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
         (loss, grads), _ = jax.lax.scan(add, zero, (*micro, keys))
 
+    loss, grads = _sum_over(rows_axis, (loss, grads))
     updates, moments = _transformation(optimiser).update(grads, state.moments, weights)
     rate = learning_rate(optimiser, hparams, state.step)
     a, b = jax.tree.map(lambda w, u: w - rate * u, weights, updates)
@@ -139,6 +149,7 @@ def adapt(
     width_index: Int[Array, "S"],
     hparams: HParams,
     optimiser: Optimiser,
+    rows_axis: str | None = None,
 ) -> tuple[Adapter, Metrics]:
     """Trains one adapter through all S steps of its batch.
 
@@ -151,8 +162,8 @@ def adapt(
         row = jnp.maximum(rows, 0)
         tokens = batch.tokens[:, :width][row]
         loss_mask = batch.loss_mask[:, :width][row] & (rows >= 0)[:, None]
-        new_state, metrics = inner_update(model, params, state, tokens, loss_mask, hparams, optimiser)
-        active = jnp.any(rows >= 0) & (state.step < hparams.num_steps)
+        new_state, metrics = inner_update(model, params, state, tokens, loss_mask, hparams, optimiser, rows_axis)
+        active = (_sum_over(rows_axis, jnp.sum(rows >= 0)) > 0) & (state.step < hparams.num_steps)
         return jax.tree.map(partial(jnp.where, active), (new_state, metrics), (state, unchanged))
 
     def skip(state: InnerState, rows: Int[Array, "B"]) -> tuple[InnerState, Metrics]:
@@ -170,14 +181,19 @@ def adapt(
     return state.adapter, metrics
 
 
-@partial(jax.jit, static_argnames=("model", "optimiser", "mesh"), donate_argnames="adapters")
-def _adapt_chunk(model, params, adapters, batch, width_index, hparams, optimiser, mesh=None):
+@partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="adapters")
+def _adapt_chunk(model, params, adapters, batch, width_index, hparams, optimiser, mesh=None, by_rows=False):
     # The widths are the same for all adapters, so `switch` stays a branch and does not become a select of them all.
-    many = jax.vmap(partial(adapt, model, optimiser=optimiser), in_axes=(None, 0, 0, None, 0))
-    if mesh is not None:  # each device trains its own adapters; nothing is exchanged
+    rows_axis = "adapters" if by_rows else None
+    many = jax.vmap(partial(adapt, model, optimiser=optimiser, rows_axis=rows_axis), in_axes=(None, 0, 0, None, 0))
+    if mesh is not None:
         split, whole = PartitionSpec("adapters"), PartitionSpec()
-        specs = (whole, split, split, whole, split)
-        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+        if by_rows:  # each device takes its rows of every batch; gradients are summed
+            rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
+            specs, out = (whole, whole, rows, whole, whole), whole
+        else:  # each device trains its own adapters; nothing is exchanged
+            specs, out = (whole, split, split, whole, split), split
+        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
     return many(params, adapters, batch, width_index, hparams)
 
 
@@ -196,17 +212,24 @@ def adapt_many(
 
     All of `adapters`, `batch` and `hparams` carry the leading axis E; metrics are [E, S]. One program is compiled for
     all chunks. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
-    "adapters", each device trains its share of a chunk.
+    "adapters", each device trains its share of a chunk; a single adapter is trained by all of them, each on its share of
+    a step's rows.
     """
+    total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
+    by_rows = total == 1 and devices > 1
+    if by_rows:
+        idle = -batch.order.shape[2] % devices
+        batch = batch.replace(order=np.pad(np.asarray(batch.order), ((0, 0), (0, 0), (0, idle)), constant_values=-1))
 
     def train(index: Int[np.ndarray, "C"], live: Bool[np.ndarray, "C"]) -> tuple[Adapter, Metrics]:
         rows = jax.tree.map(lambda x: x[index], batch)
         hyper = jax.tree.map(lambda x: jnp.asarray(x)[index], hparams)
         hyper = hyper.replace(num_steps=jnp.where(live, hyper.num_steps, 0))
         width_index = step_widths(np.asarray(rows.lengths), np.asarray(rows.order), rows.widths)
-        return _adapt_chunk(model, params, lora.take(adapters, index), rows, width_index, hyper, optimiser, mesh)
+        taken = lora.take(adapters, index)
+        return _adapt_chunk(model, params, taken, rows, width_index, hyper, optimiser, mesh, by_rows)
 
-    return in_chunks(train, len(batch.tokens), chunk, devices=1 if mesh is None else mesh.size)
+    return in_chunks(train, total, Chunk(1, say=chunk.say) if by_rows else chunk, devices=1 if by_rows else devices)
 
 
 @dataclasses.dataclass

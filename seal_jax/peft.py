@@ -141,7 +141,7 @@ def _read_config(file: Path) -> tuple[int, float]:
             raise ValueError(f"{file}: {field} = {raw[field]!r}; this program reads plain LoRA ({field} = {plain!r})")
     if raw.get("init_lora_weights", True) not in _INITIALISATIONS:
         raise ValueError(
-            f"{file}: init_lora_weights = {raw['init_lora_weights']!r} also changed the base weights; convert the adapter "
-            "to plain LoRA first (PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+            f"{file}: init_lora_weights = {raw['init_lora_weights']!r} also changed the base weights; convert the "
+            "adapter to plain LoRA first (PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)

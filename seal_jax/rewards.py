@@ -163,7 +163,8 @@ def score(
     scores = []
     for e, group in enumerate(queries):
         trained = [float(loss) for loss in losses[e] if math.isfinite(loss)]
-        if finite[e]:
+        computed = np.isfinite(np.array(likely[e], float)).all()  # finite weights can be too large to compute with
+        if finite[e] and computed:
             scores.append(Score(answers[e], grade(group, answers[e]), likely[e], trained))
         else:
             scores.append(Score([""] * len(group), [False] * len(group), [None] * len(group), trained, "diverged"))

@@ -63,8 +63,9 @@ def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any
     text = tokenizer.load_tokenizer(files)
     codec = tokenizer.make_codec(text, files)
     mesh = make_mesh(devices)
-    if mesh is not None:
-        params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    # Placed for good also on a single device: merged weights are, and would otherwise compile every program anew.
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
+    params = jax.device_put(params, everywhere)
     lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh)
     return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config.context_length
 
