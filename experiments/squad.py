@@ -213,6 +213,22 @@ def measure(config: Config, lm: LanguageModel, domain: Domain, data: Data, conte
     return shapes, batching.round_up(longest_prompt, 8)
 
 
+def held_out_stage(number: int) -> str:
+    """What the evaluation after so many rounds is called while it runs."""
+    return f"held-out, {'before RL' if number == 0 else f'after round {number}'}"
+
+
+def phases(rounds: int) -> list[str]:
+    """All that a run will show, in order."""
+    names = ["held-out: base model", "passage alone: inner loop"]
+    for number in range(rounds + 1):
+        if number > 0:
+            steps = ("base model", "writing self-edits", "inner loop", "selection", "SFT on the winners")
+            names += [f"round {number}: {step}" for step in steps]
+        names += [f"{held_out_stage(number)}: {step}" for step in ("writing self-edits", "inner loop")]
+    return names
+
+
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     """One run, from passages to report.html. Carries on where an earlier run of the same config stopped."""
     started = time.monotonic()
@@ -220,7 +236,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     require_room(run_folder, needed=ROOM)
     folder = RunFolder(run_folder, as_json(config))
     lm, chat, context_length = runtime.load_language_model(config.model, config.dtype, config.devices)
-    with Progress() as progress, MetricsWriter(folder.path) as metrics:
+    with Progress(phases(config.outer.rounds), title="SEAL") as progress, MetricsWriter(folder.path) as metrics:
         domain = make_domain(config, lm, chat)
         shapes, prompt_width = measure(config, lm, domain, data, context_length)
         loop = Loop(
@@ -267,9 +283,8 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
                     metrics.write(f"round {number}/sft", step, {"loss": loss})
             name = f"self_edits_round_{number}"
             label = "Trained on its self-edits, before RL" if number == 0 else f"SEAL, after RL round {number}"
-            stage = f"held-out, {'before RL' if number == 0 else f'after round {number}'}"
-            edits = write_self_edits(lm, held_out, loop, samples=test.samples, name=stage)
-            trials = try_self_edits(lm, held_out, edits, base, loop, seeds=test.seeds, name=stage)
+            edits = write_self_edits(lm, held_out, loop, samples=test.samples, name=held_out_stage(number))
+            trials = try_self_edits(lm, held_out, edits, base, loop, seeds=test.seeds, name=held_out_stage(number))
             stages.append(evaluation.trained_stage(name, label, trials))
             finish(name, trials)
 
