@@ -247,8 +247,8 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
         records: list[dict[str, Any]] = []
         held_out, test = data.held_out, config.evaluation
 
-        def finish(stage: str, trials: Sequence[Sequence[Trial]], keep: Any = None) -> None:
-            """A finished stage's self-edits, on disk at once."""
+        def finish(stage: str, trials: Sequence[Sequence[Trial]], keep: Any = None, sft: Sequence[float] = ()) -> None:
+            """A finished stage's self-edits and metrics, on disk at once."""
             for p, row in enumerate(trials):
                 for k, trial in enumerate(row):
                     records.append(evaluation.trial_record(stage, trial, bool(keep is not None and keep[p, k])))
@@ -258,6 +258,8 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             def record_metrics() -> None:
                 for step, loss in enumerate(evaluation.mean_losses(trials)):
                     metrics.write(f"{stage}/inner loop", step, {"loss": loss})
+                for step, loss in enumerate(sft):
+                    metrics.write(f"{stage}/sft", step, {"loss": loss})
                 accuracy, likely = (
                     mean(getattr(t, f) for r in trials for t in r) for f in ("accuracy", "log_likelihood")
                 )
@@ -278,9 +280,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             if number > 0:
                 lm, log = rest_em_round(lm, data.rounds[number - 1], config.outer, loop, number=number)
                 rounds.append(evaluation.round_record(number, log))
-                finish(f"round {number}", log.trials, log.keep)
-                for step, loss in enumerate(log.sft_losses):
-                    metrics.write(f"round {number}/sft", step, {"loss": loss})
+                finish(f"round {number}", log.trials, log.keep, log.sft_losses)
             name = f"self_edits_round_{number}"
             label = "Trained on its self-edits, before RL" if number == 0 else f"SEAL, after RL round {number}"
             edits = write_self_edits(lm, held_out, loop, samples=test.samples, name=held_out_stage(number))

@@ -69,7 +69,7 @@ class Progress(Protocol):
 
 
 class Loop(NamedTuple):
-    """What stays the same through a run, whichever model is the current one."""
+    """What stays the same through a run, whichever model is current."""
 
     domain: Domain
     inner: FineTuning

@@ -77,7 +77,9 @@ def train(
         rank=np.full(total, config.rank, np.int32),
         seed=np.asarray(seeds, np.int32),
     )
-    fresh = init_adapters(lm.params["blocks"], hparams, config.projections, config.rank)
+    places = np.resize(np.arange(total), batching.round_up(total, chunk.planned))  # one shape, so one program
+    filled = jax.tree.map(lambda x: x[places], hparams)
+    fresh = lora.take(init_adapters(lm.params["blocks"], filled, config.projections, config.rank), slice(0, total))
     trained, metrics = inner.adapt_many(
         lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh
     )

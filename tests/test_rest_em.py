@@ -1,8 +1,8 @@
 """The outer loop: a toy world whose best self-edit is known is solved; what is kept, and what never; nothing twice.
 
 The toy world: each task is a key with a value, and a self-edit is one word. Training on it makes the adapted model
-answer the key's question with that word, so the value is the one self-edit that helps. `poison` has no finite embedding:
-training on it diverges.
+answer the key's question with that word, so the value is the one self-edit that helps. The word `poison` has no finite
+embedding: training on it diverges.
 """
 
 from __future__ import annotations

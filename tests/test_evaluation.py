@@ -1,0 +1,194 @@
+"""The rows of results.json: which is compared with which, what has no number, and what a self-edit's record says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from seal_jax.domains.passages import Passage, Question
+from seal_jax.evaluation import Stage, base_stage, mean_losses, round_record, rows, summary, trained_stage, trial_record
+from seal_jax.rest_em import RoundLog, Trial
+from seal_jax.rewards import Score
+from seal_jax.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.types import Example, SelfEdit
+
+PASSAGES = [
+    Passage(f"p{i}", f"Title {i}", f"Context {i}.", (Question("Who?", "Ada"), Question("When?", "1902")))
+    for i in range(4)
+]
+
+
+def a_score(*verdicts: bool | None, likely: float | None = -1.0, **fields) -> Score:
+    return Score([f"answer {q}" for q in range(len(verdicts))], list(verdicts), [likely] * len(verdicts), [], **fields)
+
+
+def a_trial(
+    p: int, scores: list[Score], *, sample: int = 0, problem: str | None = None, base: Score | None = None
+) -> Trial:
+    edit = SelfEdit("One.\nTwo.", (Example("", "Title\nOne."), Example("Title\n", "Two.")), problem)
+    return Trial(PASSAGES[p], sample, edit, scores, base or a_score(False, False, likely=-3.0))
+
+
+BASE = base_stage([a_score(False, False, likely=-3.0) for _ in PASSAGES], "Base model")
+PASSAGE = Stage("passage", "Trained on the passage alone", [0.5, 0.0, 0.5, 1.0], [-2.0, -1.0, -1.5, -0.5], {})
+LAST = Stage("self_edits_round_0", "Own self-edits", [1.0, 0.5, 1.0, 1.0], [-1.0, -0.5, -1.0, -0.25], {"diverged": 1})
+
+
+def plain(interval) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), interval[:3], strict=True))
+
+
+def test_each_row_is_compared_with_the_one_above_and_with_the_base():
+    first, second, third = rows([BASE, PASSAGE, LAST], PASSAGES, 8, seed=3)
+    assert (first["versus_previous"], first["versus_base"]) == (None, None)
+    change = plain(paired_bootstrap(BASE.accuracy, PASSAGE.accuracy, seed=3))
+    assert second["versus_previous"] == second["versus_base"] == {"row": "base", **change}
+    assert third["versus_previous"] == {
+        "row": "passage",
+        **plain(paired_bootstrap(PASSAGE.accuracy, LAST.accuracy, seed=3)),
+    }
+    assert third["versus_base"] == {"row": "base", **plain(paired_bootstrap(BASE.accuracy, LAST.accuracy, seed=3))}
+    assert third["versus_previous"]["mean"] == pytest.approx(0.375)  # a gain is positive
+    assert third["versus_base"]["mean"] == pytest.approx(0.875)
+    assert third["accuracy"] == plain(bootstrap_mean(LAST.accuracy, seed=3))
+    assert third["log_likelihood"] == plain(bootstrap_mean(LAST.log_likelihood, seed=3))
+    assert third["per_passage"] == {"p0": 1.0, "p1": 0.5, "p2": 1.0, "p3": 1.0}
+    assert (third["passages"], third["questions"], third["problems"]) == (4, 8, {"diverged": 1})
+    assert [row["name"] for row in (first, second, third)] == ["base", "passage", "self_edits_round_0"]
+
+
+def test_what_has_no_number_is_null_in_plain_json():
+    lost = Stage("passage", "lost", [None] * 4, [None] * 4, {"diverged": 4})
+    single = Stage("self_edits_round_0", "one", [0.5, None, None, None], [-1.0, None, None, None], {})
+    table = rows([BASE, lost, single], PASSAGES, 8, seed=0)
+    read = json.loads(json.dumps(table, allow_nan=False))
+    assert read == table
+    nothing = {"mean": None, "low": None, "high": None}
+    assert read[1]["accuracy"] == read[1]["log_likelihood"] == nothing
+    assert read[1]["versus_previous"] == {"row": "base", **nothing}
+    assert read[2]["versus_previous"] == {"row": "passage", **nothing}
+    assert read[2]["accuracy"] == {"mean": 0.5, "low": None, "high": None}  # one passage has no interval
+    assert read[2]["versus_base"] == {"row": "base", "mean": 0.5, "low": None, "high": None}
+    assert read[1]["per_passage"] == {f"p{i}": None for i in range(4)}
+    assert "-" in summary(table)
+
+
+def test_a_trained_stage_is_the_mean_over_self_edits_and_seeds_and_counts_problems():
+    trials = [
+        [a_trial(0, [a_score(True, True), a_score(True, False)]), a_trial(0, [a_score(False, False)], sample=1)],
+        [
+            a_trial(1, [a_score(False, None, likely=-2.0)]),
+            a_trial(1, [a_score(True, True)], problem="empty completion"),
+        ],
+        [a_trial(2, [Score(["", ""], [False, False], [None, None], [], "diverged")])],
+        [a_trial(3, [a_score(None, None, likely=None)])],
+    ]
+    stage = trained_stage("passage", "Trained", trials)
+    assert stage.accuracy == [0.375, 0.5, 0.0, None]
+    assert stage.log_likelihood == [-1.0, -1.5, None, None]
+    assert stage.problems == {"diverged": 1, "empty completion": 1}
+
+
+def test_a_self_edits_record_holds_all_that_came_of_it():
+    scores = [
+        Score(["Ada", "1903"], [True, False], [-0.5, -1.5], [2.0, 1.0]),
+        Score(["Ada", "1902"], [True, True], [-0.25, -0.25], [2.5, 0.5]),
+    ]
+    before = Score(["Bob", ""], [False, None], [-3.0, -5.0], [])
+    record = trial_record("round 1", a_trial(2, scores, sample=3, base=before), kept=True)
+    assert record == {
+        "stage": "round 1",
+        "passage": "p2",
+        "title": "Title 2",
+        "context": "Context 2.",
+        "sample": 3,
+        "completion": "One.\nTwo.",
+        "problem": None,
+        "sequences": ["Title\nOne.", "Title\nTwo."],
+        "reward": 0.75,
+        "base_reward": 0.0,
+        "gain": 0.75,
+        "log_likelihood": -0.625,
+        "base_log_likelihood": -4.0,
+        "rewards_by_seed": [0.5, 1.0],
+        "losses": [2.0, 1.0],
+        "kept": True,
+        "answers": [
+            {
+                "question": "Who?",
+                "gold": "Ada",
+                "before": "Bob",
+                "before_correct": False,
+                "after": "Ada",
+                "after_correct": True,
+            },
+            {
+                "question": "When?",
+                "gold": "1902",
+                "before": "",
+                "before_correct": None,
+                "after": "1903",
+                "after_correct": False,
+            },
+        ],
+    }
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_a_record_without_a_reward_has_no_gain():
+    record = trial_record("passage", a_trial(0, [a_score(None, None, likely=None)]), kept=False)
+    assert (record["reward"], record["gain"], record["log_likelihood"], record["kept"]) == (None, None, None, False)
+    record = trial_record(
+        "passage", a_trial(0, [a_score(True, True)], base=a_score(None, None, likely=None)), kept=False
+    )
+    assert (record["reward"], record["base_reward"], record["gain"]) == (1.0, None, None)
+    lost = a_trial(0, [a_score(True, True), Score(["", ""], [False, False], [None, None], [], "diverged")])
+    record = trial_record("passage", lost, kept=False)
+    assert (record["problem"], record["rewards_by_seed"]) == ("diverged", [1.0, 0.0])
+    assert json.dumps(record, allow_nan=False)
+
+
+def test_a_rounds_record():
+    trials = [
+        [a_trial(0, [a_score(True, False)]), a_trial(0, [a_score(True, True)], sample=1)],
+        [a_trial(1, [a_score(None, None)]), a_trial(1, [a_score(False, False, problem="diverged")], sample=1)],
+    ]
+    log = RoundLog(trials, np.array([[False, True], [False, False]]), [1.5, 1.0])
+    record = round_record(1, log)
+    assert record == {
+        "round": 1,
+        "passages": 2,
+        "self_edits": 4,
+        "kept": 1,
+        "mean_reward": 0.5,
+        "mean_best_reward": 0.5,
+        "mean_base_reward": 0.0,
+        "problems": {"diverged": 1},
+        "sft_losses": [1.5, 1.0],
+    }
+    assert json.dumps(record, allow_nan=False)
+    silent = [[a_trial(0, [a_score(None, None)], base=a_score(None, None))]]
+    record = round_record(1, RoundLog(silent, np.zeros((1, 1), bool), []))
+    assert (record["mean_reward"], record["mean_best_reward"], record["mean_base_reward"]) == (None, None, None)
+
+
+def test_mean_losses_are_over_those_still_training():
+    def with_losses(*losses: float, problem: str | None = None) -> Trial:
+        return a_trial(0, [a_score(True, True, problem=problem)._replace(losses=list(losses))])
+
+    trials = [[with_losses(4.0, 2.0, 1.0), with_losses(2.0)], [with_losses(9.0, problem="diverged")]]
+    assert mean_losses(trials) == [3.0, 2.0, 1.0]
+    assert mean_losses([]) == []
+
+
+def test_the_summary_says_what_the_last_row_changed():
+    text = summary(rows([BASE, PASSAGE, LAST], PASSAGES, 8, seed=0))
+    assert "4 held-out passages, 8 questions" in text
+    assert text.splitlines()[-1].endswith("points: better")
+    worse = summary(rows([BASE, LAST, BASE._replace(name="x")], PASSAGES, 8, seed=0))
+    assert worse.splitlines()[-1].endswith("points: worse")
+    same = summary(rows([BASE, BASE._replace(name="x")], PASSAGES, 8, seed=0))
+    assert same.splitlines()[-1].endswith("points: no clear change")
+    assert "nan" not in text.lower()

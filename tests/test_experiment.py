@@ -1,0 +1,346 @@
+"""The whole program on a tiny random model: killed at any moment it loses nothing, a seed is a result, mistakes teach.
+
+Runs are processes of their own, as a user starts them; they share one cache of compiled programs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments import squad
+from seal_jax import runtime
+from seal_jax.domains.passages import INVENTED
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+PIECES = 6  # of round 1's inner loop: 6 self-edits, 2 at a time, 2 training seeds
+PHASES = [
+    "held-out: base model",
+    "passage alone: inner loop",
+    "held-out, before RL: writing self-edits",
+    "held-out, before RL: inner loop",
+    "round 1: base model",
+    "round 1: writing self-edits",
+    "round 1: inner loop",
+    "round 1: selection",
+    "round 1: SFT on the winners",
+    "held-out, after round 1: writing self-edits",
+    "held-out, after round 1: inner loop",
+]
+SETTINGS = {
+    "prompt": "implications",
+    "sampling.max-tokens": 16,
+    "answer-tokens": 4,
+    "inner.learning-rate": 0.01,
+    "inner.epochs": 2,
+    "outer.passages": 2,
+    "outer.samples": 3,
+    "outer.reward-seeds": 2,
+    "outer.signal": "log_likelihood",  # a random model answers nothing right
+    "outer.select": "best",
+    "outer.sft.learning-rate": 0.01,
+    "outer.sft.epochs": 1,
+    "evaluation.passages": 2,
+}
+OPTIONS = ["smoke", *(word for name, value in SETTINGS.items() for word in (f"--{name}", str(value)))]
+
+
+class Program:
+    """`python -m experiments.squad` with everything it may touch in one folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.model = tiny.model_folder(folder / "model")
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))},
+            "JAX_PLATFORMS": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "SEAL_JAX_CACHE": str(folder / "cache"),
+        }
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.squad", *OPTIONS, "--model", str(self.model), *options],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*options)
+        out, err = process.communicate(timeout=200)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Program:
+    return Program(tmp_path_factory.mktemp("program"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(program) -> tuple[Path, str]:
+    """(run folder, what it printed) of a run that nothing disturbed, moved from where the command put it."""
+    done = program.run("--run-folder", str(program.folder / "run"))
+    assert done.returncode == 0, done.stderr
+    return (program.folder / "run").rename(program.folder / "undisturbed"), done.stdout
+
+
+def results(folder: Path) -> dict:
+    """results.json but for its timings."""
+    values = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert values.pop("timings")
+    return values
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run leaves
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_is_promised(undisturbed):
+    folder, printed = undisturbed
+    found = results(folder)
+    stages = ["base", "passage", "self_edits_round_0", "self_edits_round_1"]
+    assert [row["name"] for row in found["rows"]] == stages
+    for row, above in zip(found["rows"][1:], stages, strict=False):
+        assert row["versus_previous"]["row"] == above
+        assert row["versus_base"]["row"] == "base"
+        assert {"mean", "low", "high"} <= row["versus_previous"].keys()
+        assert (row["passages"], len(row["per_passage"])) == (2, 2)
+    assert found["settings"]["outer"]["samples"] == 3
+    assert found["rounds"][0]["self_edits"] == 6
+    assert found["rounds"][0]["kept"] == 2
+    assert len(found["rounds"][0]["sft_losses"]) == 1
+    assert found["command"].startswith("python -m experiments.squad smoke --prompt implications")
+    figures = [row["log_likelihood"]["mean"] for row in found["rows"]]
+    assert len(set(figures)) == len(figures)  # every stage is another model
+
+    edits = lines(folder / "self_edits.jsonl")
+    assert [edit["stage"] for edit in edits] == ["passage"] * 2 + [stages[2]] * 2 + ["round 1"] * 6 + [stages[3]] * 2
+    assert sum(edit["kept"] for edit in edits) == 2
+    assert all(len(edit["rewards_by_seed"]) == 2 for edit in edits if edit["stage"] == "round 1")
+    assert all(edit["sequences"] and edit["answers"] and edit["losses"] for edit in edits)
+
+    assert (folder / "report.html").read_text(encoding="utf-8").count("<html") == 1
+    assert {entry["phase"] for entry in lines(folder / "metrics.jsonl")} >= {*stages[1:], "round 1"}
+    assert list((folder / "tensorboard").glob("events*"))
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["round_1"]
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == found["settings"]
+    names = [piece["name"] for piece in lines(folder / "journal.jsonl")]
+    assert len(names) == len(set(names))
+    assert sum(name.startswith("round 1/seed") for name in names) == PIECES
+
+    shown = [line.split("] ", 1)[1] for line in printed.splitlines() if line.startswith("[")]
+    begun = [line.rsplit(":", 1)[0] for line in shown if "done after" not in line and "/" not in line]
+    assert begun == PHASES
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# kill -9
+
+
+def kill_when(process: subprocess.Popen[str], begins: str | None, reached: Callable[[], bool] | None) -> None:
+    """SIGKILL once a phase's first line is read, or once the run folder holds something."""
+    assert process.stdout is not None
+    if begins is not None:
+        for line in process.stdout:
+            if f"] {begins}: " in line:
+                break
+    else:
+        assert reached is not None
+        while not reached() and process.poll() is None:
+            time.sleep(0.001)
+    assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_killed_in_each_phase_it_ends_as_an_undisturbed_run_does(program, undisturbed):
+    folder = program.folder / "run"  # the very command of the undisturbed run
+    journal, checkpoints = folder / "journal.jsonl", folder / "checkpoints"
+
+    def finished(piece: str) -> Callable[[], bool]:
+        return lambda: journal.exists() and f'"{piece}"' in journal.read_text(encoding="utf-8")
+
+    moments: list[tuple[str | None, Callable[[], bool] | None]] = [
+        (None, (folder / "config.json").exists),
+        ("passage alone: inner loop", None),
+        ("held-out, before RL: writing self-edits", None),
+        (None, finished("round 1/write/0")),
+        (None, finished("round 1/seed 0/try/0")),
+        ("round 1: selection", None),
+        ("round 1: SFT on the winners", None),
+        (None, lambda: any(checkpoints.glob("*"))),  # while the checkpoint is being written
+        ("held-out, after round 1: inner loop", None),
+        (None, (folder / "results.json").exists),  # before, or while, the report is written
+    ]
+    sizes = []
+    for begins, reached in moments:
+        kill_when(program.start("--run-folder", str(folder)), begins, reached)
+        sizes.append(journal.stat().st_size if journal.exists() else 0)
+    assert sizes == sorted(sizes), "a restart lost finished work"
+    journal.write_bytes(journal.read_bytes() + b'{"name": "held-out/ba')  # a line that a kill cut short
+    done = program.run("--run-folder", str(folder))
+    assert done.returncode == 0, done.stderr
+    reference, _ = undisturbed
+    assert results(folder) == results(reference)
+    assert (folder / "self_edits.jsonl").read_bytes() == (reference / "self_edits.jsonl").read_bytes()
+    assert journal.read_bytes() == (reference / "journal.jsonl").read_bytes()
+    assert (folder / "report.html").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seeds
+
+
+@pytest.mark.slow
+def test_a_seed_is_a_result_and_another_seed_another(program, undisturbed):
+    reference, _ = undisturbed
+    outcomes = []
+    for seed in (0, 1):
+        folder = program.folder / f"seed {seed}"
+        done = program.run("--run-folder", str(folder), "--seed", str(seed))
+        assert done.returncode == 0, done.stderr
+        outcomes.append(results(folder))
+        outcomes[-1].pop("command")  # names the folder
+    expected = results(reference)
+    expected.pop("command")
+    assert outcomes[0] == expected
+    assert outcomes[1]["rows"] != expected["rows"]
+    # Not only other passages: where two runs draw for the same passage, they draw differently.
+    written = [
+        {edit["completion"] for edit in lines(program.folder / f"seed {seed}" / "self_edits.jsonl")} for seed in (0, 1)
+    ]
+    assert not (written[0] & written[1]) - {""}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def main(program: Program, monkeypatch, capsys, *options: str) -> tuple[int, str, str]:
+    """(exit status, output, errors) of a command that ends before it computes: in this process, for speed."""
+    monkeypatch.setattr(runtime, "start", lambda devices: None)  # JAX runs already
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    try:
+        status = squad.main([*OPTIONS, "--model", str(program.model), *options])
+    except SystemExit as stop:  # as tyro ends at a typo
+        status = stop.code if isinstance(stop.code, int) else 1
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.slow
+def test_another_config_on_a_run_folder_is_refused(program, undisturbed):
+    folder, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    refused = program.run("--run-folder", str(folder), "--inner.rank", "4", "--outer.sft.epochs", "3", "--seed", "7")
+    assert refused.returncode == 2
+    for difference in ("inner.rank: 32 there, 4 now", "outer.sft.epochs: 1 there, 3 now", "seed: 0 there, 7 now"):
+        assert difference in refused.stderr
+    assert refused.stderr.count(" there, ") == 3
+    assert "--run-folder" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def write_passages(path: Path, count: int = 8, **change: object) -> Path:
+    """A file of passages in the reference's format, the last one changed."""
+    records = [
+        {name: record[name] for name in ("title", "context", "questions")}
+        for record in json.loads(INVENTED.read_text(encoding="utf-8"))[:count]
+    ]
+    records[-1] |= change
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+LONG = " ".join(["harbour"] * 2000)
+MISTAKES: dict[str, tuple[Callable[[Path], Sequence[str]], Sequence[str]]] = {
+    "not JSON": (
+        lambda folder: ["--data", str(note(folder / "d.json", "title,context\n"))],
+        ["d.json", "not JSON", "line 1"],
+    ),
+    "an empty field": (
+        lambda folder: ["--data", str(write_passages(folder / "d.json", context=" "))],
+        ["d.json", "passage 7", "'context'", "empty"],
+    ),
+    "a missing file": (lambda folder: ["--data", str(folder / "absent.json")], ["absent.json"]),
+    "a misspelt data set": (lambda folder: ["--data", "invneted"], ["'invneted'", "did you mean invented"]),
+    "too few passages": (
+        lambda folder: ["--data", str(write_passages(folder / "d.json", 3))],
+        ["d.json", "1 passages to train on", "needs 2", "--outer.passages"],
+    ),
+    "too few embedded passages": (
+        lambda folder: ["--evaluation.passages", "1000"],
+        ["20 held out", "1000", "--evaluation.passages"],
+    ),
+    "a passage longer than the context": (
+        lambda folder: ["--data", str(write_passages(folder / "d.json", context=LONG)), "--evaluation.passages", "6"],
+        ["needs a context of", "has 1024", "Shorten or remove"],
+    ),
+    "an unknown model": (lambda folder: ["--model", "smollm2-135"], ["'smollm2-135'", "did you mean 'smollm2-135m'"]),
+    "a folder that is no model": (lambda folder: ["--model", str(folder)], ["config.json"]),
+    "an unknown prompt": (lambda folder: ["--prompt", "implication"], ["implication", "did you mean implications"]),
+}
+
+
+def note(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_as_a_sentence_that_says_what_to_do(program, tmp_path, monkeypatch, capsys, mistake):
+    options, said = MISTAKES[mistake]
+    status, _, err = main(program, monkeypatch, capsys, "--run-folder", str(tmp_path / "run"), *options(tmp_path))
+    assert status == 2
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    for words in said:
+        assert words in err
+
+
+def test_a_typo_is_rejected_with_a_suggestion(program, tmp_path, monkeypatch, capsys):
+    status, out, err = main(
+        program, monkeypatch, capsys, "--run-folder", str(tmp_path / "run"), "--inner.learnig-rate", "1"
+    )
+    assert status == 2
+    assert "learnig-rate" in out + err
+    assert "--inner.learning-rate" in out + err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, capsys, program):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in program.model.iterdir():
+        (folder / path.name).write_bytes(b"" if path.suffix == ".safetensors" else path.read_bytes())
+    run_folder = tmp_path / "run"
+    status, out, err = main(
+        program, monkeypatch, capsys, "--model", str(folder), "--run-folder", str(run_folder), "--dry-run"
+    )
+    assert status == 0, err
+    for words in (str(folder), "2 held out", "round 1", "Memory", str(run_folder)):
+        assert words in out
+    assert not run_folder.exists()
+    status, _, err = main(program, monkeypatch, capsys, "--model", str(folder), "--run-folder", str(run_folder))
+    assert status == 2  # whereas a run needs them
+    assert "model.safetensors" in err
