@@ -122,7 +122,7 @@ SMOKE = dataclasses.replace(
     answer_tokens=8,
     max_sequences=4,
     inner=FineTuning(epochs=1, chunk=2, width_cuts=(96,)),
-    outer=dataclasses.replace(DEMO.outer, passages=2, samples=2),
+    outer=dataclasses.replace(DEMO.outer, passages=2, samples=2, select="best"),
     evaluation=Evaluation(passages=3),
 )
 

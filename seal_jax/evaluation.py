@@ -144,11 +144,11 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     first, last = table[0], table[-1]
     lines = [
         f"{first['passages']} held-out passages, {first['questions']} questions; 95 % intervals, paired by passage",
-        f"{'':<42}{'accuracy':>26}{'against the row above':>32}",
+        f"{'':<37}{'accuracy, %':>19}{'against row above':>24}",
     ]
     for row in table:
         against = "" if row["versus_previous"] is None else _points(row["versus_previous"], sign="+")
-        lines.append(f"{row['label']:<42}{_points(row['accuracy']):>26}{against:>32}")
+        lines.append(f"{row['label']:<37}{_points(row['accuracy']):>19}{against:>24}")
     change = last["versus_previous"]
     if len(table) > 1 and change["low"] is not None:
         clear = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "no clear change"

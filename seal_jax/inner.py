@@ -212,8 +212,8 @@ def adapt_many(
 
     All of `adapters`, `batch` and `hparams` carry the leading axis E; metrics are [E, S]. One program is compiled for
     all chunks. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
-    "adapters", each device trains its share of a chunk; a single adapter is trained by all of them, each on its share of
-    a step's rows.
+    "adapters", each device trains its share of a chunk; a single adapter is trained by all of them, each on its
+    share of a step's rows.
     """
     total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
     by_rows = total == 1 and devices > 1
