@@ -43,6 +43,8 @@ BOUND = 1e-3  # of a logit, and of a loss in nats
 GREEDY_PROMPT, GREEDY_TOKENS = 48, 32  # of the small checkpoints
 EPOCHS, LEARNING_RATE = 10, 1e-3
 TITLE = "The lighthouse of Orvane"
+# 8 sequences x 10 epochs = 80 steps. They are as long as those of real passages: on scraps of 8 tokens training is
+# chaotic (losses jump to 8 nats), and rounding alone then decides when.
 LINES = [
     "The lighthouse of Orvane was built in 1871 by the engineer Teresa Malk.",
     "The lamp of the lighthouse still burns whale oil, as it did when it was first lit.",
@@ -51,9 +53,9 @@ LINES = [
     "In the winter of 1902 the sea around the island froze, so supplies had to come by sledge.",
     "Teresa Malk was an engineer who came from Lundmark.",
     "Because the keeper goes up the tower every evening, he climbs thousands of steps in a month.",
-    "The lighthouse of Orvane was built in 1871 by Teresa Malk, an engineer from Lundmark. Its lamp burns whale oil to this "
-    "day. The keeper, Jon Adder, climbs 214 steps every evening.",
-]  # 8 sequences x 10 epochs = 80 steps. On lines of 8 tokens training is chaotic: 1e-6 more in A, and losses part by 4.
+    "The lighthouse of Orvane was built in 1871 by Teresa Malk, an engineer from Lundmark. Its lamp burns whale oil to "
+    "this day. The keeper, Jon Adder, climbs 214 steps every evening.",
+]
 
 
 class Row(NamedTuple):

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
+from transformers.utils import logging
 
 from seal_jax.models.hub import ModelFiles
 
-torch.set_num_threads(
-    1
-)  # these models are small: on a busy machine of 2 cores, a second thread made training 10 x slower
+logging.disable_progress_bar()
+torch.set_num_threads(1)  # for models this small; on a busy machine of 2 cores a second thread made it 10 x slower
 
 
 def load(files: ModelFiles) -> Any:
@@ -57,12 +57,14 @@ def fine_tune(
     alpha: int,
     learning_rate: float,
     start: Path,
+    seed: int = 0,
 ) -> Float[np.ndarray, "S"]:
     """PEFT's loss before each step, on one sequence a step: the reference's inner loop (the paper's section B.1).
 
     AdamW without decay, a linear decay to 0 over the steps, gradients clipped to a norm of 1. The adapter as PEFT
-    initialises it is saved under `start`; `model` is left without any.
+    initialises it from `seed` is saved under `start`; `model` is left without any.
     """
+    torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(projections), task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
     adapted.save_pretrained(start)

@@ -218,7 +218,7 @@ def adapt_many(
     total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
     by_rows = total == 1 and devices > 1
     if by_rows:
-        idle = -batch.order.shape[2] % devices
+        idle = -batch.order.shape[2] % (devices * optimiser.accumulate)
         batch = batch.replace(order=np.pad(np.asarray(batch.order), ((0, 0), (0, 0), (0, idle)), constant_values=-1))
 
     def train(index: Int[np.ndarray, "C"], live: Bool[np.ndarray, "C"]) -> tuple[Adapter, Metrics]:

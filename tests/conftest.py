@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import NamedTuple
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
-
 import jax
-
-jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX
-jax.config.update("jax_disable_most_optimizations", True)  # nearly all of a test's time is compiling
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +13,10 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 
 from seal_jax.models.transformer import Model, ModelConfig, graph, random_params
+
+jax.config.update("jax_platforms", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
+jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX
+jax.config.update("jax_disable_most_optimizations", True)  # nearly all of a test's time is compiling
 
 TINY = ModelConfig(
     vocab_size=61,

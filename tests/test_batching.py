@@ -1,4 +1,4 @@
-"""Every self-edit sees its own sequences in a fair order, whoever its neighbours are; nothing is lost, nothing is cut."""
+"""Every self-edit sees its own sequences in a fair order, whoever its neighbours are; nothing is lost or cut."""
 
 from __future__ import annotations
 

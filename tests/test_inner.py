@@ -123,6 +123,20 @@ def test_two_devices_train_what_one_does(tiny, mixed, mesh):
     assert_close((adapters, metrics), expected)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_two_devices_share_the_rows_of_a_single_adapter(tiny, mesh, accumulate):
+    """As in the outer SFT. Three rows a step, the last of an epoch smaller: devices have unequal shares of tokens."""
+    edit = [batching.Tokens(list(range(n, 2 * n)), n % 3) for n in (16, 12, 9, 7)]
+    options = {"epochs": 2, "widths": (16,), "capacity": 4, "seed": 0}
+    batch = batching.make_batch([edit], batch_size=3, **options)
+    even = batching.make_batch([edit], batch_size=4, **options)  # what micro-batches can divide
+    optimiser = Optimiser(eps=1e-5, accumulate=accumulate)
+    assert (batch.order >= 0).sum(axis=2).tolist() == [[3, 1, 3, 1]]
+    hyper, batch = (hparams(1, num_steps=4), batch) if accumulate == 1 else (hparams(1, num_steps=2), even)
+    together = train(tiny, hyper, batch=batch, mesh=mesh, optimiser=optimiser)
+    assert_close(together, train(tiny, hyper, batch=batch, optimiser=STEADY))
+
+
 def test_zero_steps_are_the_identity(tiny):
     start = fresh(tiny, hparams())
     adapters, metrics = train(tiny, hparams(num_steps=[6, 0, 6, 0]))
@@ -168,10 +182,10 @@ def test_steps_cut_short_train_the_same(tiny):
 
 def test_adapt_is_a_plain_loop_of_optax(tiny):
     """One adapter, written out with optax's own optimiser and a loss over whole rows of logits."""
-    batch, hyper, optimiser = row(make_batch(), 0), row(hparams(**MIXED), 0), Optimiser(weight_decay=0.1, clip_norm=0.3)
+    batch, hyper, optimiser = row(make_batch(), 0), row(hparams(**MIXED), 0), Optimiser(weight_decay=0.1, clip_norm=4.0)
     start = row(fresh(tiny, hparams(**MIXED)), 0)
     adamw = optax.chain(
-        optax.clip_by_global_norm(0.3),
+        optax.clip_by_global_norm(4.0),
         optax.adamw(optax.linear_schedule(hyper.learning_rate, 0.0, hyper.num_steps), weight_decay=0.1),
     )
 
@@ -194,7 +208,7 @@ def test_adapt_is_a_plain_loop_of_optax(tiny):
         expected.append(measured)
     adapter, metrics = adapt_jit(tiny.model, tiny.params, start, batch, jnp.zeros(6, int), hyper, optimiser=optimiser)
     assert_close(np.stack(metrics, axis=1), np.array(expected))
-    assert (metrics.grad_norm > 0.3).all()  # clipping was in force, and the norm is that before it
+    assert (metrics.grad_norm > 4).any() and (metrics.grad_norm < 4).any()  # the norm before clipping
     assert_close((adapter.a, adapter.b), weights)
 
 

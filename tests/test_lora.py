@@ -14,7 +14,9 @@ TOKENS = np.random.default_rng(0).integers(0, 61, (2, 12)).astype(np.int32)
 
 
 def init(tiny, projections=PROJECTIONS, *, seed=0, max_rank=8, rank=8, alpha=16.0):
-    return lora.init(jax.random.key(seed), tiny.params["blocks"], projections, max_rank=max_rank, rank=rank, alpha=alpha)
+    return lora.init(
+        jax.random.key(seed), tiny.params["blocks"], projections, max_rank=max_rank, rank=rank, alpha=alpha
+    )
 
 
 def with_b(adapter, rank, seed=1):
@@ -84,7 +86,7 @@ def test_merging_into_bfloat16_rounds_once(make_tiny):
 
 @pytest.mark.parametrize("projections", [("q_proj", "lm_head"), ("qproj",), ()])
 def test_a_projection_that_is_none_is_named(tiny, projections):
-    with pytest.raises(ValueError, match="LoRA targets .* expected one or more of .*'down_proj'") as error:
+    with pytest.raises(ValueError, match=r"LoRA targets .* expected one or more of .*'down_proj'") as error:
         init(tiny, projections)
     assert str(list(projections)) in str(error.value)
 

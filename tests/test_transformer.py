@@ -99,7 +99,10 @@ def test_biases_of_queries_keys_and_values_are_added(make_tiny):
         changed = change(with_bias.params, "blocks", name, "bias", to=jnp.zeros_like)
         assert np.abs(with_bias.logits(draw(1, 10), params=changed) - with_bias.logits(draw(1, 10))).max() > 1e-2, name
         params = change(params, "blocks", name, "bias", to=jnp.zeros_like)
-    no_bias = {**params, "blocks": {k: {n: w for n, w in v.items() if n != "bias"} for k, v in params["blocks"].items()}}
+    no_bias = {
+        **params,
+        "blocks": {k: {n: w for n, w in v.items() if n != "bias"} for k, v in params["blocks"].items()},
+    }
     assert_close(with_bias.logits(draw(1, 10), params=params), without.logits(draw(1, 10), params=no_bias))
 
 

@@ -3,8 +3,8 @@
     python -m tests.golden.make_peft      (after `make parity` has installed torch 2.13.0 and peft 0.21.2; seconds)
 
 80 steps: 8 sequences of 9 to 40 tokens in another order each of 10 epochs, batch 1. `adapter_model.safetensors` and
-`adapter_config.json` are as PEFT saves them; `expected.npz` holds tokens [8, 40], lengths, longest first, order [80] and
-losses [80].
+`adapter_config.json` are as PEFT saves them; `expected.npz` holds tokens [8, 40], longest first, their lengths, order
+[80] and losses [80].
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from experiments import peers
 from seal_jax.models.hub import ModelFiles
@@ -38,7 +37,6 @@ def main() -> None:
         folder = HERE / "peft" / f"{name}_{which}"
         shutil.rmtree(folder, ignore_errors=True)
         model = peers.load(ModelFiles(name, "safetensors", HERE / name, "golden"))
-        torch.manual_seed(seed)
         losses = peers.fine_tune(
             model,
             sequences,
@@ -48,6 +46,7 @@ def main() -> None:
             alpha=alpha,
             learning_rate=1e-3,
             start=folder,
+            seed=seed,
         )
         np.savez_compressed(folder / "expected.npz", tokens=tokens, lengths=lengths, order=order, losses=losses)
         print(f"{folder.name}: loss {losses[:8].mean():.3f} in the first epoch, {losses[-8:].mean():.3f} in the last")
