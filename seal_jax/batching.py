@@ -63,9 +63,9 @@ def shuffle(
 ) -> Int[np.ndarray, "E S B"]:
     """The order of steps: for each self-edit a seeded shuffle of its rows each epoch, rank-aligned between them.
 
-    What one self-edit gets depends on the seed, the capacity and its own count, never on its neighbours. With batches of one,
-    a self-edit sits out the ranks it does not have (-1), which keeps the others aligned; larger batches are filled up
-    in each self-edit's own order, the last of an epoch being smaller.
+    What one self-edit gets depends on the seed, the capacity and its own count, never on its neighbours. With batches
+    of one, a self-edit sits out the ranks it does not have (-1), which keeps the others aligned; larger batches are
+    filled up in each self-edit's own order, the last of an epoch being smaller.
     """
     rng = np.random.default_rng(seed)
     steps = math.ceil(capacity / batch_size)
