@@ -13,6 +13,7 @@ listed at `PAPER`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shlex
@@ -141,6 +142,7 @@ class Data(NamedTuple):
 
     rounds: list[list[squad.Passage]]
     held_out: list[squad.Passage]
+    fingerprint: str  # of all that was read from files: a run does not carry on over other passages or prompts
 
 
 def choose_passages(config: Config) -> Data:
@@ -150,10 +152,12 @@ def choose_passages(config: Config) -> Data:
         ValueError: fewer passages than the run needs.
     """
     need = config.outer.rounds * config.outer.passages
-    train = squad.shuffled(squad.load_passages(config.data, "train"), config.seed)
+    texts: list[Any] = [squad.load_prompts(config.prompt, "raw"), squad.load_prompts(config.prompt, "chat")]
+    texts.append(squad.load_passages(config.data, "train"))
+    train = squad.shuffled(texts[-1], config.seed)
     if config.held_out_data or config.data in squad.SPLIT_SOURCES:
-        held_out = squad.load_passages(config.held_out_data or config.data, "held_out")
-        held_out = squad.shuffled(held_out, config.seed)[: config.evaluation.passages]
+        texts.append(squad.load_passages(config.held_out_data or config.data, "held_out"))
+        held_out = squad.shuffled(texts[-1], config.seed)[: config.evaluation.passages]
         seen = {passage.id for passage in held_out}
         train = [passage for passage in train if passage.id not in seen]
     else:
@@ -164,7 +168,8 @@ def choose_passages(config: Config) -> Data:
             f"{need} (--outer.rounds x --outer.passages) and {config.evaluation.passages} (--evaluation.passages)"
         )
     size = config.outer.passages
-    return Data([train[r * size : (r + 1) * size] for r in range(config.outer.rounds)], held_out)
+    fingerprint = hashlib.sha256(repr(texts).encode()).hexdigest()[:16]
+    return Data([train[r * size : (r + 1) * size] for r in range(config.outer.rounds)], held_out, fingerprint)
 
 
 def make_domain(config: Config, lm: LanguageModel, chat: Any) -> Domain:
@@ -234,7 +239,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     started = time.monotonic()
     data = choose_passages(config)
     require_room(run_folder, needed=ROOM)
-    folder = RunFolder(run_folder, as_json(config))
+    folder = RunFolder(run_folder, {**as_json(config), "inputs": data.fingerprint})
     lm, chat, context_length = runtime.load_language_model(config.model, config.dtype, config.devices)
     with Progress(phases(config.outer.rounds), title="SEAL") as progress, MetricsWriter(folder.path) as metrics:
         domain = make_domain(config, lm, chat)

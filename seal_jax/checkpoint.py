@@ -35,9 +35,8 @@ class RunFolder:
         with explained(self.path):
             self._refuse_strangers()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._journal = self._journal_file.open(
-                "ab+", buffering=0
-            )  # what a full disk refuses is not kept for later
+            # Unbuffered: what a full disk refuses must not lie in a buffer and be written later.
+            self._journal = self._journal_file.open("ab+", buffering=0)
             try:
                 self._lock()
                 self._finished = self._read_journal()

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 
 from seal_jax import batching, lora
 from seal_jax.checkpoint import RunFolder
-from seal_jax.inner import Chunk, Optimiser, in_chunks
+from seal_jax.inner import Chunk, Optimiser, in_chunks, is_finite
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rewards import Score, score, score_base
 from seal_jax.sampler import Completions, Sampling, row_keys, sample
@@ -270,11 +270,20 @@ def select(
 
 
 def sft(lm: LanguageModel, pairs: Sequence[Example], config: FineTuning, *, seed: int) -> tuple[Adapter, list[float]]:
-    """Trains one adapter to write each completion after its prompt: the inner loop's own program, one adapter wide."""
+    """Trains one adapter to write each completion after its prompt: the inner loop's own program, one adapter wide.
+
+    Raises:
+        ValueError: training diverged; merging it would spoil the model.
+    """
     sequences = [batching.tokenize(pair, lm.codec) for pair in pairs]
     longest = max(len(s.ids) for s in sequences)
     sizes = Shapes((batching.round_up(longest, 32),), len(sequences), 0, 0, 0)  # all alike: one width to compile
     adapters, losses = train(lm, [sequences], config, sizes, seed=seed, chunk=Chunk(1))
+    if not is_finite(adapters).all():
+        raise ValueError(
+            f"the SFT on the winners diverged at learning rate {config.learning_rate:g}; "
+            "lower --outer.sft.learning-rate and use another --run-folder"
+        )
     return lora.take(adapters, 0), [float(loss) for loss in losses[0] if not math.isnan(loss)]
 
 

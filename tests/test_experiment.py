@@ -5,6 +5,7 @@ Runs are processes of their own, as a user starts them; they share one cache of 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -259,6 +260,19 @@ def test_another_config_on_a_run_folder_is_refused(program, undisturbed):
     assert "--run-folder" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_of_the_texts_it_read(tmp_path):
+    def inputs(file: Path, **change: object) -> str:
+        config = dataclasses.replace(squad.SMOKE, data=str(file), **change)
+        return squad.choose_passages(config).fingerprint
+
+    same, other = write_passages(tmp_path / "same.json"), write_passages(tmp_path / "other.json")
+    assert inputs(same) == inputs(other)
+    assert inputs(same) == inputs(same, seed=3)  # the seed is a field of its own
+    other.write_text(other.read_text(encoding="utf-8").replace("the", "teh", 1), encoding="utf-8")
+    assert inputs(same) != inputs(other)
+    assert inputs(same) != inputs(same, prompt="rewrite")
 
 
 def write_passages(path: Path, count: int = 8, **change: object) -> Path:

@@ -297,6 +297,12 @@ def test_a_round_that_keeps_nothing_leaves_the_model_as_it_is(lm, tmp_path):
     assert not (loop.run.path / "checkpoints").exists()
 
 
+def test_an_sft_that_diverges_does_not_spoil_the_model(lm):
+    pairs = [Example("write north", f"north {tiny.END}")]
+    with pytest.raises(ValueError, match=r"diverged at learning rate inf.*lower --outer.sft.learning-rate"):
+        sft(lm, pairs, dataclasses.replace(SFT, learning_rate=math.inf), seed=0)
+
+
 def test_a_missing_verdict_is_not_a_wrong_one(lm, tmp_path):
     silent = make_loop(tmp_path / "run", domain=DOMAIN._replace(grade=lambda asked, _: [None] * len(asked)))
     after, log = rest_em_round(lm, KEYS, dataclasses.replace(OUTER, select="best"), silent, number=1)
