@@ -242,6 +242,8 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     folder = RunFolder(run_folder, {**as_json(config), "inputs": data.fingerprint})
     lm, chat, context_length = runtime.load_language_model(config.model, config.dtype, config.devices)
     with Progress(phases(config.outer.rounds), title="SEAL") as progress, MetricsWriter(folder.path) as metrics:
+        if folder.finished:
+            progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
         domain = make_domain(config, lm, chat)
         shapes, prompt_width = measure(config, lm, domain, data, context_length)
         loop = Loop(

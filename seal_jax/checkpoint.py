@@ -103,6 +103,11 @@ class RunFolder:
             self._journal.truncate(end)
             raise
 
+    @property
+    def finished(self) -> int:
+        """How many pieces of work are on disk."""
+        return len(self._finished)
+
     def has(self, name: str) -> bool:
         """Whether the piece was finished before."""
         return name in self._finished

@@ -448,7 +448,8 @@ def test_plain_lines_have_the_facts_and_come_at_most_every_ten_seconds():
         for _ in range(20):
             clock.now += 1
             progress.advance(adapters=2, tokens=1_500, accuracy=jnp.float32(0.25))
-        progress.phase("Round 1", 10, "self-edits", done=4)
+        progress.phase("Round 1", 10, "self-edits")
+        progress.advance(4, adapters=4, resumed=True)
         clock.now += 5
         progress.advance(2, adapters=2)
         progress.note("chunk halved to 4: not enough device memory [really]")
@@ -458,7 +459,7 @@ def test_plain_lines_have_the_facts_and_come_at_most_every_ten_seconds():
         "[0:10] Base: 10/20 passages, 2.0 adapters/s, 1,500 tokens/s, 0:10 left, accuracy 25.0 %",
         "[0:20] Base: 20/20 passages, 2.0 adapters/s, 1,500 tokens/s, 0:00 left, accuracy 25.0 %",
         "[0:20] Base: done after 0:20, 20 passages, 2.0 adapters/s, 1,500 tokens/s, accuracy 25.0 %",
-        "[0:20] Round 1: 10 self-edits, 4 done before",
+        "[0:20] Round 1: 10 self-edits",
         "[0:25] chunk halved to 4: not enough device memory [really]",
         "[0:25] Round 1: done after 0:05, 10 self-edits, 1.2 adapters/s",
     ]
@@ -467,7 +468,8 @@ def test_plain_lines_have_the_facts_and_come_at_most_every_ten_seconds():
 def test_what_an_earlier_run_did_counts_as_done_but_not_as_speed():
     clock, stream = Clock(), io.StringIO()
     with Progress(console=Console(file=stream), clock=clock) as progress:
-        progress.phase("Round 1", 100, done=80)
+        progress.phase("Round 1", 100)
+        progress.advance(80, resumed=True)
         clock.now += 10
         progress.advance(10)
     assert "90/100 passages, 0:10 left" in stream.getvalue()
