@@ -67,7 +67,7 @@ class Config:
     held_out_data: str | None = None
     """Where --data is a file: a second one to evaluate on. Without it, held-out passages come from the first."""
     prompt: str = "implications"
-    """The self-edit prompt: one of the paper's seven by name, or a TOML file of your own."""
+    """The self-edit prompt: one of the paper's seven by name, facts (for small models), or a TOML file of your own."""
     style: Literal["auto", "raw", "chat"] = "auto"
     """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)

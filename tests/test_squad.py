@@ -388,8 +388,14 @@ def test_the_passage_alone():
 # Prompts
 
 
-def test_the_seven_variants():
-    assert prompt_variants() == VARIANTS
+def test_the_seven_variants_of_the_paper_and_one_for_small_models():
+    assert prompt_variants() == sorted([*VARIANTS, "facts"])
+
+
+def test_the_prompt_for_small_models_shows_its_example_before_the_passage():
+    prompt = make_domain(load_prompts("facts", "chat"), str, grade_by_match).prompt(PASSAGE)
+    assert prompt.index("Corrin Gate") < prompt.index("A tarn is a lake.")
+    assert prompt.rstrip().endswith("Facts about Tarn:")
 
 
 @pytest.mark.parametrize("style", ["raw", "chat"])
@@ -480,7 +486,7 @@ def test_a_prompt_file_that_is_not_right_says_why(tmp_path: Path, changes: dict[
 def test_prompts_that_do_not_exist(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="did you mean implications-long"):
         load_prompts("implication-long", "raw")
-    with pytest.raises(FileNotFoundError, match="The variants are implications, "):
+    with pytest.raises(FileNotFoundError, match="The variants are facts, implications, "):
         load_prompts("question", "raw")  # the question prompt is no self-edit prompt
     with pytest.raises(ValueError, match="expected 'raw'"):
         load_prompts("implications", "base")  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class Prompts(NamedTuple):
 
 
 def prompt_variants() -> list[str]:
-    """The names of the embedded self-edit prompts (the paper's seven)."""
+    """The names of the embedded self-edit prompts: the paper's seven, and `facts` for models too small for those."""
     return sorted(path.stem for path in PROMPT_FOLDER.glob("*.toml") if path != QUESTION_FILE)
 
 
