@@ -12,7 +12,7 @@ REQUIRES = [
     "jax>=0.10.2,<0.12",  # 0.12 is untried
     "flax>=0.12.8,<0.13",  # NNX
     "optax>=0.2.8,<0.3",
-    "orbax-checkpoint>=0.12.8,<0.13",  # the v1 API
+    "orbax-checkpoint>=0.12.8,<0.13",
     "jaxtyping>=0.3.11,<0.4",
     "numpy>=2.2,<3",
     # checkpoints and tokenizers of others; all of it works without torch

@@ -59,7 +59,8 @@ def train(
 ) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
     """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
 
-    `seed` names the training run: the initialisation and the order of sequences follow from it and nothing else.
+    `seed` names the training run: the order of sequences follows from it, and so does the initialisation, together with
+    the self-edit's own tokens where that is `per_edit`. Neighbours and chunks have no say in either.
     """
     total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
     batch = batching.make_batch(
