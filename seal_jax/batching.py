@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from seal_jax.types import Codec, Example, TokenBatch
+from seal_jax.types import AnyArray, Codec, Example, TokenBatch
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool, Int
 
 
 class Tokens(NamedTuple):
@@ -113,13 +115,41 @@ def make_batch(
     return TokenBatch(tokens, loss_mask, lengths, order, widths)
 
 
-def step_widths(
-    lengths: Int[np.ndarray, "E N"], order: Int[np.ndarray, "E S B"], widths: Sequence[int]
-) -> Int[np.ndarray, "S"]:
-    """For each step, the index of the narrowest width that holds all adapters' rows; len(widths) if none has any."""
+class Plan(NamedTuple):
+    """The steps that one device takes, in order: those in which any of its adapters has a row."""
+
+    steps: Int[AnyArray, "S"]  # into `order`; what follows the first `num_steps` are filler
+    width_index: Int[AnyArray, "S"]  # into `widths`: the narrowest that holds all its rows
+    num_steps: Int[AnyArray, ""]
+
+
+def make_plans(
+    lengths: Int[np.ndarray, "E N"], order: Int[np.ndarray, "E S B"], widths: Sequence[int], *, shares: int
+) -> Plan:
+    """A plan for each of `shares` devices, which take equal runs of the adapters. Leading axis: devices."""
     rows = np.take_along_axis(lengths[:, None, :], np.maximum(order, 0), axis=2)
-    longest = np.where(order >= 0, rows, 0).max(axis=(0, 2))
-    return np.where(longest > 0, np.searchsorted(widths, longest), len(widths)).astype(np.int32)
+    longest = np.where(order >= 0, rows, 0).max(axis=2).reshape(shares, -1, order.shape[1]).max(axis=1)
+    idle = longest == 0
+    steps = np.argsort(idle, axis=1, kind="stable").astype(np.int32)  # those with work first, in order
+    index = np.searchsorted(widths, np.take_along_axis(longest, steps, axis=1)).astype(np.int32)
+    return Plan(steps, index, (~idle).sum(axis=1).astype(np.int32))
+
+
+def processed_tokens(batch: TokenBatch, chunk: int, devices: int) -> int:
+    """Token positions that training a batch computes, pads and idle adapters included.
+
+    Adapters are taken `chunk` at a time (a multiple of `devices`), in the order given; the last chunk is filled up.
+    """
+    total, filled = 0, round_up(len(batch.order), chunk)
+    idle = ((0, filled - len(batch.order)), (0, 0))
+    lengths = np.pad(np.asarray(batch.lengths), idle)
+    order = np.pad(np.asarray(batch.order), (*idle, (0, 0)), constant_values=-1)
+    for start in range(0, filled, chunk):
+        rows = slice(start, start + chunk)
+        plans = make_plans(lengths[rows], order[rows], batch.widths, shares=devices)
+        for index, count in zip(np.asarray(plans.width_index), np.asarray(plans.num_steps), strict=True):
+            total += int(np.take(batch.widths, index[:count]).sum()) * (chunk // devices) * order.shape[2]
+    return total
 
 
 def left_pad(rows: Sequence[Sequence[int]], width: int) -> tuple[Int[np.ndarray, "Q T"], Bool[np.ndarray, "Q T"]]:

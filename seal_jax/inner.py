@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,15 @@ import numpy as np
 import optax
 from flax import nnx, struct
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
 
 from seal_jax import lora
-from seal_jax.batching import step_widths
+from seal_jax.batching import Plan, make_plans
 from seal_jax.lora import Adapter
 from seal_jax.models.transformer import Model
-from seal_jax.types import AnyArray, HParams, TokenBatch, require_at_least
+from seal_jax.types import HParams, TokenBatch, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,10 @@ class Optimiser:
     dropout: float = 0.0  # on the input of A
     accumulate: int = 1  # micro-batches a step is split into: the same update, less memory; must divide the batch size
     remat: bool = False  # recompute layers in the backward pass: about a third more work, far less memory
+    loss_chunk: int = 256  # tokens of an adapter whose logits exist at a time
 
     def __post_init__(self) -> None:
-        require_at_least(1, accumulate=self.accumulate)
+        require_at_least(1, accumulate=self.accumulate, loss_chunk=self.loss_chunk)
         require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
 
 
@@ -53,6 +56,9 @@ class InnerState(struct.PyTreeNode):
     adapter: Adapter
     moments: optax.OptState
     step: Int[Array, ""]
+
+
+Weights = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # an adapter's a and b: what is trained
 
 
 class Metrics(NamedTuple):
@@ -88,29 +94,26 @@ def learning_rate(optimiser: Optimiser, hparams: HParams, step: Int[Array, ""]) 
     return jnp.asarray(hparams.learning_rate) * jnp.where(step < warmup, step / max(1, warmup), jnp.maximum(decay, 0))
 
 
-def inner_update(
+def loss_and_gradient(
     model: Model,
     params: dict,
-    state: InnerState,
+    adapter: Adapter,
     tokens: Int[Array, "B T"],
     loss_mask: Bool[Array, "B T"],
-    hparams: HParams,
+    key: PRNGKeyArray,
     optimiser: Optimiser,
     rows_axis: str | None = None,
-) -> tuple[InnerState, Metrics]:
-    """One optimiser step of one adapter on one batch: the mean next-token loss over the tokens under `loss_mask`.
+) -> tuple[Float[Array, ""], Weights]:
+    """The mean next-token loss over the tokens under `loss_mask`, in nats, and its gradient in the adapter's (a, b).
 
-    `hparams` holds this adapter's scalars. Pure; differentiates the adapter only. Where the batch's rows are split over
-    devices, `rows_axis` names the mesh axis, and every device arrives at the same new state.
+    Where the batch's rows are split over devices, `rows_axis` names the mesh axis, and every device gets the same.
     """
     decoder = nnx.merge(model, params)
-    adapter = state.adapter
     trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(loss_mask[:, 1:])), 1)
-    key = jax.random.fold_in(jax.random.key(hparams.seed), state.step)
     if rows_axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
 
-    def loss_of(weights: tuple[dict, dict], tokens: Array, loss_mask: Array, key: Array) -> Float[Array, ""]:
+    def loss_of(weights: Weights, tokens: Array, loss_mask: Array, key: Array) -> Float[Array, ""]:
         hidden, _ = decoder(
             tokens,
             adapter=Adapter(*weights, adapter.scale),
@@ -118,27 +121,32 @@ def inner_update(
             dropout_key=key if optimiser.dropout > 0 else None,
             remat=optimiser.remat,
         )
-        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:])
+        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=optimiser.loss_chunk)
         return -jnp.sum(jnp.where(loss_mask[:, 1:], log_probs, 0)) / trained
 
     weights = (adapter.a, adapter.b)
     if optimiser.accumulate == 1:
-        loss, grads = jax.value_and_grad(loss_of)(weights, tokens, loss_mask, key)
-    else:  # each micro-batch's share of the one mean: the sum is the large batch's gradient
+        return _sum_over(rows_axis, jax.value_and_grad(loss_of)(weights, tokens, loss_mask, key))
 
-        def add(total, micro):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(weights, *micro)), None
+    def add(total, micro):  # each micro-batch's share of the one mean: the sum is the large batch's gradient
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(weights, *micro)), None
 
-        micro = jax.tree.map(lambda x: x.reshape(optimiser.accumulate, -1, *x.shape[1:]), (tokens, loss_mask))
-        keys = jax.random.split(key, optimiser.accumulate)
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
-        (loss, grads), _ = jax.lax.scan(add, zero, (*micro, keys))
+    micro = jax.tree.map(lambda x: x.reshape(optimiser.accumulate, -1, *x.shape[1:]), (tokens, loss_mask))
+    keys = jax.random.split(key, optimiser.accumulate)
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
+    total, _ = jax.lax.scan(add, zero, (*micro, keys))
+    return _sum_over(rows_axis, total)
 
-    loss, grads = _sum_over(rows_axis, (loss, grads))
-    updates, moments = _transformation(optimiser).update(grads, state.moments, weights)
+
+def update(
+    state: InnerState, gradient: Weights, hparams: HParams, optimiser: Optimiser
+) -> tuple[InnerState, Float[Array, ""]]:
+    """One optimiser step of one adapter from a gradient: the new state, and the gradient's norm before clipping."""
+    weights = (state.adapter.a, state.adapter.b)
+    updates, moments = _transformation(optimiser).update(gradient, state.moments, weights)
     rate = learning_rate(optimiser, hparams, state.step)
     a, b = jax.tree.map(lambda w, u: w - rate * u, weights, updates)
-    return InnerState(adapter.replace(a=a, b=b), moments, state.step + 1), Metrics(loss, optax.global_norm(grads))
+    return InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1), optax.global_norm(gradient)
 
 
 def adapt(
@@ -146,55 +154,63 @@ def adapt(
     params: dict,
     adapter: Adapter,
     batch: TokenBatch,
-    width_index: Int[Array, "S"],
+    plan: Plan,
     hparams: HParams,
     optimiser: Optimiser,
     rows_axis: str | None = None,
 ) -> tuple[Adapter, Metrics]:
-    """Trains one adapter through all S steps of its batch.
+    """Trains one adapter through the steps of `plan`.
 
-    `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. Step s runs at the width
-    `batch.widths[width_index[s]]`; an index past the last skips it. A step past `num_steps`, or with no row, changes
-    nothing. Metrics are [S].
+    `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. A step past `num_steps`, or with no
+    row, changes nothing. Metrics are [S].
     """
 
-    def update_at(width: int, state: InnerState, rows: Int[Array, "B"]) -> tuple[InnerState, Metrics]:
+    def at_width(width: int, adapter: Adapter, rows: Int[Array, "B"], key: PRNGKeyArray):
         row = jnp.maximum(rows, 0)
         tokens = batch.tokens[:, :width][row]
         loss_mask = batch.loss_mask[:, :width][row] & (rows >= 0)[:, None]
-        new_state, metrics = inner_update(model, params, state, tokens, loss_mask, hparams, optimiser, rows_axis)
+        return loss_and_gradient(model, params, adapter, tokens, loss_mask, key, optimiser, rows_axis)
+
+    def step(i: Int[Array, ""], carry: tuple[InnerState, Metrics]) -> tuple[InnerState, Metrics]:
+        state, metrics = carry
+        s = plan.steps[i]
+        rows, key = batch.order[s], jax.random.fold_in(jax.random.key(hparams.seed), state.step)
+        # Only the gradient is taken inside the branch: state that passed through it would be copied at every step.
+        loss, gradient = jax.lax.switch(plan.width_index[i], branches, state.adapter, rows, key)
+        new_state, norm = update(state, gradient, hparams, optimiser)
         active = (_sum_over(rows_axis, jnp.sum(rows >= 0)) > 0) & (state.step < hparams.num_steps)
-        return jax.tree.map(partial(jnp.where, active), (new_state, metrics), (state, unchanged))
+        state = jax.tree.map(partial(jnp.where, active), new_state, state)
+        said = jax.tree.map(
+            lambda old, new: old.at[s].set(jnp.where(active, new, jnp.nan)), metrics, Metrics(loss, norm)
+        )
+        return state, said
 
-    def skip(state: InnerState, rows: Int[Array, "B"]) -> tuple[InnerState, Metrics]:
-        return state, unchanged
-
-    def step(state: InnerState, plan: tuple[AnyArray, Array]) -> tuple[InnerState, Metrics]:
-        rows, width_index = plan
-        return jax.lax.switch(width_index, branches, state, rows)
-
-    unchanged = Metrics(jnp.full((), jnp.nan), jnp.full((), jnp.nan))
-    branches = [partial(update_at, width) for width in batch.widths] + [skip]
-    moments = _transformation(optimiser).init((adapter.a, adapter.b))
-    state = InnerState(adapter, moments, jnp.zeros((), jnp.int32))
-    state, metrics = jax.lax.scan(step, state, (batch.order, width_index))
+    branches = [partial(at_width, width) for width in batch.widths]
+    nothing = jnp.full(len(batch.order), jnp.nan)
+    start = InnerState(adapter, _transformation(optimiser).init((adapter.a, adapter.b)), jnp.zeros((), jnp.int32))
+    state, metrics = jax.lax.fori_loop(0, plan.num_steps, step, (start, Metrics(nothing, nothing)))
     return state.adapter, metrics
 
 
 @partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="adapters")
-def _adapt_chunk(model, params, adapters, batch, width_index, hparams, optimiser, mesh=None, by_rows=False):
-    # The widths are the same for all adapters, so `switch` stays a branch and does not become a select of them all.
+def _adapt_chunk(model, params, adapters, batch, plans, hparams, optimiser, mesh=None, by_rows=False):
+    # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
     rows_axis = "adapters" if by_rows else None
-    many = jax.vmap(partial(adapt, model, optimiser=optimiser, rows_axis=rows_axis), in_axes=(None, 0, 0, None, 0))
+
+    def many(params, adapters, batch, plans, hparams):
+        one = partial(adapt, model, optimiser=optimiser, rows_axis=rows_axis)
+        plan = jax.tree.map(lambda x: x[0], plans)
+        return jax.vmap(one, in_axes=(None, 0, 0, None, 0))(params, adapters, batch, plan, hparams)
+
     if mesh is not None:
         split, whole = PartitionSpec("adapters"), PartitionSpec()
         if by_rows:  # each device takes its rows of every batch; gradients are summed
             rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
             specs, out = (whole, whole, rows, whole, whole), whole
-        else:  # each device trains its own adapters; nothing is exchanged
-            specs, out = (whole, split, split, whole, split), split
+        else:  # each device trains its own adapters, by its own plan; nothing is exchanged
+            specs, out = (whole, split, split, split, split), split
         many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    return many(params, adapters, batch, width_index, hparams)
+    return many(params, adapters, batch, plans, hparams)
 
 
 def adapt_many(
@@ -225,9 +241,10 @@ def adapt_many(
         rows = jax.tree.map(lambda x: x[index], batch)
         hyper = jax.tree.map(lambda x: jnp.asarray(x)[index], hparams)
         hyper = hyper.replace(num_steps=jnp.where(live, hyper.num_steps, 0))
-        width_index = step_widths(np.asarray(rows.lengths), np.asarray(rows.order), rows.widths)
+        order = np.where(live[:, None, None], rows.order, -1)
+        plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=1 if by_rows else devices)
         taken = lora.take(adapters, index)
-        return _adapt_chunk(model, params, taken, rows, width_index, hyper, optimiser, mesh, by_rows)
+        return _adapt_chunk(model, params, taken, rows, plans, hyper, optimiser, mesh, by_rows)
 
     return in_chunks(train, total, Chunk(1, say=chunk.say) if by_rows else chunk, devices=1 if by_rows else devices)
 

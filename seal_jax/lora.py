@@ -7,13 +7,16 @@ Everything here is written for one adapter. Many adapters are the same pytrees w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from seal_jax.types import AnyArray
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -40,7 +43,35 @@ class LowRank(struct.PyTreeNode):
         if self.dropout > 0 and self.dropout_key is not None:
             keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
-        return (x @ self.a.astype(x.dtype)) @ self.b.astype(x.dtype) * self.scale.astype(x.dtype)
+        return low_rank(x, self.a.astype(x.dtype), self.b.astype(x.dtype), self.scale.astype(x.dtype))
+
+
+@jax.custom_vjp
+def low_rank(
+    x: Float[Array, "B T D"], a: Float[Array, "D r"], b: Float[Array, "r F"], scale: Float[Array, ""]
+) -> Float[Array, "B T F"]:
+    """`scale · (x A) B`, constant in `scale`. The scale goes on the narrow side, where it costs least.
+
+    The derivative is JAX's own but for the order of its products: each reads the wide operand as it lies in memory.
+    Left to itself XLA copies it transposed, which took a sixth of a training step on a CPU.
+    """
+    return ((x @ a) * scale) @ b
+
+
+def _low_rank_forward(x, a, b, scale):
+    narrow = (x @ a) * scale
+    return narrow @ b, (x, a, b, scale, narrow)
+
+
+def _low_rank_backward(kept, dy):
+    x, a, b, scale, narrow = kept
+    d_narrow = (dy @ b.T) * scale
+    d_a = jnp.einsum("btr,btd->rd", d_narrow, x).T
+    d_b = jnp.einsum("btr,btf->rf", narrow, dy)
+    return d_narrow @ a.T, d_a, d_b, None
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 def layer_adapters(
@@ -52,6 +83,14 @@ def layer_adapters(
         name: LowRank(a[name], b[name], scale, None if keys is None else keys[i], dropout)
         for i, name in enumerate(sorted(a))
     }
+
+
+def unstack(adapter: Adapter | None, num_layers: int) -> list[dict[str, LowRank]]:
+    """An adapter's shares, layer by layer; nothing in each where there is no adapter."""
+    if adapter is None:
+        return [{} for _ in range(num_layers)]
+    sides = ([{name: w[i] for name, w in side.items()} for i in range(num_layers)] for side in (adapter.a, adapter.b))
+    return [layer_adapters(a, b, adapter.scale, None, 0.0) for a, b in zip(*sides, strict=True)]
 
 
 def init(

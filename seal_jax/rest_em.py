@@ -12,11 +12,10 @@ import math
 import zlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
 
 from seal_jax import batching, lora
 from seal_jax.checkpoint import RunFolder
@@ -26,6 +25,9 @@ from seal_jax.rewards import Score, score, score_base
 from seal_jax.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.training import FineTuning, Shapes, init_adapters, train
 from seal_jax.types import Domain, Example, HParams, LanguageModel, SelfEdit, Task, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool, Float
 
 Rule = Literal["best", "improved", "all_improved"]
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
 
 from seal_jax import batching, inner, lora
 from seal_jax.inner import Chunk
 from seal_jax.lora import Adapter
-from seal_jax.sampler import Sampling, row_keys, sample
+from seal_jax.sampler import Read, Sampling, over_groups, read, row_keys, write
 from seal_jax.training import FineTuning, Shapes, train
-from seal_jax.types import Grade, LanguageModel, Query, SelfEdit, Verdict
+from seal_jax.types import Codec, Grade, LanguageModel, Query, SelfEdit, Verdict
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int
 
 
 class Score(NamedTuple):
@@ -70,17 +71,18 @@ def ask(
     rows = [batching.left_pad([*group, *([[]] * (width - len(group)))], shapes.question_width) for group in prompts]
     tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
     limits = np.array([[[max_tokens if q < len(group) else 0] for q in range(width)] for group in queries], np.int32)
-    golds = _gold_rows(lm, queries, prompts, shapes)
+    golds = _gold_rows(codec, queries, shapes)
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
 
     def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, Array, Array]:
-        taken = None if adapters is None else lora.take(adapters, index)
+        base = (lm.model, lm.params, None if adapters is None else lora.take(adapters, index))
+        prompts = read(*base, tokens[index], valid[index], mesh=lm.mesh)  # once, for the answer and for the gold one
+        likely = log_likelihoods(*base, prompts, valid[index], *(side[index] for side in golds), mesh=lm.mesh)
         keys = row_keys(0, np.zeros((len(index), width, 1), np.int32))  # greedy: never used
-        written = sample(
-            keys, lm.model, lm.params, taken, tokens[index], valid[index], limits[index] * live[:, None, None],
-            sampling=sampling, stop=codec.stop, mesh=lm.mesh,
+        allowed = limits[index] * live[:, None, None]
+        written = write(
+            keys, *base, prompts, valid[index], allowed, sampling=sampling, stop=codec.stop, mesh=lm.mesh
         )  # fmt: skip
-        likely = log_likelihoods(lm.model, lm.params, taken, *(side[index] for side in golds), mesh=lm.mesh)
         return written.tokens[:, :, 0], written.lengths[:, :, 0], likely
 
     written, lengths, likely = map(
@@ -93,17 +95,18 @@ def ask(
     return answers, [[float(x) for x in likely[e, : len(group)]] for e, group in enumerate(queries)]
 
 
-def _gold_rows(lm, queries, prompts, shapes) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and gold answer as right-padded rows [E, Q, T], and where the answer is."""
+def _gold_rows(
+    codec: Codec, queries: Sequence[Sequence[Query]], shapes: Shapes
+) -> tuple[Int[np.ndarray, "E Q G"], Bool[np.ndarray, "E Q G"]]:
+    """Gold answers, right-padded, and where they are real."""
     shape = (len(queries), shapes.questions, shapes.gold_width)
-    tokens, answer = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    tokens, real = np.zeros(shape, np.int32), np.zeros(shape, bool)
     for e, group in enumerate(queries):
         for q, query in enumerate(group):
-            gold = gold_tokens(lm.codec.encode_more, query)
-            start, end = len(prompts[e][q]), len(prompts[e][q]) + len(gold)
-            tokens[e, q, :end] = prompts[e][q] + gold
-            answer[e, q, start:end] = True
-    return tokens, answer
+            gold = gold_tokens(codec.encode_more, query)
+            tokens[e, q, : len(gold)] = gold
+            real[e, q, : len(gold)] = True
+    return tokens, real
 
 
 def gold_tokens(encode_more: Callable[[str], list[int]], query: Query) -> list[int]:
@@ -116,24 +119,30 @@ def log_likelihoods(
     model: nnx.GraphDef,
     params: dict,
     adapters: Adapter | None,
-    tokens: Int[Array, "E Q T"],
-    answer: Bool[Array, "E Q T"],
+    prompts: Read,
+    valid: Bool[Array, "E Q T"],
+    tokens: Int[Array, "E Q G"],
+    real: Bool[Array, "E Q G"],
     *,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, "E Q"]:
-    """Mean log-probability, in nats a token, of the tokens under `answer` given all before them."""
+    """Mean log-probability, in nats a token, of continuations of prompts that have been read.
 
-    def group(params, adapter, tokens, answer):
+    `valid` is the prompts', `real` is False where a continuation is padded (on the right).
+    """
+
+    def group(params, adapter, prompts, valid, tokens, real):
         decoder = nnx.merge(model, params)
-        hidden, _ = decoder(tokens, adapter=adapter)
-        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:])
-        return jnp.sum(jnp.where(answer[:, 1:], log_probs, 0), axis=1) / jnp.maximum(jnp.sum(answer, axis=1), 1)
+        first = jnp.take_along_axis(jax.nn.log_softmax(prompts.logits), tokens[:, :1], axis=1)
+        room = ((0, 0), (0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))
+        past = jax.tree.map(lambda x: jnp.pad(x, room), prompts.cache)
+        seen = jnp.concatenate([valid, real], axis=1)
+        hidden, _ = decoder(tokens, valid=seen, adapter=adapter, past=past)
+        log_probs = jnp.concatenate([first, decoder.log_probs(hidden[:, :-1], tokens[:, 1:])], axis=1)
+        return jnp.sum(jnp.where(real, log_probs, 0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
-    many = jax.vmap(group, in_axes=(None, 0, 0, 0))
-    if mesh is not None:
-        split, whole = PartitionSpec("adapters"), PartitionSpec()
-        many = jax.shard_map(many, mesh=mesh, in_specs=(whole, split, split, split), out_specs=split, check_vma=False)
-    return many(params, adapters, tokens, answer)
+    many = over_groups(jax.vmap(group, in_axes=(None, 0, 0, 0, 0, 0)), mesh, arguments=5)
+    return many(params, adapters, prompts, valid, tokens, real)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,18 +8,22 @@ a vmapped loop would copy the whole cache every step. Prompts are left-padded, s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from seal_jax.lora import Adapter
+from seal_jax import lora
+from seal_jax.lora import Adapter, LowRank
 from seal_jax.models.transformer import KV, Model
 from seal_jax.types import AnyArray, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +64,16 @@ def _largest_threshold(p: Float[Array, "V"], enough) -> Float[Array, ""]:
     return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, try_bit, jnp.int32(0)), jnp.float32)
 
 
+def _first_largest(logits: Float[Array, "V"]) -> Int[Array, ""]:
+    """What `argmax` says, in two plain reductions: XLA's argmax took 7 % of a decoding step on a CPU."""
+    size = logits.shape[-1]
+    return jnp.minimum(jnp.min(jnp.where(logits == jnp.max(logits), jnp.arange(size), size)), size - 1)
+
+
 def choose(key: PRNGKeyArray, logits: Float[Array, "V"], sampling: Sampling) -> Int[Array, ""]:
     """The next token of one row. Temperature, then top-k, then top-p: transformers' order. Ties at an edge are kept."""
     if sampling.temperature == 0:
-        return jnp.argmax(logits)
+        return _first_largest(logits)
     logits = logits / sampling.temperature
     if sampling.top_k > 0:
         k = min(sampling.top_k, logits.shape[-1])
@@ -77,65 +87,171 @@ def choose(key: PRNGKeyArray, logits: Float[Array, "V"], sampling: Sampling) -> 
     return jax.random.categorical(key, logits)
 
 
-def _generate(model: Model, sampling: Sampling, stop: tuple[int, ...], params, adapters, prompts, valid, keys, limits):
-    decoder = nnx.merge(model, params)
-    (E, Q, T), K, N = prompts.shape, keys.shape[2], sampling.max_tokens
+class Read(NamedTuple):
+    """Prompts that have been read: what any continuation of them starts from."""
 
-    def prefill(adapter, prompts, valid):
+    logits: Float[Array, "E Q V"]  # of the next token
+    cache: KV  # leading axes E, L, Q
+
+
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def read(
+    model: Model,
+    params: dict,
+    adapters: Adapter | None,
+    prompts: Int[AnyArray, "E Q T"],
+    valid: Bool[AnyArray, "E Q T"],
+    *,
+    mesh: Mesh | None = None,
+) -> Read:
+    """Reads E·Q left-padded prompts; arguments as for `sample`."""
+
+    def group(params, adapter, prompts, valid):
+        decoder = nnx.merge(model, params)
         hidden, kv = decoder(prompts, valid=valid, adapter=adapter)
-        return decoder.logits(hidden[:, -1]), kv
+        return Read(decoder.logits(hidden[:, -1]), kv)
 
-    def per_sample(x: Array) -> Array:  # [E, Q, ...] -> [E, Q·K, ...]: a prompt's samples share its prefill
-        return jnp.repeat(x, K, axis=1)
-
-    logits, kv = jax.vmap(prefill)(adapters, prompts, valid)
-    layers = decoder.layers()
-    room = ((0, 0), (0, 0), (0, N), (0, 0), (0, 0))
-    cache = [jax.tree.map(lambda x, i=i: jnp.pad(per_sample(x[:, i]), room), KV(*kv)) for i in range(len(layers))]
-    in_prompt = per_sample(jnp.pad(valid, ((0, 0), (0, 0), (0, N))))
-    prompt_length = jnp.sum(in_prompt, axis=-1)
-    keys, limits = keys.reshape(E, Q * K), limits.reshape(E, Q * K)
-    slots = jnp.arange(T + N)
-
-    def decode(adapter, cache, token, seen, position, at):
-        hidden, cache = decoder.decode(token, layers, cache, at, seen, position, adapter)
-        return decoder.logits(hidden), cache
-
-    def unfinished(carry):
-        step, _, _, done, *_ = carry
-        return (step < N) & jnp.any(~done)
-
-    def body(carry):
-        step, logits, cache, done, stopped, lengths, tokens = carry
-        pick = jax.vmap(jax.vmap(lambda key, row: choose(jax.random.fold_in(key, step), row, sampling)))
-        token = pick(keys, logits)
-        hit = jnp.isin(token, jnp.asarray(stop, token.dtype)) if stop else jnp.zeros_like(done)
-        stopped = stopped | (hit & ~done)
-        written = ~done & ~hit
-        tokens = tokens.at[:, :, step].set(jnp.where(written, token, 0))
-        lengths = lengths + written
-        done = done | hit | (step + 1 >= limits)
-        seen = in_prompt | ((slots >= T) & (slots <= T + step))
-        logits, cache = jax.vmap(decode, in_axes=(0, 0, 0, 0, 0, None))(
-            adapters, cache, token, seen, prompt_length + step, T + step
-        )
-        return step + 1, logits, cache, done, stopped, lengths, tokens
-
-    nothing = jnp.zeros((E, Q * K), jnp.int32)
-    start = (0, per_sample(logits), cache, limits <= 0, nothing > 0, nothing, jnp.zeros((E, Q * K, N), jnp.int32))
-    *_, stopped, lengths, tokens = jax.lax.while_loop(unfinished, body, start)
-    return Completions(tokens.reshape(E, Q, K, N), lengths.reshape(E, Q, K), stopped.reshape(E, Q, K))
+    many = over_groups(jax.vmap(group, in_axes=(None, 0, 0, 0)), mesh, arguments=3)
+    return many(params, adapters, prompts, valid)
 
 
 @partial(jax.jit, static_argnames=("model", "sampling", "stop", "mesh"))
+def write(
+    keys: PRNGKeyArray,
+    model: Model,
+    params: dict,
+    adapters: Adapter | None,
+    prompts: Read,
+    valid: Bool[AnyArray, "E Q T"],
+    limits: Int[AnyArray, "E Q K"],
+    *,
+    sampling: Sampling,
+    stop: tuple[int, ...],
+    mesh: Mesh | None = None,
+) -> Completions:
+    """Continues each of E·Q prompts, once read, K times; arguments as for `sample`."""
+    many = over_groups(partial(_write, model, sampling, stop), mesh, arguments=5)
+    return many(params, adapters, prompts, valid, keys, limits)
+
+
+def over_groups(function: Callable, mesh: Mesh | None, *, arguments: int) -> Callable:
+    """`function(params, ...)` with the E groups of its other arguments, and of its result, split over the devices."""
+    if mesh is None:
+        return function
+    split, whole = PartitionSpec("adapters"), PartitionSpec()
+    specs = (whole, *[split] * arguments)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+
+
+class Rows(NamedTuple):
+    """Rows being written: G groups that share an adapter, R rows each. A group leaves only as a whole."""
+
+    adapters: Adapter | None  # [G]
+    cache: list[KV]  # a layer each, [G, R, ...]
+    in_prompt: Bool[Array, "G R S"]  # slots that hold the prompt
+    keys: PRNGKeyArray  # [G, R], as all below
+    limits: Int[Array, "G R"]
+    logits: Float[Array, "G R V"]  # of the next token
+    done: Bool[Array, "G R"]
+    stopped: Bool[Array, "G R"]
+    lengths: Int[Array, "G R"]
+    tokens: Int[Array, "G R N"]
+
+
+TAIL = 4  # when so few groups are left of every TAIL, they go on alone
+
+
+def _write(model: Model, sampling: Sampling, stop: tuple[int, ...], params, adapters, prompts, valid, keys, limits):
+    (E, Q, _), K, N = valid.shape, keys.shape[2], sampling.max_tokens
+    # Rows without an adapter need no neighbours that share one: each is a group, and leaves when it is done.
+    shape = (E, Q * K) if adapters is not None else (E * Q * K, 1)
+
+    def per_sample(x: Array) -> Array:  # [E, Q, ...] -> [G, R, ...]: a prompt's samples share its cache
+        return jnp.repeat(x, K, axis=1).reshape(*shape, *x.shape[2:])
+
+    room = ((0, 0), (0, 0), (0, 0), (0, N), (0, 0))
+    layers = range(prompts.cache.k.shape[1])
+    cache = [jax.tree.map(lambda x, i=i: jnp.pad(per_sample(x[:, i]), room), prompts.cache) for i in layers]
+    limits = limits.reshape(shape)
+    nothing = jnp.zeros(shape, jnp.int32)
+    rows = Rows(
+        adapters,
+        cache,
+        in_prompt=per_sample(jnp.pad(valid, ((0, 0), (0, 0), (0, N)))),
+        keys=keys.reshape(shape),
+        limits=limits,
+        logits=per_sample(prompts.logits),
+        done=limits <= 0,
+        stopped=nothing > 0,
+        lengths=nothing,
+        tokens=jnp.zeros((*shape, N), jnp.int32),
+    )
+    tail = shape[0] // TAIL
+    step, rows = _write_until(tail, model, sampling, stop, params, jnp.zeros((), jnp.int32), rows)
+    if tail:
+        unfinished_first = jnp.argsort(rows.done.all(axis=1), stable=True)[:tail]
+        _, few = _write_until(0, model, sampling, stop, params, step, jax.tree.map(lambda x: x[unfinished_first], rows))
+        rows = rows._replace(
+            **{name: getattr(rows, name).at[unfinished_first].set(getattr(few, name))
+               for name in ("stopped", "lengths", "tokens")}
+        )  # fmt: skip
+    return Completions(rows.tokens.reshape(E, Q, K, N), rows.lengths.reshape(E, Q, K), rows.stopped.reshape(E, Q, K))
+
+
+def _write_until(
+    left: int, model: Model, sampling: Sampling, stop: tuple[int, ...], params, step: Int[Array, ""], rows: Rows
+) -> tuple[Int[Array, ""], Rows]:
+    """Writes one token a row after another until at most `left` groups are unfinished."""
+    decoder = nnx.merge(model, params)
+    layers = decoder.layers()
+    N, S = sampling.max_tokens, rows.in_prompt.shape[2]
+    T, slots, prompt_length = S - N, jnp.arange(S), jnp.sum(rows.in_prompt, axis=-1)
+
+    def group(shares, cache, token, seen, position, at):
+        hidden, cache = decoder.decode(token, layers, shares, cache, at, seen, position)
+        return decoder.logits(hidden), cache
+
+    unstacked: list[dict[str, LowRank]] = [{} for _ in layers]
+    if rows.adapters is not None:
+        unstacked = jax.vmap(lambda adapter: lora.unstack(adapter, len(layers)))(rows.adapters)
+    many = jax.vmap(group, in_axes=(0, 0, 0, 0, 0, None))
+
+    @jax.vmap
+    @jax.vmap
+    def pick(key, logits, step):
+        return choose(jax.random.fold_in(key, step), logits, sampling)
+
+    def unfinished(carry):
+        step, rows = carry
+        return (step < N) & (jnp.sum(~rows.done.all(axis=1)) > left)
+
+    def body(carry):
+        step, rows = carry
+        token = pick(rows.keys, rows.logits, jnp.broadcast_to(step, rows.done.shape))
+        hit = jnp.isin(token, jnp.asarray(stop, token.dtype)) if stop else jnp.zeros_like(rows.done)
+        written = ~rows.done & ~hit
+        seen = rows.in_prompt | ((slots >= T) & (slots <= T + step))
+        logits, cache = many(unstacked, rows.cache, token, seen, prompt_length + step, T + step)
+        return step + 1, rows._replace(
+            cache=cache,
+            logits=logits,
+            done=rows.done | hit | (step + 1 >= rows.limits),
+            stopped=rows.stopped | (hit & ~rows.done),
+            lengths=rows.lengths + written,
+            tokens=rows.tokens.at[:, :, step].set(jnp.where(written, token, 0)),
+        )
+
+    return jax.lax.while_loop(unfinished, body, (step, rows))
+
+
 def sample(
     keys: PRNGKeyArray,
     model: Model,
     params: dict,
     adapters: Adapter | None,
-    prompts: Int[Array, "E Q T"],
-    valid: Bool[Array, "E Q T"],
-    limits: Int[Array, "E Q K"],
+    prompts: Int[AnyArray, "E Q T"],
+    valid: Bool[AnyArray, "E Q T"],
+    limits: Int[AnyArray, "E Q K"],
     *,
     sampling: Sampling,
     stop: tuple[int, ...],
@@ -151,12 +267,8 @@ def sample(
         stop: token ids that end a row.
         mesh: one axis "adapters" that divides E; each device decodes its own groups and stops when they are done.
     """
-    generate = partial(_generate, model, sampling, stop)
-    if mesh is not None:
-        split, whole = PartitionSpec("adapters"), PartitionSpec()
-        specs = (whole, split, split, split, split, split)
-        generate = jax.shard_map(generate, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-    return generate(params, adapters, prompts, valid, keys, limits)
+    once_read = read(model, params, adapters, prompts, valid, mesh=mesh)
+    return write(keys, model, params, adapters, once_read, valid, limits, sampling=sampling, stop=stop, mesh=mesh)
 
 
 def row_keys(seed: int, *ids: Int[AnyArray, "..."]) -> PRNGKeyArray:

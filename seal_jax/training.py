@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from seal_jax import batching, inner, lora
 from seal_jax.inner import Chunk, Optimiser
 from seal_jax.lora import Adapter
 from seal_jax.types import HParams, LanguageModel, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,13 @@ class FineTuning:
     batch_size: int = 1  # sequences a step
     optimiser: Optimiser = Optimiser()
     initialisation: Literal["stored", "per_edit"] = "per_edit"  # one A for all self-edits, or a key for each
-    chunk: int = 16  # adapters trained at a time: bounded by device memory
-    width_cuts: tuple[int, ...] = (32, 64, 128, 256, 512)  # tokens; steps are cut to the narrowest that holds them
+    chunk: int | None = None  # adapters trained at a time; None: as many as fit in memory (memory.py)
+    width_cuts: tuple[int, ...] = (24, 32, 48, 64, 96, 160, 256)  # tokens; steps are cut to the narrowest that fits
 
     def __post_init__(self) -> None:
-        require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size, chunk=self.chunk)
+        require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size)
+        if self.chunk is not None:
+            require_at_least(1, chunk=self.chunk)
         if self.batch_size % self.optimiser.accumulate:
             raise ValueError(f"accumulate {self.optimiser.accumulate} does not divide batch_size {self.batch_size}")
 
@@ -45,7 +49,7 @@ class Shapes(NamedTuple):
     capacity: int  # training sequences a self-edit
     questions: int  # a task
     question_width: int  # tokens of a question's prompt
-    gold_width: int  # tokens of a question's prompt and gold answer together
+    gold_width: int  # tokens of a gold answer
 
 
 def train(

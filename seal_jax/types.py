@@ -8,14 +8,17 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx, struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
 
-AnyArray = Array | np.ndarray  # made on the host, used on the device
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool, Float, Int
+
+AnyArray = jax.Array | np.ndarray  # made on the host, used on the device
 
 Task = Any  # what a domain is about: a `Passage`, an ARC puzzle. It has an `id: str`, unique in its data set.
 

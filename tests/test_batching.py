@@ -51,11 +51,29 @@ def test_widths_end_at_the_longest_rounded_up():
     assert [batching.round_up(n, 8) for n in (0, 1, 8, 9)] == [0, 8, 8, 16]
 
 
-def test_each_step_is_as_narrow_as_its_longest_row():
+def test_each_device_takes_only_its_steps_each_as_narrow_as_its_longest_row():
     lengths = np.array([[9, 4, 0], [8, 3, 2]])
     order = np.array([[[0], [1], [-1], [-1], [1]], [[0], [1], [2], [-1], [-1]]])
-    assert batching.step_widths(lengths, order, (4, 8, 16)).tolist() == [2, 0, 0, 3, 0]
-    assert batching.step_widths(lengths[1:], order[1:], (4, 8, 16)).tolist() == [1, 0, 0, 3, 3]  # 3: nobody trains
+
+    def steps(plans):
+        return [
+            list(zip(s[:n].tolist(), i[:n].tolist(), strict=True))
+            for s, i, n in zip(plans.steps, plans.width_index, plans.num_steps, strict=True)
+        ]
+
+    together = batching.make_plans(lengths, order, (4, 8, 16), shares=1)
+    assert steps(together) == [[(0, 2), (1, 0), (2, 0), (4, 0)]]  # in step 3 nobody trains
+    apart = batching.make_plans(lengths, order, (4, 8, 16), shares=2)
+    assert steps(apart) == [[(0, 2), (1, 0), (4, 0)], [(0, 1), (1, 0), (2, 0)]]
+    assert apart.steps.shape == apart.width_index.shape == (2, 5)  # one shape, whatever there is to do
+
+
+def test_processed_tokens_count_pads_and_idle_adapters():
+    edits = [sequences(9, 4), sequences(8, 3, 2), sequences(5)]
+    batch = batching.make_batch(edits, epochs=10, batch_size=1, widths=(4, 8, 16), capacity=3, seed=0)
+    assert batching.processed_tokens(batch, 2, 1) == 10 * (2 * (16 + 4 + 4) + 2 * 8)
+    assert batching.processed_tokens(batch, 2, 2) == 10 * ((16 + 4) + (8 + 4 + 4) + 8)
+    assert batching.processed_tokens(batch, 4, 1) == 10 * 4 * (16 + 4 + 4)
 
 
 def test_prompts_end_together():
@@ -121,10 +139,10 @@ def test_long_sequences_coincide():
     lengths = np.exp(np.concatenate([rng.normal(5, 0.37, (15, 1)), rng.normal(3.3, 0.32, (15, 7))], axis=1)).astype(int)
     edits = [sequences(*row) for row in lengths]
     batch = batching.make_batch(edits, epochs=10, batch_size=1, widths=widths, capacity=8, seed=0)
-    aligned = batching.step_widths(batch.lengths, batch.order, widths)
+    aligned = batching.processed_tokens(batch, 15, 1)
     independent = np.stack([batching.shuffle([8], capacity=8, epochs=10, batch_size=1, seed=e)[0] for e in range(15)])
-    apart = batching.step_widths(batch.lengths, independent, widths)
-    assert np.take(widths, aligned).sum() < 0.5 * np.take(widths, apart).sum()
+    apart = batching.processed_tokens(batch.replace(order=independent), 15, 1)
+    assert aligned < 0.5 * apart
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -93,9 +93,8 @@ def test_many_equal_one_by_one(tiny, mixed):
         order = batch.order[e][(batch.order[e] >= 0).any(axis=1)]
         narrow = row(batch, e).replace(order=order)
         start = row(fresh(tiny, hparams(**MIXED), max_rank=rank), e)
-        adapter, one = adapt_jit(
-            tiny.model, tiny.params, start, narrow, jnp.zeros(len(order), int), alone, optimiser=STEADY
-        )
+        every_step = batching.Plan(jnp.arange(len(order)), jnp.zeros(len(order), int), jnp.asarray(len(order)))
+        adapter, one = adapt_jit(tiny.model, tiny.params, start, narrow, every_step, alone, optimiser=STEADY)
         assert moved((adapter.a, adapter.b), (start.a, start.b)) > 1e-3
         for name in TARGETS:
             assert_close(adapters.a[name][e][:, :, :rank], adapter.a[name])
@@ -176,7 +175,7 @@ def test_pads_carry_no_loss(tiny):
 
 def test_steps_cut_short_train_the_same(tiny):
     cut = make_batch(widths=(8, 16))
-    assert len(set(batching.step_widths(cut.lengths, cut.order, cut.widths))) > 1
+    assert len(set(batching.make_plans(cut.lengths, cut.order, cut.widths, shares=1).width_index[0].tolist())) > 1
     assert_close(train(tiny, hparams(), batch=cut), train(tiny, hparams()))
 
 
@@ -206,7 +205,8 @@ def test_adapt_is_a_plain_loop_of_optax(tiny):
     for n in batch.order[:, 0]:
         weights, moments, *measured = step(weights, moments, batch.tokens[n], batch.loss_mask[n])
         expected.append(measured)
-    adapter, metrics = adapt_jit(tiny.model, tiny.params, start, batch, jnp.zeros(6, int), hyper, optimiser=optimiser)
+    plan = batching.Plan(jnp.arange(6), jnp.zeros(6, int), jnp.asarray(6))
+    adapter, metrics = adapt_jit(tiny.model, tiny.params, start, batch, plan, hyper, optimiser=optimiser)
     assert_close(np.stack(metrics, axis=1), np.array(expected))
     assert (metrics.grad_norm > 4).any() and (metrics.grad_norm < 4).any()  # the norm before clipping
     assert_close((adapter.a, adapter.b), weights)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from seal_jax import rest_em
+from seal_jax import batching, rest_em
 from seal_jax.checkpoint import RunFolder
 from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS
@@ -32,7 +32,7 @@ from seal_jax.rest_em import (
     write_self_edits,
 )
 from seal_jax.rewards import Score, log_likelihoods
-from seal_jax.sampler import Sampling
+from seal_jax.sampler import Sampling, read
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict
 from tests import tiny
@@ -119,10 +119,11 @@ def make_loop(folder, **changes) -> Loop:
 
 def probability_of_best(lm: LanguageModel) -> np.ndarray:
     """[P]: how likely the model is to write each key's own value."""
-    tokens, answer = np.zeros((1, len(KEYS), 8), np.int32), np.zeros((1, len(KEYS), 8), bool)
-    for p, key in enumerate(KEYS):
-        tokens[0, p, :3], answer[0, p, 2] = lm.codec.encode(f"write {key.id} {key.value}"), True
-    return np.exp(np.asarray(log_likelihoods(lm.model, lm.params, None, tokens, answer)))[0]
+    prompts, valid = batching.left_pad([lm.codec.encode(f"write {key.id}") for key in KEYS], 8)
+    values = np.array([[lm.codec.encode(key.value) for key in KEYS]])
+    prompts_read = read(lm.model, lm.params, None, prompts[None], valid[None])
+    likely = log_likelihoods(lm.model, lm.params, None, prompts_read, valid[None], values, values >= 0)
+    return np.exp(np.asarray(likely))[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seal_jax import lora
+from seal_jax import batching, lora
 from seal_jax.inner import Chunk
 from seal_jax.lora import Adapter
 from seal_jax.rewards import Score, ask, gold_tokens, log_likelihoods, score, score_base
+from seal_jax.sampler import read
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Example, LanguageModel, Query, SelfEdit
 from tests import tiny
 
 WORDS = ("ask", "what", "is", "?", "red", "blue", "green", "stone", "salt", "poison")
-SHAPES = Shapes(widths=(32,), capacity=2, questions=3, question_width=8, gold_width=16)
+SHAPES = Shapes(widths=(32,), capacity=2, questions=3, question_width=8, gold_width=8)
 MAX_TOKENS = 5
 GROUPS = [  # of one question, of three, of two: prompts and gold answers of several lengths
     [Query("a", "ask red ?", "blue stone")],
@@ -113,13 +114,16 @@ def test_two_devices_answer_as_one(lm, adapters, mesh):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_log_likelihood_counts_the_answer_only(lm):
-    tokens = np.array([[[1, 2, 3, 4, 0, 0], [5, 6, 7, 8, 9, 1]]], np.int32)
-    answer = np.array([[[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]], bool)
-    found = np.asarray(log_likelihoods(lm.model, lm.params, None, tokens, answer))
-    for q, (row, at) in enumerate([([1, 2, 3, 4], [2, 3]), ([5, 6, 7, 8, 9, 1], [5])]):
-        log_p = np.asarray(jax.nn.log_softmax(logits_of(lm, None, row)))
-        np.testing.assert_allclose(found[0, q], np.mean([log_p[t - 1, row[t]] for t in at]), atol=1e-5)
+def test_log_likelihood_is_of_the_continuation_only(lm):
+    rows = [([1, 2], [3, 4]), ([5, 6, 7], [1])]
+    prompts, valid = batching.left_pad([prompt for prompt, _ in rows], 4)
+    golds, real = np.array([[[3, 4, 0], [1, 0, 0]]]), np.array([[[1, 1, 0], [1, 0, 0]]], bool)
+    prompts_read = read(lm.model, lm.params, None, prompts[None], valid[None])
+    found = np.asarray(log_likelihoods(lm.model, lm.params, None, prompts_read, valid[None], golds, real))
+    for q, (prompt, gold) in enumerate(rows):
+        log_p = np.asarray(jax.nn.log_softmax(logits_of(lm, None, prompt + gold)))
+        expected = np.mean([log_p[len(prompt) + i - 1, token] for i, token in enumerate(gold)])
+        np.testing.assert_allclose(found[0, q], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("prompt", "text"), [("Answer:", " 1843"), ("assistant\n", "1843"), ("", " 1843")])

@@ -138,6 +138,17 @@ def test_each_row_has_its_own_limit(tiny, greedy):
     assert not out.stopped.any()
 
 
+@pytest.mark.parametrize("last", range(4))
+def test_the_last_group_goes_on_alone_with_its_own_adapter(tiny, last):
+    many = adapters(tiny, 4)
+    expected = uncached(tiny, PROMPTS[last], lora.take(many, last))
+    out = write(
+        tiny, PROMPTS, groups=4, adapter=many, limits=np.where(np.arange(4) == last, N, 2)[:, None, None]
+    )  # fmt: skip
+    assert out.tokens[last, 0, 0].tolist() == expected
+    assert out.lengths[:, 0, 0].tolist() == [N if e == last else 2 for e in range(4)]
+
+
 def test_a_stop_token_at_the_limit_is_a_stop(tiny, greedy):
     at = next(n for n in range(1, N) if greedy[0][n] not in greedy[0][:n])
     out = write(tiny, PROMPTS, stop=(greedy[0][at],), limits=at + 1)

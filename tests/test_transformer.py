@@ -155,12 +155,12 @@ def gradient(tiny, tokens, **options):
     adapter = lora.init(jax.random.key(0), tiny.params["blocks"], lora.PROJECTIONS, max_rank=2, rank=2, alpha=2)
     adapter = adapter.replace(b=jax.tree.map(lambda w: w + 0.1, adapter.b))
 
-    def loss(adapter):
+    def loss(weights):
         decoder = nnx.merge(tiny.model, tiny.params)
-        hidden, _ = decoder(tokens, adapter=adapter, **options)
+        hidden, _ = decoder(tokens, adapter=lora.Adapter(*weights, adapter.scale), **options)
         return -decoder.log_probs(hidden[:, :-1], tokens[:, 1:]).mean()
 
-    return jax.jit(jax.value_and_grad(loss))(adapter)
+    return jax.jit(jax.value_and_grad(loss))((adapter.a, adapter.b))
 
 
 def test_recomputing_layers_changes_nothing(tiny):
@@ -193,11 +193,12 @@ def test_decoding_with_a_cache_equals_the_full_forward(family):
     adapter = adapter.replace(b=jax.tree.map(lambda w: w + 0.1, adapter.b))
     decoder = nnx.merge(family.model, family.params)
     _, kv = decoder(tokens[:, :start], adapter=adapter)
-    empty = ((0, 0), (0, room - start), (0, 0), (0, 0))
+    empty = ((0, 0), (0, 0), (0, room - start), (0, 0))
     cache = [KV(jnp.pad(kv.k[i], empty), jnp.pad(kv.v[i], empty)) for i in range(family.config.num_layers)]
     expected = family.logits(tokens, adapter=adapter)
+    shares = lora.unstack(adapter, family.config.num_layers)
     for at in range(start, room):
         seen = np.broadcast_to(np.arange(room) <= at, (2, room))
         position = np.full(2, at)
-        hidden, cache = decoder.decode(tokens[:, at], decoder.layers(), cache, at, seen, position, adapter)
+        hidden, cache = decoder.decode(tokens[:, at], decoder.layers(), shares, cache, at, seen, position)
         assert_close(decoder.logits(hidden), expected[:, at])

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from flax import nnx, struct
 
 from seal_jax.lora import Adapter, LowRank, layer_adapters
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,13 @@ class ModelConfig:
 
 
 class KV(NamedTuple):
-    """Keys and values of one layer, or of all layers with a leading axis L."""
+    """Keys and values of one layer, or of all layers with a leading axis L.
 
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
+    Slots lie next to each other: a cache in the order of activations, [B, S, K, H], is copied at every decoded token.
+    """
+
+    k: Float[Array, "B K S H"]
+    v: Float[Array, "B K S H"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,6 +87,14 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attend(q: Float[Array, "B T N H"], kv: KV, mask: Bool[Array, "B T S"]) -> Float[Array, "B T N H"]:
+    """Softmax attention of a few new tokens over a cache; N/K query heads share a key-value head."""
+    grouped = q.reshape(*q.shape[:2], kv.k.shape[1], -1, q.shape[3])
+    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, kv.k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf)).astype(q.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, kv.v).reshape(q.shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,16 +165,19 @@ class Block(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, angles), rotate(k, angles)
-        if past is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(past.k, k, at, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(past.v, v, at, axis=1)
-        attended = jax.nn.dot_product_attention(
-            q, k, v, mask=None if mask is None else mask[:, None], is_causal=mask is None
-        )
+        kv = KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        if past is None:
+            attended = jax.nn.dot_product_attention(
+                q, k, v, mask=None if mask is None else mask[:, None], is_causal=mask is None
+            )
+        else:
+            kv = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2), past, kv)
+            assert mask is not None  # whoever has a past says which of its slots count
+            attended = attend(q, kv, mask)
         x = x + self.o_proj(attended.reshape(*x.shape[:2], -1), lora.get("o_proj"))
         h = self.post_attention_norm(x)
         gated = jax.nn.silu(self.gate_proj(h, lora.get("gate_proj"))) * self.up_proj(h, lora.get("up_proj"))
-        return x + self.down_proj(gated, lora.get("down_proj")), KV(k, v)
+        return x + self.down_proj(gated, lora.get("down_proj")), kv
 
 
 class Transformer(nnx.Module):
@@ -184,8 +200,9 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "B T"],
         *,
-        valid: Bool[Array, "B T"] | None = None,
+        valid: Bool[Array, "B S"] | None = None,
         adapter: Adapter | None = None,
+        past: KV | None = None,
         dropout: float = 0.0,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool = False,
@@ -193,26 +210,29 @@ class Transformer(nnx.Module):
         """Hidden states after the last norm, and every layer's keys and values (leading axis L).
 
         `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
-        causality alone keeps real tokens from seeing pads). `remat` recomputes each layer in the backward pass.
+        causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take its last T, and
+        `valid` is said of all S. `remat` recomputes each layer in the backward pass.
         """
+        T = tokens.shape[1]
+        S = T if valid is None else valid.shape[1]
         if valid is None:
-            positions, mask = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), None
+            positions, mask = jnp.broadcast_to(jnp.arange(T), tokens.shape), None
         else:
-            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-            mask = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool)) & valid[:, None, :]
-            mask = mask | jnp.eye(tokens.shape[1], dtype=bool)  # a left pad sees itself: no row of softmax is empty
+            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)[:, S - T :]
+            mask = jnp.tril(jnp.ones((S, S), bool)) & valid[:, None, :]
+            mask = (mask | jnp.eye(S, dtype=bool))[:, S - T :]  # a left pad sees itself: no row of softmax is empty
         angles = positions[..., None] * rope_frequencies(self.config)
         graph, stacked = nnx.split(self.blocks)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
         def layer(x, slices):
-            block, a, b, key = slices
+            block, a, b, key, kv = slices
             lora = {} if adapter is None else layer_adapters(a, b, adapter.scale, key, dropout)
-            return nnx.merge(graph, block)(x, angles, mask, lora)
+            return nnx.merge(graph, block)(x, angles, mask, lora, kv, S - T)
 
         a, b = (None, None) if adapter is None else (adapter.a, adapter.b)
         body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), a, b, keys))
+        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), a, b, keys, past))
         return self.final_norm(x), kv
 
     def layers(self) -> list[Block]:
@@ -225,51 +245,94 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "B"],
         layers: list[Block],
+        adapters: list[dict[str, LowRank]],
         cache: list[KV],
         at: Int[Array, ""],
         valid: Bool[Array, "B S"],
         positions: Int[Array, "B"],
-        adapter: Adapter | None = None,
     ) -> tuple[Float[Array, "B D"], list[KV]]:
-        """One token a row, written into the cache's slot `at` (shared by all rows; `valid` says which slots count)."""
+        """One token a row, written into the cache's slot `at` (shared by all rows; `valid` says which slots count).
+
+        `adapters` is an adapter, unstacked likewise (`lora.unstack`), or an empty dict a layer.
+        """
         angles = positions[:, None, None] * rope_frequencies(self.config)
         x, new_cache = self.embed(tokens[:, None]), []
-        for i, (block, past) in enumerate(zip(layers, cache, strict=True)):
-            lora = {}
-            if adapter is not None:
-                a, b = ({name: w[i] for name, w in side.items()} for side in (adapter.a, adapter.b))
-                lora = layer_adapters(a, b, adapter.scale, None, 0.0)
-            x, kv = block(x, angles, valid[:, None, :], lora, past, at)
+        for block, shares, past in zip(layers, adapters, cache, strict=True):
+            x, kv = block(x, angles, valid[:, None, :], shares, past, at)
             new_cache.append(kv)
         return self.final_norm(x)[:, 0], new_cache
 
+    def head(self) -> Head:
+        """What turns hidden states into logits."""
+        if self.config.tie_embeddings:
+            return Head(self.embed.embedding[...], "vd")
+        return Head(self.lm_head.kernel[...], "dv")
+
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits, in float32."""
-        head = self.embed.embedding[...].T if self.config.tie_embeddings else self.lm_head.kernel[...]
-        return (hidden @ head).astype(jnp.float32)
+        return self.head().logits(hidden)
 
     def log_probs(
         self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int = 256
     ) -> Float[Array, "B T"]:
         """Log-probability of each target, in nats; `chunk` tokens at a time so that [B, T, V] never exists.
 
-        The backward pass recomputes each chunk's logits (at 7B they are 0.6 MB a token in float32).
+        Differentiates in `hidden` only: the head is frozen, as all of the base model is.
         """
         flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        chunk = min(chunk, flat_targets.shape[0])
+        chunk = max(1, min(chunk, flat_targets.shape[0]))
         padding = -flat_targets.shape[0] % chunk
         flat_hidden = jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
         flat_targets = jnp.pad(flat_targets, (0, padding)).reshape(-1, chunk)
-
-        @jax.checkpoint
-        def one(carry, rows):
-            h, target = rows
-            logits = self.logits(h)
-            gold = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
-            return carry, gold - jax.nn.logsumexp(logits, axis=-1)
-
-        _, log_probs = jax.lax.scan(one, None, (flat_hidden, flat_targets))
+        log_probs = jax.lax.map(lambda rows: target_log_probs(*rows, self.head()), (flat_hidden, flat_targets))
         return log_probs.reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+class Head(struct.PyTreeNode):
+    """The output matrix as it is stored: its transpose, used in a loop, would be copied (2 GB at 7B)."""
+
+    weight: Float[Array, "V D"] | Float[Array, "D V"]
+    axes: str = struct.field(pytree_node=False)  # "vd" or "dv"
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """In float32, from activations of any precision."""
+        return jnp.einsum(f"...d,{self.axes}->...v", hidden, self.weight, preferred_element_type=jnp.float32)
+
+    def combine(self, coefficients: Float[Array, "T V"]) -> Float[Array, "T D"]:
+        """Sums of the vocabulary's vectors."""
+        narrow = coefficients.astype(self.weight.dtype)
+        return jnp.einsum(f"tv,{self.axes}->td", narrow, self.weight, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def target_log_probs(hidden: Float[Array, "T D"], targets: Int[Array, "T"], head: Head) -> Float[Array, "T"]:
+    """Log-softmax of the logits at the targets. The head is taken as constant.
+
+    What the backward pass needs of a token is one vector, d log p(y) / d h = sum_v ([v = y] - p(v)) W[v]. The forward
+    pass has p at hand, so it keeps that vector and neither stores the logits nor computes them again.
+    """
+    return _target_log_probs(hidden, targets, head)[0]
+
+
+def _target_log_probs(hidden, targets, head):
+    logits = head.logits(hidden)
+    gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return gold - normaliser, logits, normaliser
+
+
+def _target_log_probs_forward(hidden, targets, head):
+    log_probs, logits, normaliser = _target_log_probs(hidden, targets, head)
+    is_target = jnp.arange(logits.shape[-1]) == targets[:, None]
+    slope = head.combine(is_target - jnp.exp(logits - normaliser[:, None]))
+    return log_probs, slope.astype(hidden.dtype)
+
+
+def _target_log_probs_backward(slope, cotangent):
+    return (slope * cotangent[:, None]).astype(slope.dtype), None, None
+
+
+target_log_probs.defvjp(_target_log_probs_forward, _target_log_probs_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
