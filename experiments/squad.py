@@ -23,15 +23,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
 import tyro
 
-from seal_jax import batching, evaluation, plan, rewards, runtime
+from seal_jax import batching, evaluation, memory, plan, rewards, runtime
 from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
 from seal_jax.domains import squad
 from seal_jax.domains.grading import grade_by_match
 from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS
 from seal_jax.models import hub
+from seal_jax.models.transformer import ModelConfig
 from seal_jax.report.metrics import MetricsWriter
 from seal_jax.report.page import write_report
 from seal_jax.report.progress import Progress
@@ -72,8 +74,8 @@ class Config:
     """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
     """How self-edits are written (paper: T = 1, top-p 0.95)."""
-    write_chunk: int = 64
-    """Self-edits written at a time: bounded by device memory."""
+    write_chunk: int | None = None
+    """Self-edits written at a time; by default as many as fit in memory."""
     answer_tokens: int = 64
     """The most new tokens of an answer, greedy (paper's code: 64)."""
     max_sequences: int = 30
@@ -134,6 +136,7 @@ PRESETS = {
 }
 
 
+PROMPT_TOKENS = 48  # around a question: the chat template and the title; a guess for --dry-run, which has no tokenizer
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
 
@@ -197,8 +200,9 @@ def measure(config: Config, lm: LanguageModel, domain: Domain, data: Data, conte
         written = len(encode(passage.title)) + 2 + config.sampling.max_tokens
         prompt = len(encode(domain.prompt(passage)))
         queries = [(len(encode(q.prompt)), len(rewards.gold_tokens(more, q))) for q in domain.queries(passage)]
-        question, gold = max(n for n, _ in queries), max(n + g for n, g in queries)
-        needed = max(own, written, prompt + config.sampling.max_tokens, question + config.answer_tokens, gold)
+        question, gold = max(n for n, _ in queries), max(g for _, g in queries)
+        asked = question + max(config.answer_tokens, gold)
+        needed = max(own, written, prompt + config.sampling.max_tokens, asked)
         if needed > context_length:
             raise ValueError(
                 f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and "
@@ -216,6 +220,30 @@ def measure(config: Config, lm: LanguageModel, domain: Domain, data: Data, conte
         gold_width=batching.round_up(longest_gold, 8),
     )
     return shapes, batching.round_up(longest_prompt, 8)
+
+
+def itemsize(config: Config) -> int:
+    """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
+    return 2 if config.dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
+
+
+def fit(config: Config, model: ModelConfig, shapes: Shapes, prompt_width: int) -> memory.Plan:
+    """How the run is cut to the memory that is free."""
+    on_cpu = jax.default_backend() == "cpu"
+    return memory.fit(
+        model,
+        config.inner,
+        shapes,
+        max_tokens=config.answer_tokens,
+        prompt_width=prompt_width,
+        samples=config.outer.samples,
+        written_tokens=config.sampling.max_tokens,
+        write_chunk=config.write_chunk,
+        free=runtime.free_memory(config.devices),
+        devices=runtime.device_count(config.devices),
+        itemsize=itemsize(config),
+        most=memory.MOST_ON_CPU if on_cpu else memory.MOST,
+    )
 
 
 def held_out_stage(number: int) -> str:
@@ -240,16 +268,19 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     data = choose_passages(config)
     require_room(run_folder, needed=ROOM)
     folder = RunFolder(run_folder, {**as_json(config), "inputs": data.fingerprint})
-    lm, chat, context_length = runtime.load_language_model(config.model, config.dtype, config.devices)
+    lm, chat, model = runtime.load_language_model(config.model, config.dtype, config.devices)
     with Progress(phases(config.outer.rounds), title="SEAL") as progress, MetricsWriter(folder.path) as metrics:
         if folder.finished:
             progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
         domain = make_domain(config, lm, chat)
-        shapes, prompt_width = measure(config, lm, domain, data, context_length)
+        shapes, prompt_width = measure(config, lm, domain, data, model.context_length)
+        cut = memory.Plan(  # decided once: a run that carries on with less memory free keeps its pieces
+            *folder.once("memory", lambda: list(fit(config, model, shapes, prompt_width)))
+        )
         loop = Loop(
-            domain, config.inner, config.sampling, Chunk(config.write_chunk, "self-edits", progress.note),
+            domain, cut.applied(config.inner), config.sampling, Chunk(cut.write_chunk, "self-edits", progress.note),
             config.answer_tokens, shapes, prompt_width, config.seed,
-            Chunk(config.inner.chunk, "adapters", progress.note), folder, progress,
+            Chunk(cut.chunk, "adapters", progress.note), folder, progress,
         )  # fmt: skip
         records: list[dict[str, Any]] = []
         held_out, test = data.held_out, config.evaluation
@@ -335,11 +366,9 @@ def describe(config: Config, data: Data, run_folder: Path) -> str:
         name = f"held-out: {'before RL' if number == 0 else f'after round {number}'}"
         work.append(plan.inner_work(name, held_out * test.samples, inner, seeds=test.seeds, **edit))
     devices = runtime.device_count(config.devices)
-    width = batching.round_up(max(passage_tokens, config.sampling.max_tokens), 32)
-    memory = ["unknown until the model is here: its shape is in its files"]
+    needs = ["unknown until the model is here: its shape is in its files"]
     if model is not None:
-        itemsize = 2 if config.dtype == "bfloat16" else 4
-        memory = plan.memory_lines(model, inner, width=width, itemsize=itemsize, devices=devices)
+        needs = describe_memory(config, model, passages, passage_tokens)
     fetched = "on this machine" if location.cached else "to be fetched"
     held_out_source = config.held_out_data or config.data
     return "\n".join(
@@ -353,10 +382,44 @@ def describe(config: Config, data: Data, run_folder: Path) -> str:
                 ],
             ),
             plan.section("Inner loop, at most", plan.table(work)),
-            plan.section(f"Memory on each of {devices} devices", memory),
+            plan.section(f"Memory on each of {devices} devices, about", needs),
             plan.section("Run folder", [str(run_folder.absolute()), "holds a run" if run_folder.exists() else "new"]),
         ]
     )
+
+
+def describe_memory(
+    config: Config, model: ModelConfig, passages: Sequence[squad.Passage], passage_tokens: int
+) -> list[str]:
+    """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
+    devices, size = runtime.device_count(config.devices), itemsize(config)
+    asked = max(len(question.question.split()) for passage in passages for question in passage.questions)
+    answer = max(len(question.answer.split()) for passage in passages for question in passage.questions)
+    shapes = Shapes(
+        widths=batching.bucket_widths(max(passage_tokens, config.sampling.max_tokens), config.inner.width_cuts),
+        capacity=config.max_sequences,
+        questions=max(len(passage.questions) for passage in passages),
+        question_width=batching.round_up(math.ceil(1.4 * asked) + PROMPT_TOKENS, 8),
+        gold_width=batching.round_up(math.ceil(1.4 * answer), 8),
+    )
+    prompt_width = passage_tokens + 4 * PROMPT_TOKENS
+    cut = fit(config, model, shapes, prompt_width)
+    inner, each = cut.applied(config.inner), math.ceil(cut.chunk / devices)
+    training = memory.training(model, inner, adapters=each, width=shapes.widths[-1], itemsize=size)
+    answering = memory.answering(
+        model, inner, shapes, adapters=each, max_tokens=config.answer_tokens, itemsize=size
+    )  # fmt: skip
+    free = runtime.free_memory(config.devices)
+    return [
+        f"{cut.chunk} adapters at a time over all devices ({each} on each), {cut.write_chunk} self-edits written at a "
+        f"time; layers are {'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
+        "",
+        f"inner loop, a step of {each} x {shapes.widths[-1]} tokens (the longest there can be)",
+        *memory.lines(training, free),
+        "",
+        f"answers, {each} x {shapes.questions} questions",
+        *memory.lines(answering, free),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,43 +38,6 @@ def inner_work(stage: str, self_edits: int, config: FineTuning, *, seeds: int, s
     return Work(stage, self_edits, adapters, adapters * steps, adapters * config.epochs * tokens)
 
 
-def adapter_parameters(model: ModelConfig, config: FineTuning) -> int:
-    """Trained parameters of one adapter."""
-    shapes = weights.layout(model)
-    sides = (shapes["blocks", name, "kernel"] for name in config.projections)
-    return model.num_layers * config.rank * sum(d_in + d_out for d_in, d_out in sides)
-
-
-def model_parameters(model: ModelConfig) -> int:
-    """All parameters of the base model."""
-    return sum(
-        math.prod(shape) * (model.num_layers if path[0] == "blocks" else 1)
-        for path, shape in weights.layout(model).items()
-    )
-
-
-def memory_lines(model: ModelConfig, config: FineTuning, *, width: int, itemsize: int, devices: int) -> list[str]:
-    """Memory on each device while the inner loop runs: what is known, and an estimate of the activations."""
-    base = model_parameters(model) * itemsize
-    a_device = math.ceil(config.chunk / devices)
-    adapter = adapter_parameters(model, config) * 4 * 4  # float32: value, gradient, two moments
-    tokens = a_device * max(1, config.batch_size // config.optimiser.accumulate) * width
-    # kept for the backward pass, a token and layer: about 8 hidden vectors, 4 of the MLP, the scores of attention
-    kept = 8 * model.hidden_size + 4 * model.intermediate_size + 2 * model.num_heads * width
-    layers = 1 if config.optimiser.remat else model.num_layers
-    activations = (
-        tokens * (kept * layers + model.hidden_size * model.num_layers) * itemsize
-        + 3 * 256 * a_device * model.vocab_size * 4
-    )
-    total = base + a_device * adapter + activations
-    return [
-        f"base model        {_bytes(base):>10}   {model_parameters(model) / 1e6:,.0f} M parameters",
-        f"adapters          {_bytes(a_device * adapter):>10}   {a_device} at a time: value, gradient, Adam",
-        f"activations, about{_bytes(activations):>10}   a step of {tokens} tokens",
-        f"together, about   {_bytes(total):>10}",
-    ]
-
-
 def table(rows: Iterable[Work]) -> list[str]:
     """The stages and their sum, in columns."""
     rows = list(rows)
@@ -89,7 +52,3 @@ def table(rows: Iterable[Work]) -> list[str]:
 def section(title: str, lines: Sequence[str]) -> str:
     """A titled block of the plan."""
     return "\n".join([title, *(f"  {line}" for line in lines), ""])
-
-
-def _bytes(n: float) -> str:
-    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

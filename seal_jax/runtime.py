@@ -50,8 +50,23 @@ def make_mesh(devices: int | None) -> Any:
     return None if count == 1 else jax.make_mesh((count,), ("adapters",), axis, devices=jax.devices()[:count])
 
 
-def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, int]:
-    """A model by name, on the devices: it, its chat template (None for a base model), its context in tokens."""
+def free_memory(devices: int | None) -> float:
+    """Bytes that each device of a run has left. The devices of a CPU share its memory."""
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.devices()[: device_count(devices)]]
+    if all("bytes_limit" in s for s in stats):
+        return min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available / len(stats)
+
+
+def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, Any]:
+    """A model by name, on the devices: it, its chat template (None for a base model), and its `ModelConfig`."""
     import jax
     import jax.numpy as jnp
 
@@ -67,7 +82,7 @@ def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
     params = jax.device_put(params, everywhere)
     lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh)
-    return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config.context_length
+    return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config
 
 
 def describe_machine() -> dict[str, Any]:
