@@ -228,11 +228,11 @@ def adapt_many(
 
     All of `adapters`, `batch` and `hparams` carry the leading axis E; metrics are [E, S]. One program is compiled for
     all chunks. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
-    "adapters", each device trains its share of a chunk; a single adapter is trained by all of them, each on its
-    share of a step's rows.
+    "adapters", each device trains its share of a chunk; a single adapter, in a chunk of one, is trained by all of them,
+    each on its share of a step's rows.
     """
     total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
-    by_rows = total == 1 and devices > 1
+    by_rows = total == chunk.planned == 1 and devices > 1
     if by_rows:
         idle = -batch.order.shape[2] % (devices * optimiser.accumulate)
         batch = batch.replace(order=np.pad(np.asarray(batch.order), ((0, 0), (0, 0), (0, idle)), constant_values=-1))
@@ -301,6 +301,7 @@ def in_chunks(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
 
+@jax.jit
 def is_finite(adapters: Adapter) -> Bool[Array, "E"]:
     """Which of E trained adapters hold numbers only."""
     finite = [jnp.isfinite(w).all(axis=tuple(range(1, w.ndim))) for w in jax.tree.leaves((adapters.a, adapters.b))]

@@ -135,6 +135,13 @@ def stack(adapters: Sequence[Adapter]) -> Adapter:
 
 def take(adapters: Adapter, index: int | slice | AnyArray) -> Adapter:
     """The adapter, or adapters, at `index` of the leading axis."""
+    if isinstance(index, slice):
+        return jax.tree.map(lambda leaf: leaf[index], adapters)
+    return _gather(adapters, index)
+
+
+@jax.jit
+def _gather(adapters: Adapter, index: Array) -> Adapter:  # one program, rather than one a leaf
     return jax.tree.map(lambda leaf: leaf[index], adapters)
 
 

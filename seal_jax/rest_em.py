@@ -182,7 +182,7 @@ def try_base(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, name: str)
 
         def work(queries=queries) -> list[Score]:
             return score_base(
-                lm, queries, loop.domain.grade, loop.shapes, max_tokens=loop.answer_tokens, chunk=loop.chunk
+                lm, queries, loop.domain.grade, loop.inner, loop.shapes, max_tokens=loop.answer_tokens, chunk=loop.chunk
             )
 
         piece = f"{name}/base/{start}"

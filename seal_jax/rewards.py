@@ -20,7 +20,7 @@ from seal_jax import batching, inner, lora
 from seal_jax.inner import Chunk
 from seal_jax.lora import Adapter
 from seal_jax.sampler import Read, Sampling, over_groups, read, row_keys, write
-from seal_jax.training import FineTuning, Shapes, train
+from seal_jax.training import FineTuning, Shapes, train, untrained
 from seal_jax.types import Codec, Grade, LanguageModel, Query, SelfEdit, Verdict
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -184,11 +184,14 @@ def score_base(
     lm: LanguageModel,
     queries: Sequence[Sequence[Query]],
     grade: Grade,
+    config: FineTuning,
     shapes: Shapes,
     *,
     max_tokens: int,
     chunk: Chunk,
 ) -> list[Score]:
     """The same for the model as it is: once per question."""
-    answers, likely = ask(lm, None, queries, shapes, max_tokens=max_tokens, chunk=chunk)
+    answers, likely = ask(
+        lm, untrained(lm, len(queries), config, chunk), queries, shapes, max_tokens=max_tokens, chunk=chunk
+    )
     return [Score(a, grade(group, a), ll, []) for group, a, ll in zip(queries, answers, likely, strict=True)]

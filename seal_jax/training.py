@@ -82,13 +82,28 @@ def train(
         rank=np.full(total, config.rank, np.int32),
         seed=np.asarray(seeds, np.int32),
     )
-    places = np.resize(np.arange(total), batching.round_up(total, chunk.planned))  # one shape, so one program
-    filled = jax.tree.map(lambda x: x[places], hparams)
-    fresh = lora.take(init_adapters(lm.params["blocks"], filled, config.projections, config.rank), slice(0, total))
+    fresh = fresh_adapters(lm, hparams, config, chunk)
     trained, metrics = inner.adapt_many(
         lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh
     )
     return trained, np.asarray(metrics.loss)
+
+
+def fresh_adapters(lm: LanguageModel, hparams: HParams, config: FineTuning, chunk: Chunk) -> Adapter:
+    """E adapters before their first step: they change nothing yet. One program serves any E up to a chunk."""
+    total = len(hparams.seed)
+    places = np.resize(np.arange(total), batching.round_up(total, chunk.planned))
+    filled = jax.tree.map(lambda x: x[places], hparams)
+    adapters = init_adapters(lm.params["blocks"], filled, config.projections, config.rank)
+    return lora.take(adapters, slice(0, total))
+
+
+def untrained(lm: LanguageModel, count: int, config: FineTuning, chunk: Chunk) -> Adapter:
+    """Adapters that change nothing, of the shape of those in training: with them, one program asks both."""
+    ones, zeros = np.ones(count, np.float32), np.zeros(count, np.int32)
+    rank = np.full(count, config.rank, np.int32)
+    hparams = HParams(learning_rate=ones, num_steps=zeros, alpha=ones, rank=rank, seed=zeros)
+    return fresh_adapters(lm, hparams, config, chunk)
 
 
 @partial(jax.jit, static_argnames=("projections", "max_rank"))

@@ -97,10 +97,12 @@ def test_the_base_model_is_asked_without_an_adapter(lm):
     assert answers == [[greedy(lm, None, query.prompt) for query in group] for group in GROUPS]
     np.testing.assert_allclose(likely[1], [direct_log_likelihood(lm, None, query) for query in GROUPS[1]], atol=1e-4)
     scores = score_base(
-        lm, GROUPS, lambda asked, given: [True] * len(asked), SHAPES, max_tokens=MAX_TOKENS, chunk=Chunk(3)
+        lm, GROUPS, lambda asked, given: [True] * len(asked), INNER, SHAPES, max_tokens=MAX_TOKENS, chunk=Chunk(3)
     )
     assert [s.answers for s in scores] == answers
     assert [s.verdicts for s in scores] == [[True], [True] * 3, [True] * 2]
+    for score_of, group in zip(scores, likely, strict=True):
+        np.testing.assert_allclose(score_of.log_likelihoods, group, atol=1e-6)
     assert all(s.losses == [] and s.problem is None for s in scores)
 
 
@@ -198,7 +200,7 @@ def test_each_answer_is_graded_with_its_own_query(lm):
 def test_training_moves_the_gold_answer_and_depends_on_the_seed(lm):
     config = dataclasses.replace(INNER, projections=lora.PROJECTIONS, learning_rate=3e-2, epochs=20)
     taught = [edit("ask red ? green"), edit("ask blue ? red", "ask ? salt")]
-    base = score_base(lm, QUERIES, lambda q, a: [True] * len(q), SHAPES, max_tokens=2, chunk=Chunk(2))
+    base = score_base(lm, QUERIES, lambda q, a: [True] * len(q), INNER, SHAPES, max_tokens=2, chunk=Chunk(2))
     first, again, other = (scores_of(lm, taught, config=config, seed=seed) for seed in (0, 0, 1))
     assert all(after.log_likelihood > before.log_likelihood + 0.5 for after, before in zip(first, base, strict=True))
     assert first == again

@@ -18,8 +18,6 @@ import zipfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import huggingface_hub
-
 Kind = Literal["safetensors", "gguf"]
 
 
@@ -129,6 +127,8 @@ def locate(name: str, *, cache_dir: str | Path | None = None) -> Location:
             f"unknown model {name!r}{hint} Expected one of {sorted(EMBEDDED)}, a folder in Hugging Face's layout, "
             "a .gguf file, or a Hugging Face repository such as 'Qwen/Qwen2.5-0.5B'"
         )
+    import huggingface_hub
+
     try:
         path = _hub_download(name, local_files_only=True)
         cached = _has_weights(path)
@@ -226,6 +226,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def _hub_download(name: str, *, local_files_only: bool) -> Path:
+    import huggingface_hub  # where it is used: what needs no hub runs without it
+
     return Path(
         huggingface_hub.snapshot_download(
             name, allow_patterns=HUB_FILES, ignore_patterns=HUB_IGNORED, local_files_only=local_files_only
@@ -234,6 +236,8 @@ def _hub_download(name: str, *, local_files_only: bool) -> Path:
 
 
 def _snapshot(name: str, offline: bool) -> Path:
+    import huggingface_hub
+
     try:
         folder = _hub_download(name, local_files_only=offline)
     except huggingface_hub.errors.GatedRepoError as error:

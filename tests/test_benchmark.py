@@ -1,0 +1,338 @@
+"""The benchmark's arithmetic, its workloads, its command line; and that it runs with little installed. No time is
+asserted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import benchmark, number_tasks, stages, workloads
+from seal_jax import batching, costs
+from seal_jax.batching import Tokens
+from seal_jax.costs import Cost, Peak
+from seal_jax.training import FineTuning, Shapes
+
+ROOT = Path(__file__).parents[1]
+RATIOS = {"train_qv", "train_all", "decode", "edit", "seal"}
+SMALL = ["--random", "tiny", "--adapters", "2", "--epochs", "1", "--repeats", "1", "--edits", "4"]
+# What a plain machine for the benchmark may lack.
+ABSENT = (
+    "jaxtyping", "tokenizers", "transformers", "gguf", "huggingface_hub", "safetensors", "matplotlib", "datasets",
+    "jinja2", "tensorboardX", "torch", "peft",
+)  # fmt: skip
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+from experiments import benchmark
+sys.exit(benchmark.main({arguments!r}))
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SEAL_JAX_CACHE": str(folder)}
+
+
+def run(folder: Path, *arguments: str, absent: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """The benchmark in a process of its own, on two CPU devices of a machine where `absent` is not installed."""
+    code = BLOCKER.format(absent=set(absent), arguments=list(arguments))
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=280
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workloads
+
+
+def test_draws_follow_from_the_seed():
+    assert workloads.seal(20, seed=3) == workloads.seal(20, seed=3)
+    assert workloads.seal(20, seed=3) != workloads.seal(20, seed=4)
+    first, again = (workloads.draw_tokens([[5, 2], [3]], 100, seed=1) for _ in range(2))
+    assert first == again
+    assert [[len(s.ids) for s in edit] for edit in first] == [[5, 2], [3]]
+    assert workloads.seal(20, seed=3)[:5] == workloads.seal(5, seed=3)  # more self-edits leave the first as they were
+
+
+def test_draws_have_the_distributions_of_recorded_runs():
+    edits = workloads.seal(4000, seed=0)
+    lines = np.log([len(edit) - 1 for edit in edits])
+    words = np.log([n / workloads.TOKENS_A_WORD for edit in edits for n in edit[:-1]])
+    passages = np.log([edit[-1] / workloads.TOKENS_A_WORD for edit in edits])
+    for found, expected in (
+        (lines, workloads.LINES),
+        (words, workloads.WORDS_A_LINE),
+        (passages, workloads.WORDS_A_PASSAGE),
+    ):
+        assert found.mean() == pytest.approx(expected.mu, abs=0.03)
+        assert found.std() == pytest.approx(expected.sigma, rel=0.07)
+    assert max(map(len, edits)) <= workloads.MAX_SEQUENCES
+    assert max(map(max, edits)) <= workloads.MAX_TOKENS
+    assert np.mean([len(edit) for edit in edits]) == pytest.approx(7.7, abs=0.2)  # as recorded
+    assert np.mean([sum(edit) for edit in edits]) == pytest.approx(360, abs=15)  # as recorded
+
+
+def test_lengths_are_read_from_a_file_of_the_reference(tmp_path):
+    file = tmp_path / "edits.json"
+    records = [{"title": "A", "context": "one two three", "completions": ["a b\n\nc d e f", "", "g"]}]
+    file.write_text(json.dumps(records))
+    lengths = workloads.from_file(file, lambda text: len(text.split()))
+    assert lengths == [[3, 5, 4], [2, 4]]  # each line and the passage, after the title; no empty completion
+    for text in ("{}", '[{"title": "A"}]', "[", "[]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"edits\.json"):
+            workloads.from_file(file, len)
+
+
+def test_a_number_task_becomes_a_self_edit_of_drawn_lines():
+    domain = number_tasks.make_domain(seed=0)
+    task = number_tasks.make_tasks(2, 50, seed=0)[1]
+    completion = " ".join(map(str, range(150)))
+    edit = domain.parse(task, completion)
+    assert " ".join(example.completion for example in edit.examples[:-1]) == completion
+    assert edit.examples[-1].completion == task.passage
+    assert edit == domain.parse(task, completion)
+    assert domain.parse(task, "").problem
+    assert len(domain.queries(task)) == number_tasks.QUESTIONS
+    gold = [query.gold for query in task.queries]
+    assert domain.grade(task.queries, [gold[0], "no", *gold[2:]]) == [True, False, True, True, True]
+
+
+def test_the_ids_that_end_a_completion_are_one_in_two_hundred():
+    stop = number_tasks.stop_ids(49_152, seed=0)
+    assert len(set(stop)) == pytest.approx(49_152 / 200, abs=1)
+    codec = number_tasks.number_codec(stop)
+    assert codec.encode(codec.decode([5, 7])) == [5, 7]
+    assert codec.encode_more(codec.end) == [stop[0]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arithmetic
+
+
+def tokens(*lengths: int) -> list[Tokens]:
+    return [Tokens([1] * n, 0) for n in lengths]
+
+
+def test_processed_tokens_on_a_case_counted_by_hand():
+    """Widths 4 and 8. Longest first, ranks coincide: one device steps at (8, 3) -> 8 and (2, 2) -> 4, two adapters."""
+    config = FineTuning(epochs=1, chunk=2)
+    shapes = Shapes((4, 8), 2, 0, 0, 0)
+    edits = [tokens(8, 2), tokens(3, 2)]
+    assert stages.processed_tokens(edits, config, shapes, adapters=2, seed=0, devices=1) == 2 * (8 + 4)
+    twice = FineTuning(epochs=2, chunk=2)
+    assert stages.processed_tokens(edits, twice, shapes, adapters=2, seed=0, devices=1) == 2 * 2 * (8 + 4)
+
+
+def test_an_adapter_that_rests_is_paid_for():
+    """The second has one sequence: while the first trains its other one, it is computed all the same."""
+    config = FineTuning(epochs=1, chunk=2)
+    shapes = Shapes((4, 8), 2, 0, 0, 0)
+    assert stages.processed_tokens([tokens(8, 2), tokens(3)], config, shapes, adapters=2, seed=0, devices=1) == 2 * (
+        8 + 4
+    )
+
+
+ROWS = [
+    stages.Row("train_qv", "seal_jax", 2.0, [2.0], 100, 125, Cost(40, 10), 0.5, 1.0, 2**30),
+    stages.Row("train_qv", "peft", 3.0, [3.0], 100, 100, Cost(40, 20)),
+    stages.Row("train_qv", "peft-x2", 2.5, [2.5], 100, 100, Cost(40, 20)),
+    stages.Row("train_qv", "reference", 90.0, [90.0], 100, 4000, Cost(40, 20)),
+    stages.Row("decode", "seal_jax", 1.0, [1.0], 10, 10, Cost(4, 10), 0.5, 1.0, 2**30),
+    stages.Row("decode", "peft", 4.0, [4.0], 10, 10, Cost(4, 20)),
+]
+
+
+def test_a_ratio_is_their_time_over_ours_and_the_fastest_honest_peer_counts():
+    assert stages.ratios(ROWS)["peft"] == {"train_qv": 1.5, "decode": 4.0}
+    assert stages.ratios(ROWS)["reference"] == {"train_qv": 45.0}
+    expected = {"train_qv": 1.25, "decode": 4.0, "train_all": None, "edit": None, "seal": None}
+    assert stages.peer_ratio(ROWS) == expected
+    assert stages.peer_ratio(ROWS[:1]) == dict.fromkeys(RATIOS)
+
+
+def test_a_whole_self_edit_is_training_and_answering():
+    rows = {row.who: row for row in stages.edit_rows(ROWS[:4], ROWS[4:])}
+    assert set(rows) == {"seal_jax", "peft"}  # the others did not answer
+    assert rows["seal_jax"].seconds == 3.0
+    assert rows["seal_jax"].floor == 1.0
+    assert rows["peft"].seconds == 7.0
+    assert stages.peer_ratio([*rows.values()])["edit"] == pytest.approx(7 / 3)
+
+
+def test_the_figures_of_a_row():
+    figures = stages.figures(ROWS[0], Peak(flops=100, bandwidth=50))
+    assert figures["tokens_per_second"] == 50
+    assert figures["processed_tokens_per_second"] == 62.5
+    assert figures["padding"] == pytest.approx(0.2)  # 25 of 125
+    assert figures["mfu"] == pytest.approx(0.2)  # 20 of 100 operations a second
+    assert figures["mfu_processed"] == pytest.approx(0.25)
+    assert figures["bytes_per_second"] == 5
+    assert figures["times_floor"] == 4
+
+
+def test_repeats_add_up_their_turns():
+    """Two turns a repeat: 3 s for 4 self-edits' worth of work, then 6 s."""
+    runs = [stages.Run(1, 1), stages.Run(2, 3), stages.Run(2, 1), stages.Run(4, 3)]
+    assert stages._seconds_a_unit(runs, 2) == [0.75, 1.5]
+
+
+def test_every_line_of_the_table_fits_100_columns():
+    peak = Peak(flops=100, bandwidth=50)
+    lines = [benchmark.table_line(stages.figures(row, peak)) for row in ROWS]
+    huge = stages.Row("edit", "reference", 123456.0, [1.0], 1e9, 2e9, Cost(1e15, 1e15), 12345.0, 1234.5, 140 * 2**30)
+    lines.append(benchmark.table_line(stages.figures(huge, Peak(1e15, 5e12))))
+    assert max(map(len, [*benchmark.HEAD, *lines])) <= 100
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--adaptors", "4"],
+        ["innner"],
+        ["inner", "--peer", "pefd"],
+        ["decode", "--edits", "2"],
+        ["inner", "--random", "smollm2-135"],
+        ["inner", "--adapters", "0"],
+    ],
+)
+def test_typos_are_rejected(arguments):
+    with pytest.raises(SystemExit):
+        benchmark.parse(arguments)
+
+
+def test_without_a_subcommand_it_is_everything_that_is_compared():
+    name, config = benchmark.parse(["--peer", "peft", "peft-x2", "--adapters", "3"])
+    assert name == "peers"
+    assert isinstance(config, benchmark.Peers)
+    assert config.peer == ("peft", "peft-x2")
+    assert config.adapters == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inner", "--plot", "a.png"], "--plot belongs to scaling"),
+        (["inner", "--json", "no/such/folder/a.json"], "folder does not exist"),
+    ],
+)
+def test_mistakes_end_as_one_sentence(arguments, said, capsys):
+    assert benchmark.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_prints_the_limit(capsys):
+    assert benchmark.main(["--dry-run", "--random", "qwen2.5-7b", "--adapters", "8"]) == 0
+    out = capsys.readouterr().out
+    model = benchmark.named("qwen2.5-7b")
+    lora = costs.lora_parameters(model, ("q_proj", "v_proj"), 32)
+    products, _ = costs.training(model, lora, [48] * 8, epochs=10, sharing=8, itemsize=2)
+    line = next(line for line in out.splitlines() if line.startswith("train q,v "))
+    assert line.split()[2:5] == ["3,840", f"{products.flops / 1e12:.3g}", f"{products.bytes / 1e9:.3g}"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+def check_schema(file: Path, stages_run: set[str]) -> dict:
+    result = json.loads(file.read_text())
+    assert set(result["peer_ratio"]) == RATIOS
+    assert {row["stage"] for row in result["rows"]} == stages_run
+    for row in result["rows"]:
+        assert row["seconds"] > 0
+        assert row["processed_tokens"] >= row["tokens"] > 0
+        assert 0 <= row["padding"] < 1
+        if row["who"] == "seal_jax":
+            assert row["floor_seconds"] > 0
+            assert row["compile_seconds"] >= 0
+            assert row["peak_bytes"] > 0
+    assert {"jax", "numpy"} <= set(result["versions"])
+    assert result["machine"]["jax"] == result["versions"]["jax"]
+    assert result["peak"]["flops"] > 0
+    return result
+
+
+def test_everything_compared_runs_with_little_installed(tmp_path):
+    file = tmp_path / "out.json"
+    done = run(tmp_path, *SMALL, "--json", str(file), absent=ABSENT)
+    assert done.returncode == 0, done.stderr
+    result = check_schema(file, {"train_qv", "train_all", "decode", "edit", "seal"})
+    assert set(result["peer_ratio"].values()) == {None}  # nobody to compare with
+    uniform = next(row for row in result["rows"] if row["stage"] == "train_qv")
+    width = batching.bucket_widths(48, FineTuning.width_cuts)[-1]
+    assert uniform["padding"] == pytest.approx(1 - 48 / width) or 48 in FineTuning.width_cuts
+
+
+def test_what_is_missing_is_said_and_how_to_do_without(tmp_path):
+    done = run(tmp_path, *SMALL, "--peer", "peft", absent=ABSENT)
+    assert done.returncode == 2
+    assert "--peer peft needs torch" in done.stderr
+    done = run(tmp_path, "inner", absent=ABSENT)  # the embedded model needs its file and its tokenizer
+    assert done.returncode == 2
+    assert "--random smollm2-135m" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_other_subcommands_run(tmp_path):
+    small = SMALL[:-2]
+    for arguments in (
+        ["round", *small, "--passages", "2", "--samples", "2"],
+        [
+            "scaling",
+            *small,
+            "--over-adapters",
+            "1",
+            "2",
+            "--over-tokens",
+            "16",
+            "--over-models",
+            "tiny",
+            "--steps",
+            "1",
+        ],
+        ["sample", *small],
+    ):
+        file = tmp_path / f"{arguments[0]}.json"
+        done = run(tmp_path, *arguments, "--json", str(file))
+        assert done.returncode == 0, done.stderr
+        assert set(json.loads(file.read_text())["peer_ratio"]) == RATIOS
+    phases = [phase["name"] for phase in json.loads((tmp_path / "round.json").read_text())["phases"]]
+    assert phases == ["base model", "writing self-edits", "inner loop", "selection", "SFT on the winners"]
+    points = json.loads((tmp_path / "scaling.json").read_text())["points"]
+    assert [(point["over"], point["label"]) for point in points] == [
+        ("adapters", "E = 1"),
+        ("adapters", "E = 2"),
+        ("tokens", "T = 16"),
+        ("models", "tiny"),
+    ]
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs torch and peft")
+def test_peers_do_the_same_work(tmp_path):
+    file = tmp_path / "out.json"
+    done = run(tmp_path, *SMALL, "--peer", "peft", "peft-x2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    result = check_schema(file, {"train_qv", "train_all", "decode", "edit", "seal"})
+    assert all(ratio > 0 for ratio in result["peer_ratio"].values())
+    assert {"torch", "peft", "transformers"} <= set(result["versions"])
+    for stage in ("train_qv", "decode"):
+        assert len({row["tokens"] for row in result["rows"] if row["stage"] == stage}) == 1
