@@ -2,7 +2,8 @@
 """The other side of parity and of the benchmark: what transformers and peft compute with torch (extra `peers`).
 
 Imported only where torch is installed: by the live half of `experiments.parity`, by the tests marked `peers`, by
-`tests/golden/make_peft.py`, and by the benchmark's peer processes (`experiments.peer_process`). Nothing here needs JAX.
+`tests/golden/make_peft.py`, and by the benchmark's peer processes (`experiments.benchmark.peer_process`). Nothing here
+needs JAX.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, get_scheduler
 from transformers.utils import logging
 
-from experiments import process_memory
+from experiments.benchmark import process_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -40,7 +40,7 @@ def round_up(n: int, multiple: int) -> int:
     return math.ceil(n / multiple) * multiple
 
 
-def bucket_widths(longest: int, cuts: Sequence[int], multiple: int = 32) -> tuple[int, ...]:
+def bucket_widths(longest: int, cuts: Sequence[int], multiple: int = 8) -> tuple[int, ...]:
     """The widths that steps may be cut to: the `cuts` shorter than `longest`, and `longest` rounded up."""
     top = round_up(longest, multiple)
     return (*(cut for cut in sorted(set(cuts)) if cut < top), top)

@@ -32,7 +32,7 @@ class FineTuning:
     optimiser: Optimiser = Optimiser()
     initialisation: Literal["stored", "per_edit"] = "per_edit"  # one A for all self-edits, or a key for each
     chunk: int | None = None  # adapters trained at a time; None: as many as fit in memory (memory.py)
-    width_cuts: tuple[int, ...] = (24, 32, 48, 64, 96, 160, 256)  # tokens; steps are cut to the narrowest that fits
+    width_cuts: tuple[int, ...] = (32, 40, 56, 72, 192, 256, 320)  # tokens; steps are cut to the narrowest that fits
 
     def __post_init__(self) -> None:
         require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import benchmark, number_tasks, stages, workloads
+from experiments.benchmark import command as benchmark
+from experiments.benchmark import number_tasks, stages, workloads
 from seal_jax import batching, costs
 from seal_jax.batching import Tokens
 from seal_jax.costs import Cost, Peak
@@ -34,7 +35,7 @@ class Blocker:
         if name.partition(".")[0] in {absent!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
-from experiments import benchmark
+from experiments.benchmark import command as benchmark
 sys.exit(benchmark.main({arguments!r}))
 """
 
@@ -154,11 +155,12 @@ ROWS = [
 ]
 
 
-def test_a_ratio_is_their_time_over_ours_and_the_fastest_honest_peer_counts():
+def test_a_ratio_is_their_time_over_ours():
     assert stages.ratios(ROWS)["peft"] == {"train_qv": 1.5, "decode": 4.0}
     assert stages.ratios(ROWS)["reference"] == {"train_qv": 45.0}
-    expected = {"train_qv": 1.25, "decode": 4.0, "train_all": None, "edit": None, "seal": None}
+    expected = {"train_qv": 1.5, "decode": 4.0, "train_all": None, "edit": None, "seal": None}
     assert stages.peer_ratio(ROWS) == expected
+    assert stages.peer_ratio([ROWS[0], ROWS[2]])["train_qv"] == 1.25  # two processes, where one did not run
     assert stages.peer_ratio(ROWS[:1]) == dict.fromkeys(RATIOS)
 
 
@@ -175,7 +177,7 @@ def test_the_figures_of_a_row():
     figures = stages.figures(ROWS[0], Peak(flops=100, bandwidth=50))
     assert figures["tokens_per_second"] == 50
     assert figures["processed_tokens_per_second"] == 62.5
-    assert figures["padding"] == pytest.approx(0.2)  # 25 of 125
+    assert figures["padding"] == pytest.approx(1.25)
     assert figures["mfu"] == pytest.approx(0.2)  # 20 of 100 operations a second
     assert figures["mfu_processed"] == pytest.approx(0.25)
     assert figures["bytes_per_second"] == 5
@@ -259,7 +261,7 @@ def check_schema(file: Path, stages_run: set[str]) -> dict:
     for row in result["rows"]:
         assert row["seconds"] > 0
         assert row["processed_tokens"] >= row["tokens"] > 0
-        assert 0 <= row["padding"] < 1
+        assert row["padding"] >= 1
         if row["who"] == "seal_jax":
             assert row["floor_seconds"] > 0
             assert row["compile_seconds"] >= 0
@@ -278,7 +280,7 @@ def test_everything_compared_runs_with_little_installed(tmp_path):
     assert set(result["peer_ratio"].values()) == {None}  # nobody to compare with
     uniform = next(row for row in result["rows"] if row["stage"] == "train_qv")
     width = batching.bucket_widths(48, FineTuning.width_cuts)[-1]
-    assert uniform["padding"] == pytest.approx(1 - 48 / width) or 48 in FineTuning.width_cuts
+    assert uniform["padding"] == pytest.approx(width / 48) or 48 in FineTuning.width_cuts
 
 
 def test_what_is_missing_is_said_and_how_to_do_without(tmp_path):

@@ -108,6 +108,18 @@ def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def test_a_second_run_compiles_nothing(program, undisturbed, tmp_path):
+    def programs() -> set[str]:
+        return {path.name for path in (program.folder / "cache" / "compiled").iterdir() if path.name.endswith("-cache")}
+
+    before = programs()
+    inner_loop = {name for name in before if name.startswith("jit__adapt_chunk-")}
+    assert len(inner_loop) == 2  # all self-edits, whatever their lengths and number; and the SFT of the outer loop
+    again = program.run("--run-folder", str(tmp_path / "again"))
+    assert again.returncode == 0, again.stderr
+    assert programs() == before
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What a run leaves
 

@@ -275,12 +275,13 @@ class Transformer(nnx.Module):
     def log_probs(
         self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int = 256
     ) -> Float[Array, "B T"]:
-        """Log-probability of each target, in nats; `chunk` tokens at a time so that [B, T, V] never exists.
+        """Log-probability of each target, in nats; at most `chunk` tokens at a time so that [B, T, V] never exists.
 
         Differentiates in `hidden` only: the head is frozen, as all of the base model is.
         """
         flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        chunk = max(1, min(chunk, flat_targets.shape[0]))
+        pieces = max(1, math.ceil(flat_targets.shape[0] / chunk))  # equal ones: 264 tokens are 2 x 132, not 2 x 256
+        chunk = max(1, math.ceil(flat_targets.shape[0] / pieces))
         padding = -flat_targets.shape[0] % chunk
         flat_hidden = jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
         flat_targets = jnp.pad(flat_targets, (0, padding)).reshape(-1, chunk)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import workloads
-from experiments.measuring import by_turns, seconds
-from experiments.peer_process import Peer
-from experiments.stages import REFERENCE, REFERENCE_WIDTH, Bench, training_phases
+from experiments.benchmark import workloads
+from experiments.benchmark.measuring import by_turns, seconds
+from experiments.benchmark.peer_process import Peer
+from experiments.benchmark.stages import REFERENCE, REFERENCE_WIDTH, Bench, training_phases
 from seal_jax import costs
 from seal_jax.inner import Chunk
 from seal_jax.training import Shapes, train

@@ -1,4 +1,4 @@
-"""One whole round of ReST-EM, timed phase by phase, on tasks made of numbers (`experiments.number_tasks`)."""
+"""One whole round of ReST-EM, timed phase by phase, on tasks made of numbers (`experiments.benchmark.number_tasks`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import number_tasks, workloads
-from experiments.stages import PROMPT_TOKENS, TOP_P, Bench
+from experiments.benchmark import number_tasks, workloads
+from experiments.benchmark.stages import PROMPT_TOKENS, TOP_P, Bench
 from seal_jax import batching
 from seal_jax.inner import Chunk
 from seal_jax.sampler import Sampling

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = ("torch", "peft", "transformers")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def serve(pipe: Any) -> None:
@@ -66,7 +66,7 @@ class Peer:
         self.workers = []
         for _ in range(processes):  # not by multiprocessing's spawn: that imports the caller, and JAX with it
             here, there = Pipe()
-            command = [sys.executable, "-m", "experiments.peer_process", str(there.fileno())]
+            command = [sys.executable, "-m", "experiments.benchmark.peer_process", str(there.fileno())]
             self.workers.append((subprocess.Popen(command, pass_fds=[there.fileno()], cwd=ROOT), here))
             there.close()
             here.send((shape, (device, dtype, max(1, cores // processes))))

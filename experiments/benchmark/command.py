@@ -31,8 +31,8 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments import workloads
-from experiments.peer_process import Peer, require_installed
+from experiments.benchmark import workloads
+from experiments.benchmark.peer_process import Peer, require_installed
 from seal_jax import costs
 from seal_jax.models.architectures import named
 from seal_jax.types import require_at_least
@@ -202,7 +202,7 @@ def load(config: Common, name: str | None) -> Any:
     """The language model: random weights of the shape `name`, or what `--model` names."""
     import jax
 
-    from experiments.number_tasks import number_codec
+    from experiments.benchmark.number_tasks import number_codec
     from seal_jax import runtime
     from seal_jax.models import transformer
     from seal_jax.types import LanguageModel
@@ -227,7 +227,7 @@ def make_bench(config: Common, name: str | None, peak: costs.Peak | None = None)
     """Model, device and peers, made ready. Says what it does."""
     import jax
 
-    from experiments import measuring, stages
+    from experiments.benchmark import measuring, stages
     from seal_jax import runtime
 
     dtype = dtype_of(config)
@@ -286,7 +286,7 @@ def seal_lengths(config: Ragged, codec: Any) -> list[list[int]]:
 
 def table_rows(config: Common, bench: Any) -> Iterator[Any]:
     """The rows of `peers`, `inner`, `decode` or `sample`, as they are measured."""
-    from experiments import stages
+    from experiments.benchmark import stages
 
     if isinstance(config, Sample):
         yield from stages.sample_stage(bench)
@@ -319,7 +319,7 @@ TITLES = {
 }
 HEAD = [
     f"{'':<25}{'per self-edit, s':>18}{'':>5}{'tokens/s':>14}{'':>6}{'MFU, %':>11}{'':>7}{'peak':>6}{'comp.':>7}",
-    f"{'stage':<15}{'by':<10}{'time':>9}{'floor':>9}{'x':>5}{'real':>7}{'all':>7}{'pads':>6}"
+    f"{'stage':<15}{'by':<10}{'time':>9}{'floor':>9}{'x':>5}{'real':>7}{'all':>7}{'ratio':>6}"
     f"{'real':>5}{'all':>6}{'GB/s':>7}{'GiB':>6}{'s':>7}",
 ]
 
@@ -334,7 +334,7 @@ def table_line(row: dict[str, Any]) -> str:
     return (
         f"{TITLES[row['stage']]:<15}{row['who']:<10}{show(row['seconds']):>9}{show(row['floor_seconds']):>9}"
         f"{show(row['times_floor'], '.1f'):>5}{_count(row['tokens_per_second']):>7}"
-        f"{_count(row['processed_tokens_per_second']):>7}{row['padding']:>6.0%}{100 * row['mfu']:>5.1f}"
+        f"{_count(row['processed_tokens_per_second']):>7}{row['padding']:>6.2f}{100 * row['mfu']:>5.1f}"
         f"{100 * row['mfu_processed']:>6.1f}{show(row['bytes_per_second'] / 1e9, '.2f'):>7}{show(peak, '.1f'):>6}"
         f"{show(row['compile_seconds'], '.1f'):>7}"
     )
@@ -350,7 +350,7 @@ def _plain(number: str) -> str:
 
 def ratio_lines(rows: Sequence[Any]) -> list[str]:
     """The ratios, a line a peer."""
-    from experiments import stages
+    from experiments.benchmark import stages
 
     found = stages.ratios(rows)
     if not found:
@@ -367,7 +367,7 @@ def ratio_lines(rows: Sequence[Any]) -> list[str]:
 
 def limit_lines(config: Common) -> list[str]:
     """FLOPs and bytes of a self-edit at the least, for the chosen model."""
-    from experiments import stages
+    from experiments.benchmark import stages
 
     name = config.random or config.model
     try:
@@ -432,7 +432,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Common]:
 
 def measured(name: str, config: Common) -> dict[str, Any]:
     """Runs a subcommand, printing as it goes, and returns what belongs into the JSON file."""
-    from experiments import stages
+    from experiments.benchmark import stages
 
     ratios = dict.fromkeys(("train_qv", "train_all", "decode", "edit", "seal"))
     result: dict[str, Any] = {"peer_ratio": ratios, "command": name}
@@ -456,14 +456,14 @@ def measured(name: str, config: Common) -> dict[str, Any]:
 
 def measure_round(config: Round, bench: Any) -> dict[str, Any]:
     """Plays a round and prints its phases."""
-    from experiments import round_stage
+    from experiments.benchmark import whole_round
 
     sizes = PAPER_ROUND if config.paper else {name: getattr(config, name) for name in PAPER_ROUND}
     print("a round of {passages} passages, {samples} self-edits each, {seeds} training runs each\n".format(**sizes))
-    phases = round_stage.round_phases(
+    phases = whole_round.round_phases(
         bench, passages=sizes["passages"], samples=sizes["samples"], reward_seeds=sizes["seeds"]
     )
-    print(*round_stage.round_table(phases), sep="\n")
+    print(*whole_round.round_table(phases), sep="\n")
     total = sum(phase.seconds for phase in phases)
     return {"round": sizes, "phases": [phase._asdict() for phase in phases], "seconds": total}
 
@@ -472,7 +472,7 @@ def measure_scaling(config: Scaling) -> dict[str, Any]:
     """Measures the points, prints and draws them."""
     import jax
 
-    from experiments import scaling
+    from experiments.benchmark import scaling
 
     kept: dict[str, Any] = {}
 
@@ -565,7 +565,3 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {package} is not installed: pip install {package}{way_out}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

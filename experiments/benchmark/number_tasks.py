@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import workloads
+from experiments.benchmark import workloads
 from seal_jax.types import Codec, Domain, Example, LanguageModel, Query, SelfEdit, Verdict
 
 MEAN_COMPLETION = 200  # tokens

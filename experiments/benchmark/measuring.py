@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from experiments import process_memory
+from experiments.benchmark import process_memory
 from seal_jax.costs import Peak
 
 T = TypeVar("T")
