@@ -105,7 +105,7 @@ DEMO = Config(
     answer_tokens=24,
     write_chunk=20,
     max_sequences=8,
-    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, chunk=4, width_cuts=(24, 32, 96)),
+    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, chunk=10, width_cuts=(24, 32, 96)),
     outer=OuterLoop(
         rounds=1,
         passages=5,

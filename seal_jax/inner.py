@@ -296,9 +296,9 @@ def in_chunks(
             chunk.size = max(devices, size // 2 // devices * devices) * each
             chunk.say(f"not enough device memory for {size * each} {chunk.what} at a time: going on with {chunk.size}")
             continue
-        outputs.append(jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))
+        outputs.append(output if live.all() else jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))
         done += size
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+    return outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
 
 @jax.jit

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from seal_jax.models.transformer import ModelConfig
 
 FLOAT32 = 4  # bytes: adapters and logits
-ADAPTER_COPIES = 5  # value, gradient, Adam's two moments, and the new value before it replaces the old
+ADAPTER_COPIES = 6  # as it began; value, gradient, Adam's two moments; the new value before it replaces the old
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 8, 64  # adapters on a device: beyond, time per adapter falls no more and padding grows
 LOSS_CHUNKS = (256, 64)  # tokens of each adapter whose logits exist at a time

@@ -129,6 +129,7 @@ AXES = {"adapters": "adapters trained at a time", "tokens": "tokens of a sequenc
 def draw(points: Sequence[Point], title: str, path: Path) -> None:
     """A panel for each kind of size, seconds of a self-edit: ours, the floor under it, and the peers'."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     kinds = [over for over in AXES if any(point.over == over for point in points)]
     figure = Figure(figsize=(4.4 * len(kinds), 3.6), layout="constrained")
@@ -144,8 +145,13 @@ def draw(points: Sequence[Point], title: str, path: Path) -> None:
             axes.plot([p.x for p in had], [p.peers[name] for p in had], "s--", color=colors[name], label=name)
         axes.set_xscale("log", base=2 if over != "models" else 10)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         names = [point.label if over == "models" else f"{point.x:g}" for point in row]
-        axes.set_xticks(xs, names, **({"rotation": 20, "ha": "right"} if over == "models" else {}))
+        axes.set_xticks(xs, names, fontsize=8 if over == "models" else None)
+        if over == "models":
+            axes.margins(x=0.25)  # room for their names
         axes.minorticks_off()
         axes.set_xlabel(AXES[over] if over != "models" else "model")
         axes.grid(True, color="#dddddd", linewidth=0.6)

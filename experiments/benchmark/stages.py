@@ -17,7 +17,7 @@ import numpy as np
 from experiments.benchmark import process_memory, workloads
 from experiments.benchmark.measuring import by_turns, peak_memory, seconds
 from experiments.benchmark.peer_process import Peer
-from seal_jax import batching, costs, sampler
+from seal_jax import batching, costs, memory, sampler
 from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.models.transformer import ModelConfig
@@ -168,6 +168,7 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
         return Run(taken, sum(sums[e] for e in group) / mean)
 
     process_memory.forget_peak()
+    before = peak_memory(bench.devices)
     first = ours(0).seconds
     programs: Programs = {OURS: ours}
     notes: dict[str, str] = {}
@@ -180,6 +181,7 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
             notes[name] = f"{few} step a self-edit timed, and scaled" if few else ""
     runs = by_turns(programs, bench.repeats * len(groups), stage)
     most = peak_memory(bench.devices)
+    notes[OURS] = _memory_note(bench, config, shapes, most - before)
 
     real, steps = config.epochs * mean, config.epochs * sum(map(len, lengths)) / len(lengths)
     devices = len(bench.devices)
@@ -216,6 +218,15 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
                 row = row._replace(note="; ".join(filter(None, (threads, row.note))))
         rows.append(row)
     return rows, latest[0]
+
+
+def _memory_note(bench: Bench, config: FineTuning, shapes: Shapes, grew: int) -> str:
+    """What the planner says that training needs beside the base model, and what it took."""
+    devices = len(bench.devices)
+    each = -(-bench.adapters // devices)
+    need = memory.training(bench.model, config, adapters=each, width=shapes.widths[-1], itemsize=bench.itemsize)
+    planned = devices * (need.total - need.base)
+    return f"memory beside the weights: {memory.readable(planned)} planned, {memory.readable(grew)} taken"
 
 
 def _peer_training(
