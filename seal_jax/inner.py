@@ -1,7 +1,7 @@
 """The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1).
 
-`inner_update` is one optimiser step of one adapter and `adapt` scans it over a self-edit's steps: read those as if
-there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared by all of
+`loss_and_gradient` and `update` are one optimiser step of one adapter, and `adapt` takes a self-edit's steps: read
+those as if there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared by all of
 them and is never copied; what may differ between adapters (rank, alpha, learning rate, steps, seed) is an array.
 """
 
