@@ -1,8 +1,9 @@
 """The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1).
 
 `loss_and_gradient` and `update` are one optimiser step of one adapter, and `adapt` takes a self-edit's steps: read
-those as if there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared by all of
-them and is never copied; what may differ between adapters (rank, alpha, learning rate, steps, seed) is an array.
+those as if there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared
+by all of them and is never copied; what may differ between adapters (rank, alpha, learning rate, steps, seed) is an
+array.
 """
 
 from __future__ import annotations
