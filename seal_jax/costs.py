@@ -57,24 +57,9 @@ def floor(phases: Sequence[Cost], peak: Peak) -> float:
 # Parameters
 
 
-def kernels(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The matrices of one layer, [in, out], under the names that adapters use."""
-    d, f = model.hidden_size, model.intermediate_size
-    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    return {
-        "q_proj": (d, q),
-        "k_proj": (d, kv),
-        "v_proj": (d, kv),
-        "o_proj": (q, d),
-        "gate_proj": (d, f),
-        "up_proj": (d, f),
-        "down_proj": (f, d),
-    }
-
-
 def layer_parameters(model: ModelConfig) -> int:
     """Of the matrices of all layers."""
-    return model.num_layers * sum(d_in * d_out for d_in, d_out in kernels(model).values())
+    return model.num_layers * sum(d_in * d_out for d_in, d_out in model.kernels().values())
 
 
 def matmul_parameters(model: ModelConfig) -> int:
@@ -94,7 +79,7 @@ def model_parameters(model: ModelConfig) -> int:
 
 def lora_parameters(model: ModelConfig, projections: Sequence[str], rank: int) -> int:
     """Of one adapter: r (in + out) for each adapted matrix."""
-    shapes = kernels(model)
+    shapes = model.kernels()
     return model.num_layers * rank * sum(sum(shapes[name]) for name in projections)
 
 
@@ -148,6 +133,14 @@ def training(
     flops = epochs * sum(n * training_flops(model, n, lora) for n in lengths)
     weights = 2 * matmul_parameters(model) * itemsize / sharing
     return [Cost(flops, steps * (weights + 3 * lora * FLOAT32)), Cost(0, steps * 7 * lora * FLOAT32)]
+
+
+def mean_training(
+    model: ModelConfig, lora: int, edits: Sequence[Sequence[int]], *, epochs: int, sharing: float, itemsize: int
+) -> list[Cost]:
+    """`training` of the mean of self-edits, each given by the lengths of its sequences."""
+    each = [training(model, lora, edit, epochs=epochs, sharing=sharing, itemsize=itemsize) for edit in edits]
+    return [total(phase) * (1 / len(edits)) for phase in zip(*each, strict=True)]
 
 
 def decoding(

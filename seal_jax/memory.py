@@ -11,16 +11,15 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from seal_jax import costs
+from seal_jax.costs import FLOAT32
 from seal_jax.training import FineTuning, Shapes
 
 if TYPE_CHECKING:
     from seal_jax.models.transformer import ModelConfig
 
-FLOAT32 = 4  # bytes: adapters and logits
 ADAPTER_COPIES = 6  # as it began; value, gradient, Adam's two moments; the new value before it replaces the old
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 8, 64  # adapters on a device: beyond, time per adapter falls no more and padding grows
-LOSS_CHUNKS = (256, 64)  # tokens of each adapter whose logits exist at a time
 ENOUGH = 8  # adapters on a device; with so many, recomputing layers to fit more does not pay
 
 
@@ -155,17 +154,16 @@ def fit(
         return need.total <= room
 
     best: tuple[int, FineTuning] | None = None
-    for remat in (False, True):
-        for loss_chunk in LOSS_CHUNKS:
-            if config.optimiser.remat and not remat:
-                continue
+    whole = config.optimiser.loss_chunk
+    for remat in (True,) if config.optimiser.remat else (False, True):
+        for loss_chunk in (whole, max(1, whole // 4)):
             optimiser = dataclasses.replace(config.optimiser, remat=remat, loss_chunk=loss_chunk)
             candidate = dataclasses.replace(config, optimiser=optimiser)
             wanted = -(-config.chunk // devices) if config.chunk else most
             count = next((n for n in range(wanted, 0, -1) if holds(candidate, n)), 0)
             if best is None or (best[0] < min(ENOUGH, wanted) and count > best[0]):
                 best = count, candidate
-    assert best is not None  # the last candidate is never skipped
+    assert best is not None
     count, chosen = best
     prompts = next((n for n in range(4 * most // samples, 0, -1) if writes(n)), 1)
     return Plan(

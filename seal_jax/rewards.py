@@ -55,7 +55,7 @@ class Score(NamedTuple):
 
 def ask(
     lm: LanguageModel,
-    adapters: Adapter | None,
+    adapters: Adapter,
     queries: Sequence[Sequence[Query]],
     shapes: Shapes,
     *,
@@ -64,7 +64,7 @@ def ask(
 ) -> tuple[list[list[str]], list[list[float | None]]]:
     """Greedy answers of E groups of queries, each by its own adapter, and each gold answer's mean log-likelihood.
 
-    `adapters` carries the axis E, or is None for the base model. A non-finite adapter's answers mean nothing.
+    `adapters` carries the axis E; `training.untrained` are the base model. A non-finite adapter's answers mean nothing.
     """
     codec, groups, width = lm.codec, len(queries), shapes.questions
     prompts = [[codec.encode(query.prompt) for query in group] for group in queries]
@@ -75,7 +75,7 @@ def ask(
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
 
     def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, Array, Array]:
-        base = (lm.model, lm.params, None if adapters is None else lora.take(adapters, index))
+        base = (lm.model, lm.params, lora.take(adapters, index))
         prompts = read(*base, tokens[index], valid[index], mesh=lm.mesh)  # once, for the answer and for the gold one
         likely = log_likelihoods(*base, prompts, valid[index], *(side[index] for side in golds), mesh=lm.mesh)
         keys = row_keys(0, np.zeros((len(index), width, 1), np.int32))  # greedy: never used

@@ -65,9 +65,19 @@ def free_memory(devices: int | None) -> float:
     return available / len(stats)
 
 
+def place(params: dict, mesh: Any) -> dict:
+    """Weights on every device of the mesh, or on the first device where there is none.
+
+    For good also on a single one: merged weights are placed, and would otherwise compile every program anew.
+    """
+    import jax
+
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
+    return jax.device_put(params, everywhere)
+
+
 def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, Any]:
     """A model by name, on the devices: it, its chat template (None for a base model), and its `ModelConfig`."""
-    import jax
     import jax.numpy as jnp
 
     from seal_jax.models import hub, tokenizer, transformer, weights
@@ -78,10 +88,7 @@ def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any
     text = tokenizer.load_tokenizer(files)
     codec = tokenizer.make_codec(text, files)
     mesh = make_mesh(devices)
-    # Placed for good also on a single device: merged weights are, and would otherwise compile every program anew.
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
-    params = jax.device_put(params, everywhere)
-    lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh)
+    lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), place(params, mesh), codec, mesh)
     return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config
 
 

@@ -41,6 +41,8 @@ def test_the_decoder_is_made_of_it(name):
     """Shapes only: nothing is allocated."""
     shapes = jax.eval_shape(lambda: transformer.random_params(0, NAMED[name]))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == costs.model_parameters(NAMED[name])
+    for projection, shape in NAMED[name].kernels().items():
+        assert shapes["blocks"][projection]["kernel"].shape == (NAMED[name].num_layers, *shape)
 
 
 def test_a_typo_is_answered_with_a_suggestion():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import command as benchmark
-from experiments.benchmark import number_tasks, stages, workloads
+from experiments.benchmark import number_tasks, profile, stages, table, workloads
 from seal_jax import batching, costs
 from seal_jax.batching import Tokens
 from seal_jax.costs import Cost, Peak
@@ -192,10 +192,10 @@ def test_repeats_add_up_their_turns():
 
 def test_every_line_of_the_table_fits_100_columns():
     peak = Peak(flops=100, bandwidth=50)
-    lines = [benchmark.table_line(stages.figures(row, peak)) for row in ROWS]
+    lines = [table.table_line(stages.figures(row, peak)) for row in ROWS]
     huge = stages.Row("edit", "reference", 123456.0, [1.0], 1e9, 2e9, Cost(1e15, 1e15), 12345.0, 1234.5, 140 * 2**30)
-    lines.append(benchmark.table_line(stages.figures(huge, Peak(1e15, 5e12))))
-    assert max(map(len, [*benchmark.HEAD, *lines])) <= 100
+    lines.append(table.table_line(stages.figures(huge, Peak(1e15, 5e12))))
+    assert max(map(len, [*table.HEAD, *lines])) <= 100
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -338,3 +338,12 @@ def test_peers_do_the_same_work(tmp_path):
     assert {"torch", "peft", "transformers"} <= set(result["versions"])
     for stage in ("train_qv", "decode"):
         assert len({row["tokens"] for row in result["rows"] if row["stage"] == stage}) == 1
+
+
+def test_operations_are_sorted_into_kinds():
+    kinds = {profile.kind_of(name) for name in ("ynn_fusion", "dot", "cublas-gemm")}
+    assert kinds == {"products of matrices"}
+    assert profile.kind_of("bitcast_dynamic-update-slice_fusion") == "activations put away, stacks filled"
+    assert profile.kind_of("dynamic-slice_bitcast_fusion") == "layers sliced out of the stack"
+    assert profile.kind_of("copy_bitcast_fusion") == "copies and transposes"
+    assert profile.kind_of("add_rsqrt_fusion") == profile.REST

@@ -3,7 +3,7 @@
     python -m experiments.benchmark --peer peft --json out.json    # all that is compared: train, answer, ragged lengths
     python -m experiments.benchmark inner --random llama-3.2-1b --adapters 16
     python -m experiments.benchmark decode --peer peft peft-x2
-    python -m experiments.benchmark sample | round | scaling
+    python -m experiments.benchmark sample | round | scaling | profile
     python -m experiments.benchmark --dry-run --random qwen2.5-7b  # the least it can cost; runs nothing
 
 Without `--random` the weights are those of `--model`; with it, random ones of a published shape, made on the device,
@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.benchmark import workloads
+from experiments.benchmark import table, workloads
 from experiments.benchmark.peer_process import Peer, require_installed
 from seal_jax import costs
 from seal_jax.models.architectures import named
@@ -158,6 +158,11 @@ class Scaling(Common):
             named(name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Profile(Common):
+    """Where a training step's time goes, by kinds of operations."""
+
+
 COMMANDS: dict[str, Common] = {
     "peers": Peers(),
     "inner": Inner(),
@@ -165,6 +170,7 @@ COMMANDS: dict[str, Common] = {
     "sample": Sample(),
     "round": Round(),
     "scaling": Scaling(),
+    "profile": Profile(),
 }
 SCALING_MODELS = {  # by what one device holds, base model and 8 adapters in training
     "cpu": ("smollm2-135m", "smollm2-360m"),
@@ -198,8 +204,8 @@ def dtype_of(config: Common) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def load(config: Common, name: str | None) -> Any:
-    """The language model: random weights of the shape `name`, or what `--model` names."""
+def load(config: Common, name: str | None) -> tuple[Any, Any]:
+    """The language model, of random weights in the shape `name` or what `--model` names, and its `ModelConfig`."""
     import jax
 
     from experiments.benchmark.number_tasks import number_codec
@@ -209,18 +215,11 @@ def load(config: Common, name: str | None) -> Any:
 
     dtype = dtype_of(config)
     if name is None:
-        return runtime.load_language_model(config.model, dtype, config.devices)[0]
+        lm, _, shape = runtime.load_language_model(config.model, dtype, config.devices)
+        return lm, shape
     shape, mesh = named(name), runtime.make_mesh(config.devices)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
-    params = jax.device_put(transformer.random_params(0, shape, jax.numpy.dtype(dtype)), everywhere)
-    return LanguageModel(transformer.graph(shape, jax.numpy.dtype(dtype)), params, number_codec(()), mesh)
-
-
-def shape_of(lm: Any) -> Any:
-    """The `ModelConfig` of a language model."""
-    from flax import nnx
-
-    return nnx.merge(lm.model, lm.params).config
+    params = runtime.place(transformer.random_params(0, shape, jax.numpy.dtype(dtype)), mesh)
+    return LanguageModel(transformer.graph(shape, jax.numpy.dtype(dtype)), params, number_codec(()), mesh), shape
 
 
 def make_bench(config: Common, name: str | None, peak: costs.Peak | None = None) -> Any:
@@ -233,7 +232,7 @@ def make_bench(config: Common, name: str | None, peak: costs.Peak | None = None)
     dtype = dtype_of(config)
     count = runtime.device_count(config.devices)
     devices = jax.devices()[:count]
-    lm = load(config, name)
+    lm, shape = load(config, name)
     if peak is None:
         peak = measuring.measure_peak(jax.numpy.dtype(dtype), devices)
         print(
@@ -241,7 +240,6 @@ def make_bench(config: Common, name: str | None, peak: costs.Peak | None = None)
             f"{peak.bandwidth / 1e9:.3g} GB/s copied",
             flush=True,
         )
-    shape = shape_of(lm)
     device = {"cpu": "cpu", "gpu": "cuda"}.get(devices[0].platform)
     if config.peer and device is None:
         raise ValueError(f"--peer: torch does not run on a {devices[0].platform}; leave --peer out")
@@ -309,69 +307,19 @@ def table_rows(config: Common, bench: Any) -> Iterator[Any]:
         yield from stages.train_stage(bench, "seal", seal_lengths(config, bench.lm.codec))[0]
 
 
-TITLES = {
-    "train_qv": "train q,v",
-    "train_all": "train all 7",
-    "decode": "answer",
-    "edit": "train + answer",
-    "seal": "train ragged",
-    "sample": "write",
-}
-HEAD = [
-    f"{'':<25}{'per self-edit, s':>18}{'':>5}{'tokens/s':>14}{'':>6}{'MFU, %':>11}{'':>7}{'peak':>6}{'comp.':>7}",
-    f"{'stage':<15}{'by':<10}{'time':>9}{'floor':>9}{'x':>5}{'real':>7}{'all':>7}{'ratio':>6}"
-    f"{'real':>5}{'all':>6}{'GB/s':>7}{'GiB':>6}{'s':>7}",
-]
-
-
-def table_line(row: dict[str, Any]) -> str:
-    """A row's figures under `HEAD`."""
-
-    def show(value: float | None, form: str = ".3g") -> str:
-        return "" if value is None else _plain(format(value, form))
-
-    peak = row["peak_bytes"] / 2**30 if row["peak_bytes"] else None
-    return (
-        f"{TITLES[row['stage']]:<15}{row['who']:<10}{show(row['seconds']):>9}{show(row['floor_seconds']):>9}"
-        f"{show(row['times_floor'], '.1f'):>5}{_count(row['tokens_per_second']):>7}"
-        f"{_count(row['processed_tokens_per_second']):>7}{row['padding']:>6.2f}{100 * row['mfu']:>5.1f}"
-        f"{100 * row['mfu_processed']:>6.1f}{show(row['bytes_per_second'] / 1e9, '.2f'):>7}{show(peak, '.1f'):>6}"
-        f"{show(row['compile_seconds'], '.1f'):>7}"
-    )
-
-
-def _count(n: float) -> str:
-    return f"{n:.0f}" if n < 99_999.5 else f"{n / 1e3:.0f}k"
-
-
-def _plain(number: str) -> str:
-    return f"{float(number):.0f}" if "e+" in number else number
-
-
-def ratio_lines(rows: Sequence[Any]) -> list[str]:
-    """The ratios, a line a peer."""
-    from experiments.benchmark import stages
-
-    found = stages.ratios(rows)
-    if not found:
-        return []
-    lines = ["", "their time for a self-edit over ours, compiling left out:"]
-    for name, of in found.items():
-        lines.append(f"  {name:<11}" + "   ".join(f"{TITLES[stage]} {ratio:.2f}" for stage, ratio in of.items()))
-    return lines
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The limit, without running
+# The command line
 
 
-def limit_lines(config: Common) -> list[str]:
-    """FLOPs and bytes of a self-edit at the least, for the chosen model."""
-    from experiments.benchmark import stages
+def named_or_read(config: Common) -> Any:
+    """The shape of the chosen model, by name or from its files; nothing is fetched.
 
+    Raises:
+        ValueError: it is not on this machine yet.
+    """
     name = config.random or config.model
     try:
-        model = named(name)
+        return named(name)
     except ValueError:
         from seal_jax import plan
 
@@ -380,48 +328,11 @@ def limit_lines(config: Common) -> list[str]:
             raise ValueError(
                 f"{name} is not on this machine yet; name a shape instead: --random llama-3.2-1b"
             ) from None
-        model = found
-    size = {"float32": 4, "bfloat16": 2, "auto": 2}[config.dtype]
-    sharing = config.adapters / (config.devices or 1)
-    ragged = workloads.seal(64, seed=config.seed)
-    lines = [
-        f"{name}: {costs.model_parameters(model) / 1e6:,.1f} M parameters, "
-        f"{costs.matmul_parameters(model) / 1e6:,.1f} M of them multiplied with every token, {size} bytes each",
-        f"{config.adapters} adapters of rank {config.rank} at a time, {config.epochs} epochs; on each of "
-        f"{config.devices or 1} devices {sharing:g} share a reading of the weights",
-        "",
-        f"{'a self-edit':<44}{'tokens':>8}{'TFLOP':>9}{'GB':>9}{'FLOP/byte':>11}",
-    ]
-
-    def add(title: str, tokens: float, phases: Sequence[costs.Cost]) -> None:
-        for phase, suffix in zip(phases, ("", ": optimiser" if "train" in title else ": token by token"), strict=True):
-            intensity = phase.flops / phase.bytes
-            shown = f"{title}{suffix}" if suffix else title
-            count = f"{tokens:,.0f}" if not suffix else ""
-            lines.append(f"{shown:<44}{count:>8}{phase.flops / 1e12:>9.3g}{phase.bytes / 1e9:>9.3g}{intensity:>11.3g}")
-
-    for stage, lengths in (("train_qv", [[48] * 8]), ("train_all", [[48] * 8]), ("seal", ragged)):
-        lora = costs.lora_parameters(model, stages.TARGETS[stage], config.rank)
-        each = [
-            costs.training(model, lora, edit, epochs=config.epochs, sharing=sharing, itemsize=size) for edit in lengths
-        ]
-        phases = [costs.total(phase) * (1 / len(lengths)) for phase in zip(*each, strict=True)]
-        add(TITLES[stage], config.epochs * sum(map(sum, lengths)) / len(lengths), phases)
-    lora = costs.lora_parameters(model, stages.TARGETS["train_qv"], config.rank)
-    answering = costs.decoding(
-        model, lora, prompts=stages.QUESTIONS, samples=1, prompt_tokens=stages.QUESTION_TOKENS,
-        new_tokens=stages.ANSWER_TOKENS, sharing=sharing, itemsize=size,
-    )  # fmt: skip
-    add("answer", stages.QUESTIONS * stages.ANSWER_TOKENS, answering)
-    return lines
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
+        return found
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Common]:
-    """`[peers|inner|decode|sample|round|scaling] [--options]`; peers if none is named. A typo ends it."""
+    """`[peers|inner|decode|sample|round|scaling|profile] [--options]`; peers if none is named. A typo ends it."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["peers", *arguments]
     descriptions = {name: str(type(default).__doc__) for name, default in COMMANDS.items()}
@@ -442,15 +353,21 @@ def measured(name: str, config: Common) -> dict[str, Any]:
         result |= about(bench)
         if isinstance(config, Round):
             return {**result, **measure_round(config, bench)}
+        if isinstance(config, Profile):
+            from experiments.benchmark import profile
+
+            printed, shares = profile.table(bench)
+            print(*printed, sep="\n")
+            return {**result, "shares": shares}
         print(f"{config.random or config.model}, {config.adapters} adapters of rank {config.rank} at a time\n")
-        print(*HEAD, sep="\n", flush=True)
+        print(*table.HEAD, sep="\n", flush=True)
         rows, lines = [], []
         for row in table_rows(config, bench):
             rows.append(row)
             lines.append(stages.figures(row, bench.peak))
-            print(table_line(lines[-1]), flush=True)
-        notes = dict.fromkeys(f"{TITLES[r.stage]}, {r.who}: {r.note}" for r in rows if r.note)
-        print(*(["", *notes] if notes else []), *ratio_lines(rows), sep="\n")
+            print(table.table_line(lines[-1]), flush=True)
+        notes = dict.fromkeys(f"{table.TITLES[r.stage]}, {r.who}: {r.note}" for r in rows if r.note)
+        print(*(["", *notes] if notes else []), *table.ratio_lines(rows), sep="\n")
         return {**result, "peer_ratio": stages.peer_ratio(rows), "ratios": stages.ratios(rows), "rows": lines}
 
 
@@ -542,7 +459,7 @@ def main(arguments: Sequence[str]) -> int:
         name, config = parse(arguments)
         check(config)
         if config.dry_run:
-            print(*limit_lines(config), sep="\n")
+            print(*table.limit_lines(named_or_read(config), config), sep="\n")
             return 0
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         if load is not None and load > BUSY:

@@ -136,11 +136,9 @@ def processed_tokens(
 def training_phases(bench: Bench, config: FineTuning, lengths: Sequence[Sequence[int]], sharing: float) -> list:
     """The mean self-edit's work, phase by phase."""
     lora = costs.lora_parameters(bench.model, config.projections, config.rank)
-    each = [
-        costs.training(bench.model, lora, edit, epochs=config.epochs, sharing=sharing, itemsize=bench.itemsize)
-        for edit in lengths
-    ]
-    return [costs.total(phase) * (1 / len(lengths)) for phase in zip(*each, strict=True)]
+    return costs.mean_training(
+        bench.model, lora, lengths, epochs=config.epochs, sharing=sharing, itemsize=bench.itemsize
+    )
 
 
 def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> tuple[list[Row], Adapter]:

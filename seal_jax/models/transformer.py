@@ -51,6 +51,20 @@ class ModelConfig:
     tie_embeddings: bool = True
     context_length: int = 8192
 
+    def kernels(self) -> dict[str, tuple[int, int]]:
+        """The matrices of one layer, [in, out], under the names that adapters use."""
+        d, f = self.hidden_size, self.intermediate_size
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "q_proj": (d, q),
+            "k_proj": (d, kv),
+            "v_proj": (d, kv),
+            "o_proj": (q, d),
+            "gate_proj": (d, f),
+            "up_proj": (d, f),
+            "down_proj": (f, d),
+        }
+
 
 class KV(NamedTuple):
     """Keys and values of one layer, or of all layers with a leading axis L.

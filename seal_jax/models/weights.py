@@ -77,17 +77,7 @@ def load_model(files: ModelFiles, *, dtype: DTypeLike = jnp.float32) -> tuple[Mo
 
 def layout(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of every parameter, by its path; those of a layer without the leading L."""
-    d, f, v, h = config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim
-    q, kv = config.num_heads * h, config.num_kv_heads * h
-    kernels = {
-        "q_proj": (d, q),
-        "k_proj": (d, kv),
-        "v_proj": (d, kv),
-        "o_proj": (q, d),
-        "gate_proj": (d, f),
-        "up_proj": (d, f),
-        "down_proj": (f, d),
-    }
+    d, v, h, kernels = config.hidden_size, config.vocab_size, config.head_dim, config.kernels()
     shapes: dict[tuple[str, ...], tuple[int, ...]] = {("embed", "embedding"): (v, d), ("final_norm", "scale"): (d,)}
     shapes |= {("blocks", name, "kernel"): shape for name, shape in kernels.items()}
     shapes |= {("blocks", name, "scale"): (d,) for name in ("input_norm", "post_attention_norm")}
