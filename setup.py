@@ -41,7 +41,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     # what the live parity tests and the benchmark compare with; the goldens were made with this very torch
     "peers": ["torch==2.13.0", "peft>=0.21,<0.22"],
-    "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "pytest>=9,<10", "pytest-timeout>=2.4,<3"],
+    "judge": ["openai>=2,<4"],  # any OpenAI-compatible endpoint as grader
+    "dev": ["openai>=2,<4", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pytest>=9,<10", "pytest-timeout>=2.4,<3"],
 }
 
 setup(

@@ -16,9 +16,9 @@ import pytest
 
 from seal_jax.domains import passages as passages_module
 from seal_jax.domains import squad
-from seal_jax.domains.grading import grade_by_match, normalise
 from seal_jax.domains.passages import Passage, Question, load_passages, shuffled
 from seal_jax.domains.squad import load_prompts, make_domain, parse, passage_only, prompt_variants
+from seal_jax.graders.lexical import grade_by_match, normalise
 from seal_jax.types import SelfEdit
 
 REPOSITORY = Path(__file__).parents[1]

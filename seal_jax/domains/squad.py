@@ -95,7 +95,7 @@ def make_domain(
     Args:
       render: a prompt as `Prompts` has it -> as the model reads it: the identity for a base model, the chat template
         around one user message for an instruct model.
-      grade: right or wrong, for each answer (`grading.grade_by_match`).
+      grade: right or wrong, for each answer (`lexical.grade_by_match`).
       max_examples: the most training sequences of a self-edit; those past it are dropped, the passage never.
       include_passage: train on the passage itself too, as the paper does.
     """

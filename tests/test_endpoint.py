@@ -1,0 +1,284 @@
+"""A judge elsewhere: whatever the service does, no reply is lost or paid for twice, and the key stays where it is."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seal_jax.graders.choose import Grader, make_judge
+from seal_jax.graders.endpoint import Endpoint, _Pace
+from seal_jax.graders.replies import Usage
+from seal_jax.types import Query
+from tests import judge_server
+from tests.judge_server import KEY, JudgeServer, cut, drop, hang, refuse, send
+
+MISBEHAVIOUR = {
+    "times out": hang,
+    "too many requests": refuse(429, Retry_After="0.01"),
+    "internal error": refuse(500),
+    "bad gateway, in HTML": lambda request: request.send(502, b"<html>", Content_Type="text/html"),
+    "garbage JSON": send(b'{"choices": [{"mess'),
+    "a page": send(b"<html>log in</html>", "text/html"),
+    "JSON, but no reply": send(b'{"detail": "queued"}'),
+    "JSON, but a list": send(b"[]"),
+    "empty body": send(b""),
+    "empty reply": judge_server.say(""),
+    "no text": judge_server.say(None),
+    "cut mid-answer": cut,
+    "cut before the answer": drop,
+}
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[JudgeServer]:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with JudgeServer() as running:
+        yield running
+
+
+class Service:
+    """An endpoint on the test server, and what it said and counted."""
+
+    def __init__(self, server: JudgeServer, folder: Path, **changes: Any):
+        settings = {
+            "concurrency": 1,
+            "timeout_s": 20,
+            "attempts": 3,
+            "backoff_s": 0.001,
+            "longest_wait_s": 5,
+            **changes,
+        }
+        self.config = Grader(
+            kind="endpoint", model="judge-2026-01-01", base_url=server.url, key_variable="JUDGE_KEY", **settings
+        )
+        self.cache, self.usage, self.said = folder / "judge.jsonl", Usage(), list[str]()
+        self._endpoint = Endpoint(self.config, self.cache, self.usage, self.said.append)
+
+    def ask(self, *prompts: str) -> list[str | None]:
+        return self._endpoint.ask(prompts, max_tokens=8)
+
+
+@pytest.mark.parametrize("what", MISBEHAVIOUR)
+def test_what_fails_once_is_asked_again(server, tmp_path, what):
+    server.misbehaviour = [MISBEHAVIOUR[what]]
+    service = Service(server, tmp_path, timeout_s=0.3 if what == "times out" else 20)
+    assert service.ask("one?") == ["no"]
+    assert len(server.requests) == 2
+    assert (service.usage.calls, service.usage.retries, service.usage.failed) == (2, 1, 0)
+    assert sum(service.usage.failures.values()) == 1
+
+
+def test_the_request_pins_the_model_and_draws_nothing(server, tmp_path):
+    Service(server, tmp_path).ask("one?")
+    asked = {name: server.bodies[0][name] for name in ("model", "temperature", "max_tokens")}
+    assert asked == {"model": "judge-2026-01-01", "temperature": 0, "max_tokens": 8}
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+def test_a_storm_loses_nothing_and_a_second_run_asks_nothing(server, tmp_path):
+    storm = [value for name, value in MISBEHAVIOUR.items() if name != "times out"]
+    server.misbehaviour = [*storm, hang]
+    prompts = [f"prompt {i}" for i in range(20)]
+    service = Service(server, tmp_path, concurrency=4, attempts=20, timeout_s=1)
+    assert service.ask(*prompts) == ["no"] * 20
+    assert len(server.requests) == 20 + len(storm) + 1 == service.usage.calls
+    assert (service.usage.tokens_in, service.usage.tokens_out) == (2000, 40)
+
+    again = Service(server, tmp_path)
+    assert again.ask(*prompts) == ["no"] * 20
+    assert len(server.requests) == service.usage.calls  # none new
+    assert (again.usage.calls, again.usage.cached) == (0, 20)
+
+
+def test_what_fails_every_time_has_no_reply_and_is_asked_again_next_time(server, tmp_path):
+    server.misbehaviour = [refuse(500)] * 3
+    service = Service(server, tmp_path, attempts=3)
+    assert service.ask("one?", "two?") == [None, "no"]
+    assert server.requests == ["one?"] * 3 + ["two?"]
+    assert service.usage.failed == 1
+    assert "1 of 2 prompts got no reply" in service.said[0] and "3 x 500" in service.said[0]
+
+    assert Service(server, tmp_path).ask("one?", "two?") == ["no", "no"]
+    assert server.requests[4:] == ["one?"]
+
+
+def test_a_service_that_is_down_is_given_up(server, tmp_path):
+    server.always = refuse(503)
+    service = Service(server, tmp_path, attempts=2, give_up_after=3)
+    assert service.ask(*map(str, range(50))) == [None] * 50
+    assert service.usage.failed == 50
+    assert 6 <= len(server.requests) <= 8  # three prompts twice, and what was under way
+    assert "47 were not asked" in service.said[0]
+
+    before = len(server.requests)
+    service.ask("another", "and another", "and yet another")
+    assert len(server.requests) - before <= 4  # it is still down: one prompt shows
+
+    server.always = judge_server.reply
+    assert service.ask(*map(str, range(50))) == ["no"] * 50
+
+
+@pytest.mark.parametrize(
+    ("behave", "expected"),
+    [
+        (refuse(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), "variable JUDGE_KEY"),
+        (refuse(403, message=f"no access for {KEY}"), "variable JUDGE_KEY"),
+        (refuse(400, message=f"unknown parameter ({KEY})"), r"400: .*unknown parameter \(\[key\]\)"),
+        (refuse(404, "model_not_found", "The model does not exist"), "--grader.model"),
+        (refuse(429, "insufficient_quota", "You exceeded your current quota"), "add credit"),
+    ],
+    ids=["401", "403", "400", "404", "no credit"],
+)
+def test_what_cannot_succeed_stops_at_once(server, tmp_path, behave, expected):
+    server.always = behave
+    service = Service(server, tmp_path, concurrency=2)
+    with pytest.raises(ValueError, match=expected) as caught:
+        service.ask(*map(str, range(30)))
+    assert len(server.requests) <= 4  # those under way
+    shown = "".join(traceback.format_exception(caught.value))
+    assert KEY not in shown
+    assert caught.value.__cause__ is None and caught.value.__context__ is None  # the client's hold the request
+
+
+def test_a_prompt_refused_for_itself_stops_no_other(server, tmp_path):
+    server.misbehaviour = [refuse(400, "context_length_exceeded", "too long")]
+    assert Service(server, tmp_path).ask("long", "short") == [None, "no"]
+    assert server.requests == ["long", "short"]
+
+
+def test_the_key_is_on_no_disk(server, tmp_path):
+    server.misbehaviour = [judge_server.say(f"yes, {KEY}"), refuse(500, message=KEY)]
+    service = Service(server, tmp_path)
+    assert service.ask("one?", "two?") == ["yes, [key]", "no"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and all(KEY.encode() not in path.read_bytes() for path in files)
+    assert all(KEY not in text for text in (*service.said, repr(service.config), repr(service.usage)))
+
+
+def test_no_key(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY")
+    assert Service(server, tmp_path).ask("one?") == ["no"]  # one's own service may need none
+    server.always = refuse(401)
+    with pytest.raises(ValueError, match="set JUDGE_KEY"):
+        Service(server, tmp_path).ask("two?")
+    with pytest.raises(ValueError, match="JUDGE_KEY is not set"):
+        Endpoint(Grader("endpoint", "m", key_variable="JUDGE_KEY"), tmp_path / "j", Usage(), print)
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\nsecond line")
+    with pytest.raises(ValueError, match="JUDGE_KEY holds characters") as caught:
+        Service(server, tmp_path)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["seconds", "milliseconds", "date"])
+def test_the_wait_that_the_server_names_is_kept(server, tmp_path, header):
+    value = {
+        "seconds": {"Retry_After": "0.3"},
+        "milliseconds": {"Retry_After_Ms": "300", "Retry_After": "9"},
+        "date": {"Retry_After": email.utils.formatdate(time.time() + 2, usegmt=True)},  # whole seconds: 1 to 2
+    }[header]
+    server.misbehaviour = [refuse(429, **value)]
+    assert Service(server, tmp_path).ask("one?") == ["no"]
+    assert server.times[1] - server.times[0] >= 0.29
+
+
+def test_a_wait_without_end_is_cut(server, tmp_path):
+    server.misbehaviour = [refuse(429, Retry_After="86400"), refuse(503, Retry_After="inf")]
+    assert Service(server, tmp_path, longest_wait_s=0.01).ask("one?") == ["no"]
+
+
+def test_requests_are_spread_over_the_minute():
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return False
+
+    waits: list[float | None] = []
+    pace, stop = _Pace(1), Stop()
+    for _ in range(3):
+        pace.wait(stop)
+    pace.pause(500)
+    pace.wait(stop)
+    assert [round(seconds or 0, -1) for seconds in waits] == [0, 60, 120, 500]
+
+
+def test_so_many_requests_are_under_way_and_no_more(server, tmp_path):
+    together = threading.Barrier(3)
+
+    def meet(request: judge_server.Handler) -> None:
+        together.wait(20)
+        judge_server.reply(request)
+
+    server.always = meet
+    assert Service(server, tmp_path, concurrency=3).ask(*"abcdef") == ["no"] * 6
+    assert server.most_under_way == 3
+
+
+def test_replies_are_on_disk_before_the_last_has_come(server, tmp_path):
+    """So a killed run pays for none twice."""
+    service = Service(server, tmp_path)
+    kept: list[int] = []
+
+    def look(request: judge_server.Handler) -> None:
+        kept.append(len(service.cache.read_text().splitlines()))
+        judge_server.reply(request)
+
+    server.always = look
+    service.ask("a", "b", "c")
+    assert kept == [0, 1, 2]
+
+
+def test_ctrl_c_waits_for_no_reply(server, tmp_path):
+    server.misbehaviour = [judge_server.reply, hang, hang]
+    service = Service(server, tmp_path, concurrency=2)
+
+    def interrupt() -> None:
+        while len(server.requests) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        service.ask(*map(str, range(10)))
+    assert server.answered == 1 and not server.released.is_set()
+    assert len(service.cache.read_text().splitlines()) == 1
+    waiting = [thread for thread in threading.enumerate() if thread.name == "judge"]
+    assert waiting and all(thread.daemon for thread in waiting)  # nor does the end of the program wait for them
+
+
+def test_a_judge_of_answers(server, tmp_path):
+    """From queries to verdicts, and what it cost."""
+    config = Grader("endpoint", "judge", base_url=server.url, key_variable="JUDGE_KEY", price_in=2.0, price_out=8.0)
+    judge = make_judge(config, cache=tmp_path / "judge.jsonl", devices=None, say=print)
+    query = Query("Who wrote it?", "Who wrote it?", "Ada")
+    assert judge.grade([query] * 5, ["Ada did", "Ada did", "Bo", "", " \n"]) == [True, True, False, False, False]
+    assert len(server.requests) == 2  # an empty answer is wrong, and the same is asked once
+
+    server.always = judge_server.say("length: 5\ndiversity: 3\nquality: 3\ncorrectness: 1")
+    assert judge.rate is not None and judge.rate([("A passage.", "A note.")]) == [0.5]
+    usage = judge.usage()
+    assert (usage["calls"], usage["tokens_in"], usage["tokens_out"]) == (3, 300, 6)
+    assert usage["usd"] == pytest.approx((300 * 2 + 6 * 8) / 1e6)
+    assert json.loads(json.dumps(usage)) == usage
+    report = judge.report()
+    assert report is not None and "0.0006 USD" in report and "answered by judge-2026-01-01" in report
+
+
+def test_an_ungraded_answer_is_neither_right_nor_wrong(server, tmp_path):
+    server.misbehaviour = [refuse(500)] * 2
+    config = Grader(
+        "endpoint", "judge", base_url=server.url, key_variable="JUDGE_KEY", attempts=2, backoff_s=0, concurrency=1
+    )
+    judge = make_judge(config, cache=tmp_path / "judge.jsonl", devices=None, say=lambda _: None)
+    query = Query("Who?", "Who?", "Ada")
+    assert judge.grade([query, query], ["Ada", "Bo"]) == [None, False]
