@@ -45,10 +45,11 @@ class Optimiser:
     accumulate: int = 1  # micro-batches a step is split into: the same update, less memory; must divide the batch size
     remat: bool = False  # recompute layers in the backward pass: about a third more work, far less memory
     loss_chunk: int = 256  # tokens of an adapter whose logits exist at a time
+    kl: float = 0.0  # weight of KL(model before training || model now), a token of the loss; 0 leaves it out
 
     def __post_init__(self) -> None:
         require_at_least(1, accumulate=self.accumulate, loss_chunk=self.loss_chunk)
-        require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
+        require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout, kl=self.kl)
 
 
 class InnerState(struct.PyTreeNode):
@@ -65,7 +66,7 @@ Weights = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # an adapter's a an
 class Metrics(NamedTuple):
     """What one step reports. NaN in a step that changed nothing."""
 
-    loss: Float[Array, ""]  # mean over trained tokens, nats
+    loss: Float[Array, ""]  # mean over trained tokens, nats, with what `Optimiser.kl` adds
     grad_norm: Float[Array, ""]  # before clipping
 
 
@@ -104,9 +105,11 @@ def loss_and_gradient(
     key: PRNGKeyArray,
     optimiser: Optimiser,
     rows_axis: str | None = None,
+    fixed: Adapter | None = None,
 ) -> tuple[Float[Array, ""], Weights]:
     """The mean next-token loss over the tokens under `loss_mask`, in nats, and its gradient in the adapter's (a, b).
 
+    The model that is trained is the base with `fixed`, if there is one; `Optimiser.kl` holds the adapter close to that.
     Where the batch's rows are split over devices, `rows_axis` names the mesh axis, and every device gets the same.
     """
     decoder = nnx.merge(model, params)
@@ -118,11 +121,22 @@ def loss_and_gradient(
         hidden, _ = decoder(
             tokens,
             adapter=Adapter(*weights, adapter.scale),
+            fixed=fixed,
             dropout=optimiser.dropout,
             dropout_key=key if optimiser.dropout > 0 else None,
             remat=optimiser.remat,
         )
-        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=optimiser.loss_chunk)
+        if optimiser.kl == 0:
+            log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=optimiser.loss_chunk)
+        else:  # twice the logits a token, so half the tokens at a time
+            before, _ = decoder(tokens, adapter=fixed)
+            log_probs = decoder.log_probs(
+                hidden[:, :-1],
+                tokens[:, 1:],
+                chunk=-(-optimiser.loss_chunk // 2),
+                before=before[:, :-1],
+                kl=optimiser.kl,
+            )
         return -jnp.sum(jnp.where(loss_mask[:, 1:], log_probs, 0)) / trained
 
     weights = (adapter.a, adapter.b)
@@ -159,8 +173,9 @@ def adapt(
     hparams: HParams,
     optimiser: Optimiser,
     rows_axis: str | None = None,
+    fixed: Adapter | None = None,
 ) -> tuple[Adapter, Metrics]:
-    """Trains one adapter through the steps of `plan`.
+    """Trains one adapter through the steps of `plan`, on top of `fixed` if there is one, which stays as it is.
 
     `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. A step past `num_steps`, or with no
     row, changes nothing. Metrics are [S].
@@ -170,7 +185,7 @@ def adapt(
         row = jnp.maximum(rows, 0)
         tokens = batch.tokens[:, :width][row]
         loss_mask = batch.loss_mask[:, :width][row] & (rows >= 0)[:, None]
-        return loss_and_gradient(model, params, adapter, tokens, loss_mask, key, optimiser, rows_axis)
+        return loss_and_gradient(model, params, adapter, tokens, loss_mask, key, optimiser, rows_axis, fixed)
 
     def step(i: Int[Array, ""], carry: tuple[InnerState, Metrics]) -> tuple[InnerState, Metrics]:
         state, metrics = carry
@@ -194,24 +209,26 @@ def adapt(
 
 
 @partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="adapters")
-def _adapt_chunk(model, params, adapters, batch, plans, hparams, optimiser, mesh=None, by_rows=False):
+def _adapt_chunk(model, params, adapters, batch, plans, hparams, optimiser, mesh=None, by_rows=False, fixed=None):
     # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
     rows_axis = "adapters" if by_rows else None
 
-    def many(params, adapters, batch, plans, hparams):
-        one = partial(adapt, model, optimiser=optimiser, rows_axis=rows_axis)
+    def many(params, adapters, batch, plans, hparams, fixed):
+        def one(adapter, batch, hparams, fixed):
+            return adapt(model, params, adapter, batch, plan, hparams, optimiser, rows_axis, fixed)
+
         plan = jax.tree.map(lambda x: x[0], plans)
-        return jax.vmap(one, in_axes=(None, 0, 0, None, 0))(params, adapters, batch, plan, hparams)
+        return jax.vmap(one)(adapters, batch, hparams, fixed)
 
     if mesh is not None:
         split, whole = PartitionSpec("adapters"), PartitionSpec()
         if by_rows:  # each device takes its rows of every batch; gradients are summed
             rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
-            specs, out = (whole, whole, rows, whole, whole), whole
+            specs, out = (whole, whole, rows, whole, whole, whole), whole
         else:  # each device trains its own adapters, by its own plan; nothing is exchanged
-            specs, out = (whole, split, split, split, split), split
+            specs, out = (whole, split, split, split, split, split), split
         many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    return many(params, adapters, batch, plans, hparams)
+    return many(params, adapters, batch, plans, hparams, fixed)
 
 
 def adapt_many(
@@ -224,13 +241,14 @@ def adapt_many(
     *,
     chunk: Chunk,
     mesh: Mesh | None = None,
+    fixed: Adapter | None = None,
 ) -> tuple[Adapter, Metrics]:
     """Trains E adapters, a chunk of them at a time: `adapt`, vmapped over self-edits.
 
-    All of `adapters`, `batch` and `hparams` carry the leading axis E; metrics are [E, S]. One program is compiled for
-    all chunks. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
-    "adapters", each device trains its share of a chunk; a single adapter, in a chunk of one, is trained by all of them,
-    each on its share of a step's rows.
+    All of `adapters`, `batch`, `hparams` and `fixed` (what each is trained on top of) carry the leading axis E; metrics
+    are [E, S]. One program is compiled for all chunks. A diverged adapter holds NaN and changes no other: see
+    `is_finite`. With a `mesh` of one axis "adapters", each device trains its share of a chunk; a single adapter, in a
+    chunk of one, is trained by all of them, each on its share of a step's rows.
     """
     total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
     by_rows = total == chunk.planned == 1 and devices > 1
@@ -245,9 +263,72 @@ def adapt_many(
         order = np.where(live[:, None, None], rows.order, -1)
         plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=1 if by_rows else devices)
         taken = lora.take(adapters, index)
-        return _adapt_chunk(model, params, taken, rows, plans, hyper, optimiser, mesh, by_rows)
+        below = None if fixed is None else lora.take(fixed, index)
+        return _adapt_chunk(model, params, taken, rows, plans, hyper, optimiser, mesh, by_rows, below)
 
     return in_chunks(train, total, Chunk(1, say=chunk.say) if by_rows else chunk, devices=1 if by_rows else devices)
+
+
+def log_likelihood(
+    model: Model, params: dict, adapter: Adapter, batch: TokenBatch, plan: Plan, loss_chunk: int
+) -> Float[Array, ""]:
+    """The mean log-probability of the trained tokens in the steps of `plan`, nats a token: training without training.
+
+    0 where there is no token.
+    """
+    decoder = nnx.merge(model, params)
+
+    def at_width(width: int, rows: Int[Array, "B"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+        row = jnp.maximum(rows, 0)
+        tokens = batch.tokens[:, :width][row]
+        trained = (batch.loss_mask[:, :width][row] & (rows >= 0)[:, None])[:, 1:]
+        hidden, _ = decoder(tokens, adapter=adapter)
+        log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=loss_chunk)
+        return jnp.sum(jnp.where(trained, log_probs, 0)), jnp.sum(trained)
+
+    def step(i: Int[Array, ""], total):
+        return jax.tree.map(jnp.add, total, jax.lax.switch(plan.width_index[i], branches, batch.order[plan.steps[i]]))
+
+    branches = [partial(at_width, width) for width in batch.widths]
+    log_probs, count = jax.lax.fori_loop(0, plan.num_steps, step, (jnp.zeros(()), jnp.zeros((), jnp.int32)))
+    return log_probs / jnp.maximum(count, 1)
+
+
+@partial(jax.jit, static_argnames=("model", "loss_chunk", "mesh"))
+def _log_likelihood_chunk(model, params, adapters, batch, plans, loss_chunk, mesh=None):
+    def many(params, adapters, batch, plans):
+        plan = jax.tree.map(lambda x: x[0], plans)
+        return jax.vmap(lambda adapter, rows: log_likelihood(model, params, adapter, rows, plan, loss_chunk))(
+            adapters, batch
+        )
+
+    if mesh is not None:
+        split = PartitionSpec("adapters")
+        specs = (PartitionSpec(), split, split, split)
+        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return many(params, adapters, batch, plans)
+
+
+def log_likelihood_many(
+    model: Model,
+    params: dict,
+    adapters: Adapter,
+    batch: TokenBatch,
+    *,
+    loss_chunk: int,
+    chunk: Chunk,
+    mesh: Mesh | None = None,
+) -> Float[Array, "E"]:
+    """How likely each of E adapters finds its own sequences: `log_likelihood`, vmapped, a chunk at a time."""
+    devices = 1 if mesh is None else mesh.size
+
+    def measure(index: Int[np.ndarray, "C"], live: Bool[np.ndarray, "C"]) -> Float[Array, "C"]:
+        rows = jax.tree.map(lambda x: x[index], batch)
+        order = np.where(live[:, None, None], rows.order, -1)
+        plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=devices)
+        return _log_likelihood_chunk(model, params, lora.take(adapters, index), rows, plans, loss_chunk, mesh)
+
+    return in_chunks(measure, len(batch.tokens), chunk, devices=devices)
 
 
 @dataclasses.dataclass

@@ -37,13 +37,16 @@ class LowRank(struct.PyTreeNode):
     scale: Float[Array, ""]
     dropout_key: PRNGKeyArray | None = None
     dropout: float = struct.field(pytree_node=False, default=0.0)
+    fixed: LowRank | None = None  # an adapter trained before, which this one is trained on top of
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
         """`scale · (dropout(x) A) B`, in the activations' precision; the weights stay float32."""
+        below = None if self.fixed is None else self.fixed(x)
         if self.dropout > 0 and self.dropout_key is not None:
             keep = jax.random.bernoulli(self.dropout_key, 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
-        return low_rank(x, self.a.astype(x.dtype), self.b.astype(x.dtype), self.scale.astype(x.dtype))
+        own = low_rank(x, self.a.astype(x.dtype), self.b.astype(x.dtype), self.scale.astype(x.dtype))
+        return own if below is None else own + below
 
 
 @jax.custom_vjp
@@ -75,14 +78,21 @@ low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 
 
 def layer_adapters(
-    a: dict[str, Array], b: dict[str, Array], scale: Array, dropout_key: PRNGKeyArray | None, dropout: float
+    a: dict[str, Array],
+    b: dict[str, Array],
+    scale: Array,
+    dropout_key: PRNGKeyArray | None = None,
+    dropout: float = 0.0,
+    fixed: dict[str, LowRank] | None = None,
 ) -> dict[str, LowRank]:
-    """One layer's slice of an adapter, by projection. Each projection drops out on its own key."""
+    """One layer's slice of an adapter, by projection, on top of `fixed`. Each projection drops out on its own key."""
     keys = None if dropout_key is None else jax.random.split(dropout_key, len(a))
-    return {
-        name: LowRank(a[name], b[name], scale, None if keys is None else keys[i], dropout)
+    below = fixed or {}
+    own = {
+        name: LowRank(a[name], b[name], scale, None if keys is None else keys[i], dropout, below.get(name))
         for i, name in enumerate(sorted(a))
     }
+    return {**below, **own}
 
 
 def unstack(adapter: Adapter | None, num_layers: int) -> list[dict[str, LowRank]]:
@@ -90,7 +100,7 @@ def unstack(adapter: Adapter | None, num_layers: int) -> list[dict[str, LowRank]
     if adapter is None:
         return [{} for _ in range(num_layers)]
     sides = ([{name: w[i] for name, w in side.items()} for i in range(num_layers)] for side in (adapter.a, adapter.b))
-    return [layer_adapters(a, b, adapter.scale, None, 0.0) for a, b in zip(*sides, strict=True)]
+    return [layer_adapters(a, b, adapter.scale) for a, b in zip(*sides, strict=True)]
 
 
 def init(
@@ -138,6 +148,41 @@ def take(adapters: Adapter, index: int | slice | AnyArray) -> Adapter:
     if isinstance(index, slice):
         return jax.tree.map(lambda leaf: leaf[index], adapters)
     return _gather(adapters, index)
+
+
+def empty(blocks: dict, projections: Sequence[str], columns: int) -> Adapter:
+    """An adapter of so many columns that are all zero: room for others (`join`). Its scale is 1."""
+    shapes = {name: blocks[name]["kernel"].shape for name in sorted(projections)}
+    a = {name: jnp.zeros((num_layers, d_in, columns)) for name, (num_layers, d_in, _) in shapes.items()}
+    b = {name: jnp.zeros((num_layers, columns, d_out)) for name, (num_layers, _, d_out) in shapes.items()}
+    return Adapter(a, b, jnp.ones(()))
+
+
+def join(wide: Adapter, adapter: Adapter, at: Int[AnyArray, ""] | int) -> Adapter:
+    """Puts an adapter beside those that `wide` holds, into its columns from `at` on: what both compute, added.
+
+    Adapters merged one after another into a base model are this one adapter over it. One scale serves: the newcomer's B
+    takes the ratio of the two.
+    """
+    ratio = adapter.scale / wide.scale
+    return wide.replace(
+        a={
+            name: jax.lax.dynamic_update_slice_in_dim(w, adapter.a[name], at, axis=-1) if name in adapter.a else w
+            for name, w in wide.a.items()
+        },
+        b={
+            name: jax.lax.dynamic_update_slice_in_dim(w, ratio * adapter.b[name], at, axis=-2)
+            if name in adapter.b
+            else w
+            for name, w in wide.b.items()
+        },
+    )
+
+
+def columns(adapter: Adapter, first: int) -> Adapter:
+    """Its first so many columns, or those of each of E adapters."""
+    a = {name: w[..., :first] for name, w in adapter.a.items()}
+    return adapter.replace(a=a, b={name: w[..., :first, :] for name, w in adapter.b.items()})
 
 
 @jax.jit

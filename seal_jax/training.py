@@ -60,11 +60,13 @@ def train(
     *,
     seed: int,
     chunk: Chunk,
+    fixed: Adapter | None = None,
 ) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
     """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
 
-    `seed` names the training run: the order of sequences follows from it, and so does the initialisation, together with
-    the self-edit's own tokens where that is `per_edit`. Neighbours and chunks have no say in either.
+    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `seed` names the training run:
+    the order of sequences follows from it, and so does the initialisation, together with the self-edit's own tokens
+    where that is `per_edit`. Neighbours and chunks have no say in either.
     """
     total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
     batch = batching.make_batch(
@@ -84,9 +86,31 @@ def train(
     )
     fresh = fresh_adapters(lm, hparams, config, chunk)
     trained, metrics = inner.adapt_many(
-        lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh
+        lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh, fixed=fixed
     )
     return trained, np.asarray(metrics.loss)
+
+
+def log_likelihoods(
+    lm: LanguageModel,
+    adapters: Adapter,
+    edits: Sequence[Sequence[batching.Tokens]],
+    config: FineTuning,
+    shapes: Shapes,
+    *,
+    chunk: Chunk,
+) -> Float[np.ndarray, "E"]:
+    """How well each of E adapters knows its training sequences: mean log-probability of a token, nats."""
+    batch_size = min(config.batch_size, shapes.capacity)
+    batch = batching.make_batch(
+        edits, epochs=1, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=0
+    )
+    loss_chunk = config.optimiser.loss_chunk
+    return np.asarray(
+        inner.log_likelihood_many(
+            lm.model, lm.params, adapters, batch, loss_chunk=loss_chunk, chunk=chunk, mesh=lm.mesh
+        )
+    )
 
 
 def fresh_adapters(lm: LanguageModel, hparams: HParams, config: FineTuning, chunk: Chunk) -> Adapter:

@@ -51,11 +51,14 @@ def fresh(tiny, hyper: HParams, max_rank: int = MAX_RANK):
     return init_adapters(tiny.params["blocks"], hyper, TARGETS, max_rank)
 
 
-def train(tiny, hyper, *, batch=None, optimiser=STEADY, chunk=2, mesh=None, adapters=None, say=print):
+def train(
+    tiny, hyper, *, batch=None, optimiser=STEADY, chunk=2, mesh=None, adapters=None, say=print, fixed=None, params=None
+):
     adapters = fresh(tiny, hyper) if adapters is None else adapters
     chunk = chunk if isinstance(chunk, Chunk) else Chunk(chunk, say=say)
     batch = make_batch() if batch is None else batch
-    return adapt_many(tiny.model, tiny.params, adapters, batch, hyper, optimiser, chunk=chunk, mesh=mesh)
+    params = tiny.params if params is None else params
+    return adapt_many(tiny.model, params, adapters, batch, hyper, optimiser, chunk=chunk, mesh=mesh, fixed=fixed)
 
 
 def row(tree, e: int):
@@ -232,6 +235,163 @@ def test_dropout_follows_from_the_seed(tiny):
     plain, _ = train(tiny, hparams(), adapters=start)
     assert moved(plain.b, adapters.b) > 1e-3
     assert np.nanmax(np.abs(metrics.loss)) < 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On top of an adapter that was trained before
+
+
+def earlier(tiny, count: int = E):
+    """Adapters of other projections, rank and scale than those in training, with a B: each changes what it sits on."""
+    kinds = {"learning_rate": 0, "num_steps": 0, "alpha": 3.0, "rank": 6, "seed": np.arange(count)}
+    adapters = init_adapters(tiny.params["blocks"], hparams(count, **kinds), lora.PROJECTIONS, 6)
+    rng = np.random.default_rng(5)
+    b = {name: jnp.asarray(0.1 * rng.normal(size=w.shape), jnp.float32) for name, w in adapters.b.items()}
+    return adapters.replace(b=b)
+
+
+@pytest.fixture(scope="module")
+def on_top(tiny):
+    """As `mixed`, each adapter on top of another's earlier one."""
+    return train(tiny, hparams(**MIXED), fixed=earlier(tiny))
+
+
+def test_on_top_of_a_fixed_adapter_is_on_the_merged_model(tiny, mixed, on_top):
+    adapters, metrics = on_top
+    assert moved(adapters.b, mixed[0].b) > 1e-3  # it matters what lies below
+    for e in (0, 1):
+        hyper, batch, start = (
+            row(tree, np.array([e])) for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)))
+        )
+        params = lora.merge(tiny.params, row(earlier(tiny), e))
+        merged, expected = train(tiny, hyper, batch=batch, adapters=start, params=params)
+        assert_close(row((adapters.a, adapters.b), np.array([e])), (merged.a, merged.b), atol=2e-5)
+        assert_close(row(metrics, np.array([e])), expected, atol=1e-4)
+
+
+def test_the_fixed_adapter_stays_as_it_is(tiny):
+    below = earlier(tiny)
+    train(tiny, hparams(), fixed=below)
+    assert_equal(below, earlier(tiny))  # raises if a buffer was donated
+
+
+def test_room_that_is_empty_changes_nothing(tiny, mixed):
+    room = lora.empty(tiny.params["blocks"], TARGETS, 8)
+    adapters, metrics = train(tiny, hparams(**MIXED), fixed=lora.stack([room] * E))
+    assert_close((adapters, metrics), mixed, atol=1e-6)
+
+
+def test_two_devices_train_on_top_of_each_ones_own(tiny, on_top, mesh):
+    hyper, batch, start, below, expected = (
+        jax.tree.map(lambda x: x[:3], tree)
+        for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)), earlier(tiny), on_top)
+    )
+    assert_close(train(tiny, hyper, batch=batch, adapters=start, fixed=below, mesh=mesh), expected)
+
+
+def test_dropout_spares_what_is_fixed(tiny):
+    """With a B that has not moved, only the adapter below says anything: dropping inputs must not change it."""
+    one, below = row(fresh(tiny, hparams()), 0), row(earlier(tiny), 0)
+    batch = row(make_batch(), 0)
+
+    @partial(jax.jit, static_argnums=0)
+    def loss(dropout):
+        rows = batch.tokens, batch.loss_mask, jax.random.key(0)
+        return inner.loss_and_gradient(tiny.model, tiny.params, one, *rows, Optimiser(dropout=dropout), fixed=below)[0]
+
+    assert loss(0.5) == pytest.approx(float(loss(0.0)), abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Held close to the model before
+
+
+def penalised(tiny, weights, adapter, tokens, mask, kl, below):
+    """The loss written out: cross-entropy, and the divergence over the whole vocabulary, from rows of logits."""
+
+    def log_probs(adapter, fixed):
+        decoder = nnx.merge(tiny.model, tiny.params)
+        return jax.nn.log_softmax(decoder.logits(decoder(tokens, adapter=adapter, fixed=fixed)[0])[:, :-1])
+
+    now, before = log_probs(lora.Adapter(*weights, adapter.scale), below), log_probs(below, None)
+    gold = jnp.take_along_axis(now, tokens[:, 1:, None], axis=2)[..., 0]
+    divergence = jnp.sum(jnp.exp(before) * (before - now), axis=2)
+    return jnp.sum(mask[:, 1:] * (kl * divergence - gold)) / jnp.sum(mask[:, 1:])
+
+
+@pytest.mark.parametrize("with_fixed", [False, True])
+def test_the_penalty_is_the_divergence_of_whole_predictions(tiny, with_fixed):
+    """Against JAX's own derivative of the plain formula, and against differences."""
+    moving = row(earlier(tiny), 1)
+    below = row(earlier(tiny), 0) if with_fixed else None
+    batch, weights, kl = row(make_batch(), 0), (moving.a, moving.b), 0.7
+    rows = jnp.asarray(batch.tokens), jnp.asarray(batch.loss_mask)
+    optimiser = Optimiser(kl=kl, loss_chunk=16)  # several pieces, the last one padded
+
+    @jax.jit
+    def ours(weights):
+        adapter = lora.Adapter(*weights, moving.scale)
+        return inner.loss_and_gradient(
+            tiny.model, tiny.params, adapter, *rows, jax.random.key(0), optimiser, fixed=below
+        )
+
+    plain = jax.jit(jax.value_and_grad(lambda w, kl: penalised(tiny, w, moving, *rows, kl, below)))
+    loss, gradient = ours(weights)
+    assert_close((loss, gradient), plain(weights, kl))
+    without, its_gradient = plain(weights, 0.0)
+    assert loss - without > 0.01
+    assert moved(gradient, its_gradient) > 0.01
+
+    direction = jax.tree.map(lambda w: jnp.asarray(np.random.default_rng(0).normal(size=w.shape), w.dtype), weights)
+    slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    ahead, behind = (ours(jax.tree.map(lambda w, d, h=h: w + h * d, weights, direction))[0] for h in (1e-3, -1e-3))
+    assert (ahead - behind) / 2e-3 == pytest.approx(float(slope), rel=5e-3)
+
+
+def test_micro_batches_share_the_penalty(tiny):
+    large = make_batch(batch_size=4)
+    one, other = (
+        train(tiny, hparams(num_steps=2), batch=large, optimiser=Optimiser(eps=1e-5, kl=0.5, accumulate=n))
+        for n in (1, 2)
+    )
+    assert_close(one, other)
+
+
+def test_a_heavier_penalty_keeps_the_adapter_closer(tiny):
+    below = earlier(tiny)
+    trained = [train(tiny, hparams(learning_rate=2e-2), fixed=below, optimiser=Optimiser(kl=kl)) for kl in (0, 10)]
+    tokens = jnp.asarray(make_batch().tokens[0])
+    everywhere = jnp.ones_like(tokens, bool)
+
+    @jax.jit
+    def distance(one):
+        with_kl, without = (
+            penalised(tiny, (one.a, one.b), one, tokens, everywhere, kl, row(below, 0)) for kl in (1.0, 0.0)
+        )
+        return with_kl - without
+
+    free, held = (distance(row(adapters, 0)) for adapters, _ in trained)
+    assert free > 2 * held > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How likely sequences are
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_likelihood_is_the_loss_of_not_training(tiny, mesh, devices):
+    """All of an edit's sequences at once, against the loss of one step that takes them all."""
+    hyper, large = hparams(learning_rate=0.0, num_steps=1), make_batch(batch_size=4, epochs=1)
+    below = earlier(tiny)
+    _, metrics = train(tiny, hyper, batch=large, adapters=fresh(tiny, hyper), fixed=below)
+    small = make_batch(widths=(8, 16), epochs=1)
+    likely = inner.log_likelihood_many(
+        tiny.model, tiny.params, below, small, loss_chunk=8, chunk=Chunk(2), mesh=mesh if devices == 2 else None
+    )
+    np.testing.assert_allclose(likely, -metrics.loss[:, 0], atol=1e-5)
+    none = small.replace(order=np.full_like(small.order, -1))
+    empty = inner.log_likelihood_many(tiny.model, tiny.params, below, none, loss_chunk=8, chunk=Chunk(4))
+    assert empty.tolist() == [0] * E
 
 
 # ---------------------------------------------------------------------------------------------------------------------

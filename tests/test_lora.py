@@ -100,6 +100,36 @@ def test_stacked_adapters_are_taken_out_again(tiny):
     jax.tree.map(np.testing.assert_array_equal, lora.take(stacked, np.array([2, 0])), lora.stack(adapters[2::-2]))
 
 
+def test_adapters_side_by_side_are_adapters_merged_one_after_another(tiny):
+    """Two of different scales, in a room for three; what is not filled adds nothing."""
+    first, second = with_b(init(tiny), rank=8), with_b(init(tiny, rank=3, max_rank=3, alpha=1.0), rank=3, seed=2)
+    room = lora.empty(tiny.params["blocks"], PROJECTIONS, 20)
+    np.testing.assert_array_equal(tiny.logits(TOKENS, adapter=room), tiny.logits(TOKENS))
+    both = lora.join(lora.join(room, first, 0), second, 8)
+    expected = tiny.logits(TOKENS, params=lora.merge(lora.merge(tiny.params, first), second))
+    np.testing.assert_allclose(tiny.logits(TOKENS, adapter=both), expected, atol=2e-5)
+    np.testing.assert_allclose(tiny.logits(TOKENS, adapter=lora.columns(both, 11)), expected, atol=2e-5)
+    only_first = tiny.logits(TOKENS, adapter=lora.columns(both, 8))
+    np.testing.assert_allclose(only_first, tiny.logits(TOKENS, adapter=first), atol=1e-5)
+    assert np.abs(only_first - expected).max() > 0.01
+
+
+def test_joining_is_vmapped_over_adapters(tiny):
+    adapters = [with_b(init(tiny, seed=e, alpha=4.0 * (e + 1)), rank=8, seed=e) for e in range(2)]
+    room = lora.empty(tiny.params["blocks"], PROJECTIONS, 16)
+    many = jax.vmap(lora.join, (0, 0, None))(lora.stack([room, room]), lora.stack(adapters), 8)
+    for e, adapter in enumerate(adapters):
+        jax.tree.map(np.testing.assert_array_equal, lora.take(many, e), lora.join(room, adapter, 8))
+
+
+def test_an_adapter_of_other_projections_stays_beside(tiny):
+    """The room holds all projections, the newcomer one: the others keep what they had."""
+    full, query = with_b(init(tiny), rank=8), with_b(init(tiny, ("q_proj",), seed=3), rank=8)
+    room = lora.join(lora.empty(tiny.params["blocks"], PROJECTIONS, 16), full, 0)
+    expected = tiny.logits(TOKENS, params=lora.merge(lora.merge(tiny.params, full), query))
+    np.testing.assert_allclose(tiny.logits(TOKENS, adapter=lora.join(room, query, 8)), expected, atol=2e-5)
+
+
 def test_dropout_drops_inputs_of_a_and_keeps_their_mean():
     low_rank = lora.LowRank(jnp.eye(4), jnp.eye(4), jnp.float32(2.0), jax.random.key(0), 0.25)
     out = np.asarray(low_rank(jnp.ones((1, 5000, 4))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -216,6 +217,7 @@ class Transformer(nnx.Module):
         *,
         valid: Bool[Array, "B S"] | None = None,
         adapter: Adapter | None = None,
+        fixed: Adapter | None = None,
         past: KV | None = None,
         dropout: float = 0.0,
         dropout_key: PRNGKeyArray | None = None,
@@ -225,7 +227,8 @@ class Transformer(nnx.Module):
 
         `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
         causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take its last T, and
-        `valid` is said of all S. `remat` recomputes each layer in the backward pass.
+        `valid` is said of all S. `fixed` is an adapter that `adapter` is trained on top of: the two add up, and dropout
+        is the latter's alone. `remat` recomputes each layer in the backward pass.
         """
         T = tokens.shape[1]
         S = T if valid is None else valid.shape[1]
@@ -240,13 +243,16 @@ class Transformer(nnx.Module):
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
         def layer(x, slices):
-            block, a, b, key, kv = slices
-            lora = {} if adapter is None else layer_adapters(a, b, adapter.scale, key, dropout)
+            block, a, b, below_a, below_b, key, kv = slices
+            below = None if fixed is None else layer_adapters(below_a, below_b, fixed.scale)
+            lora = below or {}
+            if adapter is not None:
+                lora = layer_adapters(a, b, adapter.scale, key, dropout, below)
             return nnx.merge(graph, block)(x, angles, mask, lora, kv, S - T)
 
-        a, b = (None, None) if adapter is None else (adapter.a, adapter.b)
+        shares = [side for one in (adapter, fixed) for side in ((None, None) if one is None else (one.a, one.b))]
         body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), a, b, keys, past))
+        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), *shares, keys, past))
         return self.final_norm(x), kv
 
     def layers(self) -> list[Block]:
@@ -287,11 +293,18 @@ class Transformer(nnx.Module):
         return self.head().logits(hidden)
 
     def log_probs(
-        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int = 256
+        self,
+        hidden: Float[Array, "B T D"],
+        targets: Int[Array, "B T"],
+        *,
+        chunk: int = 256,
+        before: Float[Array, "B T D"] | None = None,
+        kl: float = 0.0,
     ) -> Float[Array, "B T"]:
         """Log-probability of each target, in nats; at most `chunk` tokens at a time so that [B, T, V] never exists.
 
-        Differentiates in `hidden` only: the head is frozen, as all of the base model is.
+        With `before`, the hidden states of another model with this head, less `kl` times the divergence of what it
+        predicts, KL(before || now). Differentiates in `hidden` only: the head is frozen, as all of the base model is.
         """
         flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         pieces = max(1, math.ceil(flat_targets.shape[0] / chunk))  # equal ones: 264 tokens are 2 x 132, not 2 x 256
@@ -299,7 +312,14 @@ class Transformer(nnx.Module):
         padding = -flat_targets.shape[0] % chunk
         flat_hidden = jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
         flat_targets = jnp.pad(flat_targets, (0, padding)).reshape(-1, chunk)
-        log_probs = jax.lax.map(lambda rows: target_log_probs(*rows, self.head()), (flat_hidden, flat_targets))
+        if before is None:
+            log_probs = jax.lax.map(lambda rows: target_log_probs(*rows, self.head()), (flat_hidden, flat_targets))
+        else:
+            flat_before = before.reshape(-1, before.shape[-1])
+            flat_before = jnp.pad(flat_before, ((0, padding), (0, 0))).reshape(flat_hidden.shape)
+            log_probs = jax.lax.map(
+                lambda rows: penalised_log_probs(*rows, self.head(), kl), (flat_hidden, flat_before, flat_targets)
+            )
         return log_probs.reshape(-1)[: targets.size].reshape(targets.shape)
 
 
@@ -348,6 +368,37 @@ def _target_log_probs_backward(slope, cotangent):
 
 
 target_log_probs.defvjp(_target_log_probs_forward, _target_log_probs_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def penalised_log_probs(
+    hidden: Float[Array, "T D"], before: Float[Array, "T D"], targets: Int[Array, "T"], head: Head, kl: float
+) -> Float[Array, "T"]:
+    """`log p(y) - kl · KL(q || p)`, where q is what the hidden states `before` predict. Only `hidden` is no constant.
+
+    As above, one vector a token is kept for the backward pass: sum_v ([v = y] - p(v) - kl · (p(v) - q(v))) W[v].
+    """
+    return _penalised_log_probs(hidden, before, targets, head, kl)[0]
+
+
+def _penalised_log_probs(hidden, before, targets, head, kl):
+    log_p, log_q = (jax.nn.log_softmax(head.logits(h)) for h in (hidden, before))
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    gold = jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]
+    return gold - kl * jnp.sum(q * (log_q - log_p), axis=-1), p, q
+
+
+def _penalised_log_probs_forward(hidden, before, targets, head, kl):
+    value, p, q = _penalised_log_probs(hidden, before, targets, head, kl)
+    is_target = jnp.arange(p.shape[-1]) == targets[:, None]
+    return value, head.combine(is_target - p - kl * (p - q)).astype(hidden.dtype)
+
+
+def _penalised_log_probs_backward(kl, slope, cotangent):
+    return (slope * cotangent[:, None]).astype(slope.dtype), None, None, None
+
+
+penalised_log_probs.defvjp(_penalised_log_probs_forward, _penalised_log_probs_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
