@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from seal_jax.report import plots
 from seal_jax.report.metrics import MetricsWriter
-from seal_jax.report.page import write_report
+from seal_jax.report.page import holds, write_report
 from seal_jax.report.progress import Progress
 from seal_jax.statistics import bootstrap_mean, paired_bootstrap
 
@@ -332,6 +333,192 @@ def test_headline_over_several_rounds_pairs_the_last_with_round_0(tmp_path):
     results["rows"][4]["per_passage"] = {f"passage-{i}": 0.8 for i in range(12)}
     words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
     assert "2 rounds of reinforcement learning then raised that to" in words and "+60.0 points" in words
+
+
+def alternatives(accuracies: dict[str, list[float]], unit: str = "passage") -> dict:
+    """A run whose rows are no story of rounds: alternatives, each compared with the first."""
+    first = next(iter(accuracies))
+    rows = [
+        {
+            "name": name,
+            "label": f"Option {name}",
+            "unit": unit,
+            "passages": len(values),
+            "questions": 40,
+            "accuracy": interval(bootstrap_mean(values, seed=0)),
+            "versus_base": None
+            if name == first
+            else {"row": first} | interval(paired_bootstrap(accuracies[first], values, seed=0)),
+            "per_passage": {f"{unit}-{i}": value for i, value in enumerate(values)},
+        }
+        for name, values in accuracies.items()
+    ]
+    return {"name": "continual", "model": "m", "rows": rows, "rounds": []}
+
+
+@pytest.mark.parametrize(
+    ("best", "says"),
+    [
+        ([0.6, 0.5, 0.7, 0.6], "Option b: m answers 60.0 % of the questions, more than the 20.0 % of “Option a”"),
+        ([0.6, 0.0, 0.4, 0.2], "Option b: m answers 30.0 % of the questions, not clearly different from the 20.0 %"),
+        ([0.1, 0.1, 0.1, 0.1], "Option b: m answers 10.0 % of the questions, less than the 20.0 % of “Option a”"),
+    ],
+)
+def test_headline_of_alternatives_names_the_best_and_of_how_many(tmp_path, best, says):
+    results = alternatives({"a": [0.2, 0.2, 0.2, 0.2], "b": best, "c": [0.0, 0.0, 0.0, 0.0]})
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert says in words and "the best of 2 rows compared with it" in words
+    assert "reinforcement" not in words and "held-out" not in words
+
+
+def test_streams_are_called_streams(tmp_path):
+    results = alternatives({"a": [0.2, 0.4], "b": [0.4, 0.4]}, unit="stream")
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "Asked 40 questions in 2 streams of passages" in words
+    assert "bootstrap intervals over streams; so few streams" in words
+    assert "Streams Questions" in words and "Passages" not in words
+    assert "Against the first row" in words and "Against the base" not in words
+    assert "Log-likelihood" not in words and "Against the row above" not in words  # no row has them
+
+
+@pytest.mark.parametrize(
+    ("final", "replay", "says"),
+    [
+        ([0.1, 0.2, 0.1, 0.2], [0.5, 0.6, 0.5, 0.6], "after all edits only 15.0 %. The best of 2 options against"),
+        ([0.1, 0.2, 0.1, 0.2], [0.5, 0.6, 0.5, 0.6], "options against forgetting, “Option replay”, keeps 55.0 %."),
+        ([0.5, 0.7, 0.6, 0.6], [0.6, 0.6, 0.6, 0.7], "after all edits 60.0 %, no clear change. The best"),
+        ([0.5, 0.7, 0.6, 0.6], [0.6, 0.6, 0.6, 0.7], "“Option replay”, keeps 62.5 %, no clear change."),
+    ],
+)
+def test_headline_of_streams_tells_learning_from_forgetting(tmp_path, final, replay, says):
+    rows = {
+        "base": [0.1, 0.1, 0.1, 0.1],
+        "after_own_edit": [0.6, 0.6, 0.5, 0.7],
+        "after_all_edits": final,
+        "after_own_edit_replay": [0.9, 0.9, 0.9, 0.9],  # more than all others, but not what is left at the end
+        "after_all_edits_replay": replay,
+        "after_own_edit_kl": [0.2, 0.2, 0.2, 0.2],
+        "after_all_edits_kl": [0.0, 0.0, 0.0, 0.0],
+    }
+    results = alternatives(rows, unit="stream")
+    for row in results["rows"]:
+        option = row["name"].rpartition("_")[2]
+        row["label"] = f"After edits: Option {option}"
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "Right after its own edit, m answers 60.0 % of the questions, up from 10.0 %" in words and says in words
+    alone = results | {"rows": results["rows"][1:3]}
+    words = Page(write_report(write_sample_run(tmp_path, alone, []))).words()
+    assert "Right after its own edit, m answers 60.0 % of the questions; after all edits" in words
+    assert "against forgetting" not in words
+
+
+def test_the_papers_figure_stands_beside_ours_and_a_difference_is_said_once(tmp_path):
+    results, _ = sample_run(rounds=0)
+    shared, trained = ["model: big there, small here", "judge: GPT-4.1 there, lexical here"], ["rank 32 there, 16 here"]
+    for row, accuracy, more in zip(results["rows"], (0.3271, 0.335, None), ([], trained, trained), strict=True):
+        row["paper"] = accuracy and {"accuracy": accuracy, "where": "table 2, n = 1, LoRA", "differs": shared + more}
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "Accuracy Paper Against the row above" in words
+    assert "32.7 %" in words and "33.5 %" in words
+    assert "The paper's figures: table 2, n = 1, LoRA." in words
+    assert "Every row: model: big there, small here; judge: GPT-4.1 there, lexical here" in words
+    assert "Trained on the passage: rank 32 there, 16 here" in words
+    for text in (*shared, *trained):
+        assert words.count(text) == 1
+
+
+def test_a_run_without_the_papers_figures_has_no_column_for_them(tmp_path):
+    assert "Paper" not in Page(write_report(write_sample_run(tmp_path, *sample_run()))).words()
+
+
+def test_rows_that_share_facts_are_named_together():
+    labels = ["a", "b", "c"]
+    assert holds([["x"], ["x"], ["x"]], labels) == [("Every row", "x")]
+    assert holds([["x"], ["x", "y"], ["x", "y"]], labels) == [("Every row", "x"), ("From “b” down", "y")]
+    assert holds([["y"], ["y"], ["z"]], labels) == [("Down to “b”", "y"), ("c", "z")]
+    assert holds([["y"], [], ["y"]], labels) == [("a, c", "y")]
+    assert holds([["y"], ["y"], []], labels, ranges=False) == [("a, b", "y")]
+    assert holds([["x", "y"]], ["a"]) == [("a", "x; y")]
+
+
+def test_ungraded_answers_are_a_problem_and_none_is_not(tmp_path):
+    results, _ = sample_run()
+    says = "Answers: without a verdict; they count neither as right nor as wrong 7"
+    assert says in Page(write_report(write_sample_run(tmp_path, results | {"ungraded": 7}, []))).words()
+    assert "verdict" not in Page(write_report(write_sample_run(tmp_path, results | {"ungraded": 0}, []))).words()
+
+
+def test_tables_are_shown_as_they_are(tmp_path):
+    table = {
+        "title": "Reliability <of> rewards",
+        "note": "True over observed variance.",
+        "columns": ["Reward", "Seeds", "Reliability"],
+        "rows": [["accuracy", 3, 0.23456], ["log-likelihood", 1200, None], ["proxy", True, -12345.6], ["short"]],
+    }
+    results = {"name": "rewards", "model": "m", "rows": [], "tables": [table, None, {"title": "Empty"}]}
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "Reliability <of> rewards, m." in words  # the headline
+    assert "True over observed variance. Reward Seeds Reliability" in words
+    for row in ("accuracy 3 0.235", "log-likelihood 1,200 —", "proxy yes -12,346", "short — —"):
+        assert row in words
+    assert "Empty" not in words and "evaluated" not in words
+
+
+def test_a_matrix_is_a_heat_map_with_its_values_in_the_cells(tmp_path):
+    matrix = {
+        "title": "No protection",
+        "note": "Row: after an edit.",
+        "rows": ["after 1", "after 2 <b>"],
+        "columns": ["passage 1", "passage 2"],
+        "values": [[0.415, None], [0.25, 0.5]],
+    }
+    results = {
+        "name": "continual",
+        "model": "m",
+        "rows": [],
+        "matrices": [matrix, {"title": "Gone", "values": [[None]]}],
+    }
+    page = Page(write_report(write_sample_run(tmp_path, results, [])))
+    assert "Gone" not in page.words() and "No protection" in page.words()
+    svgs = re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL)
+    assert len(svgs) == 2  # for a desktop and for a phone
+    for svg in svgs:
+        assert all(f">{text}<" in svg for text in ("41.5", "25.0", "50.0", "after 2 &lt;b&gt;", "passage 1"))
+        darkness = [float(value) for value in re.findall(r"opacity: ([0-9.]+)", svg)]
+        assert len(darkness) == 3  # the empty cell has an outline only
+        assert darkness[1] < darkness[0] < darkness[2] < 1  # the larger the darker, and never so dark as to hide it
+        assert "#0101" not in svg  # all colours are the page's
+
+
+def test_long_labels_of_a_heat_map_stay_apart():
+    columns = [f"the passage about the bridge of 19{i}0" for i in range(10)]
+    svg = plots.heat_map(plots.Matrix(["a"], columns, [[0.5] * 10]), "title")
+    assert all(f"of 19{i}0<" in svg for i in range(10)) and "rotate(-90)" in svg
+
+
+def test_a_round_says_what_was_written_as_far_as_it_knows(tmp_path):
+    results, _ = sample_run(rounds=2)
+    results["rounds"][0] |= {"mean_words": 61.25, "distinct_bigrams": 0.71, "similarity": None}
+    results["rounds"][1] |= {"mean_words": None}
+    words = Page(write_report(write_sample_run(tmp_path / "some", results, []))).words()
+    assert "Round Words Word pairs that are not repeats Round 1 61.2 71.0 % Round 2 — —" in words
+    assert "Training sequences" not in words and "Words two of them share" not in words
+    assert "What was written" not in Page(write_report(write_sample_run(tmp_path / "no", *sample_run()))).words()
+
+
+def test_a_validated_run_says_which_round_was_chosen(tmp_path):
+    validation = {"reward": [0.2, 0.3125], "chosen_round": 1, "passages": 6}
+    results = sample_run()[0] | {"validation": validation}
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "Mean reward on 6 validation passages" in words
+    assert "0.200 before RL, 0.312 after round 1. Chosen: round 1." in words
+
+
+def test_the_whole_time_is_counted_once(tmp_path):
+    results, _ = sample_run()
+    results["timings"] = {"base": 60.0, "page": 30.0, "total": 100.0}
+    words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+    assert "together 1 min 40 s" in words and "total" not in words
 
 
 def test_best_and_worst_are_the_extremes_of_what_the_model_wrote(tmp_path):

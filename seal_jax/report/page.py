@@ -2,8 +2,9 @@
 
     python -m seal_jax.report.page RUN_FOLDER     # writes the page of an existing run again
 
-This file decides what the page says; `page.html` how it looks, `plots.py` how the figures look. All text goes through
-Jinja2's autoescaping, because most of it was written by a model.
+This file decides what the page says; `page.html` how it looks (`base.html` and `parts.html`: what it shares with the
+comparison of `compare.py`), `plots.py` how the figures look. All text goes through Jinja2's autoescaping, because most
+of it was written by a model.
 """
 
 from __future__ import annotations
@@ -15,35 +16,45 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from seal_jax.report import plots
+from seal_jax.report.results import (
+    MINUS,
+    Estimate,
+    Json,
+    as_count,
+    as_number,
+    as_numbers,
+    clock,
+    decimal,
+    entries,
+    estimate,
+    flat,
+    objects,
+    percent,
+    points,
+    read_results,
+    section,
+    value_text,
+)
 from seal_jax.statistics import paired_bootstrap
 
 SHOWN_SELF_EDITS = 3  # best, and as many worst
 SHOWN_CHARACTERS = 4_000  # of one text; the rest is in self_edits.jsonl
 BASE, BEFORE_RL, AFTER_ROUND = "base", "self_edits_round_0", "self_edits_round_"
-NO_BREAK, MINUS = "\u202f", "\u2212"
-
-Json = dict[str, Any]
+OWN_EDIT, ALL_EDITS = "after_own_edit", "after_all_edits"  # of a stream; "_option" follows where something protects
 
 
-class Estimate(NamedTuple):
-    """A mean and its 95 % interval as results.json has them; None where it has none."""
-
-    mean: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def verdict(self) -> str:
-        """What a difference with this interval says: "gain", "loss", "unclear" (it spans zero) or "unknown"."""
-        if self.low is None or self.high is None:
-            return "unknown"
-        return "gain" if self.low > 0 else "loss" if self.high < 0 else "unclear"
+WRITING = {  # a round's figures of what was written, as far as it has them
+    "mean_words": "Words",
+    "mean_sequences": "Training sequences",
+    "distinct_bigrams": "Word pairs that are not repeats",
+    "similarity": "Words two of them share",
+}
 
 
 def write_report(run_folder: str | os.PathLike[str]) -> Path:
@@ -53,49 +64,62 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     FileNotFoundError without a results.json, and ValueError (file, line) for what is not JSON.
     """
     folder = Path(run_folder)
-    results = _read_results(folder / "results.json")
+    results = read_results(folder / "results.json")
     self_edits = _read_self_edits(folder / "self_edits.jsonl")
+    path = folder / "report.html"
+    write_page("page.html", _contents(results, self_edits), path)
+    return path
+
+
+def write_page(template: str, contents: Mapping[str, Any], path: Path) -> None:
+    """Fills in one of the templates beside this file. Only a whole page ever lies at `path`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "points": points, "cut": cut, "clock": clock, "decimal": decimal}
-    page = environment.get_template("page.html").render(_contents(results, self_edits))
-    path = folder / "report.html"
-    unfinished = folder / "report.html.unfinished"
+    page = environment.get_template(template).render(contents)
+    unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, path)
-    return path
 
 
 def _contents(results: Json, self_edits: list[Json]) -> Json:
     """Everything that the template names."""
-    rows: list[Json] = _list(results, "rows")
-    rounds: list[Json] = _list(results, "rounds")
+    rows: list[Json] = entries(results, "rows")
+    rounds: list[Json] = entries(results, "rounds")
     labels = {row.get("name"): row.get("label") or row.get("name") for row in rows}
     story = _story(rows)
     best, worst = _best_and_worst(self_edits)
-    timings = {name: s for name, s in _dict(results, "timings").items() if _number(s) is not None}
+    outline = _outline(rows, rounds)
+    timings = {name: s for name, s in section(results, "timings").items() if as_number(s) is not None}
+    total = timings.pop("total", None)  # with what lies between the phases, too
     return {
         "results": results,
         "model": results.get("model") or "the model",
         "headline": _headline(results, rows, story, len(rounds)),
+        "outline": outline,
         "differences": _differences(results, rows, story),
-        "story": [(row, _estimate(row, "accuracy")) for row in story],
-        "passages": max((_count(row, "passages") for row in rows), default=0),
-        "questions": max((_count(row, "questions") for row in rows), default=0),
+        "story": [(row, estimate(row, "accuracy")) for row in story],
+        "passages": max((as_count(row, "passages") for row in rows), default=0),
+        "questions": max((as_count(row, "questions") for row in rows), default=0),
         "accuracy_plot": _accuracy_plot(rows),
         "rows": [_table_row(row) for row in rows],
+        "paper": _paper(rows),
+        "tables": [table for table in map(_table, objects(results, "tables")) if table["columns"]],
+        "matrices": [matrix for matrix in map(_matrix, objects(results, "matrices")) if matrix["plot"]],
         "rounds": [_round(entry, self_edits) for entry in rounds],
+        "writing": _writing(rounds),
+        "validation": _validation(section(results, "validation")),
         "reward_plot": _reward_plot(rounds, self_edits),
         "inner_plot": _inner_loss_plot(self_edits, labels),
         "sft_plot": _sft_loss_plot(rounds),
         "best": [_shown(edit, labels) for edit in best],
         "worst": [_shown(edit, labels) for edit in worst],
-        "problems": _problems(rows, rounds),
-        "settings": _settings(_dict(results, "settings")),
+        "problems": _problems(rows, rounds, as_count(results, "ungraded")),
+        "settings": _settings(section(results, "settings")),
         "timings": timings,
-        "total_seconds": sum(timings.values()),
-        "machine": _flat(_dict(results, "machine")),
+        "total_seconds": sum(timings.values()) if total is None else total,
+        "machine": flat(section(results, "machine")),
     }
 
 
@@ -103,26 +127,52 @@ def _contents(results: Json, self_edits: list[Json]) -> Json:
 
 
 def _story(rows: Sequence[Json]) -> list[Json]:
-    """The rows that tell what happened: base, own self-edits, after the last round; else the first and the last row."""
-    by_name = {row.get("name"): row for row in rows}
+    """The rows that tell what happened: base, own self-edits, after the last round.
+
+    Of streams: base, right after its own edit, after all edits, and the option that then knows most. Of a run with
+    other rows: the base model, or else the first row, and the best of the others.
+    """
+    if _streams(rows):
+        own, final = _streams(rows)[0]
+        others = [last for _, last in _streams(rows)[1:]]
+        best = [max(others, key=_accuracy)] if others else []
+        return [row for row in rows if row.get("name") == BASE][:1] + [own, final, *best]
+    by_name = {row.get("name"): row for row in reversed(rows)}  # of two rows of one name the first
     after = [row for row in rows if str(row.get("name")).startswith(AFTER_ROUND) and row.get("name") != BEFORE_RL]
     story = [by_name[name] for name in (BASE, BEFORE_RL) if name in by_name] + after[-1:]
     if len(story) < 2:
-        story = [rows[0], rows[-1]] if len(rows) > 1 else list(rows)
-    return [row for row in story if _estimate(row, "accuracy").mean is not None]
+        answered = [row for row in rows if estimate(row, "accuracy").mean is not None]
+        first = by_name.get(BASE, answered[0] if answered else None)
+        others = [row for row in answered if row is not first]
+        story = [row for row in (first, max(others, key=_accuracy, default=None)) if row is not None]
+    return [row for row in story if estimate(row, "accuracy").mean is not None]
+
+
+def _streams(rows: Sequence[Json]) -> list[tuple[Json, Json]]:
+    """Of each option in a run of streams: right after its own edit, and after all edits. The first is the plain one."""
+    answered = [row for row in rows if estimate(row, "accuracy").mean is not None]
+    own, final = (
+        {str(row["name"]).removeprefix(name): row for row in answered if str(row.get("name")).startswith(name)}
+        for name in (OWN_EDIT, ALL_EDITS)
+    )
+    return [(own[option], final[option]) for option in own if option in final]
 
 
 def _headline(results: Json, rows: Sequence[Json], story: Sequence[Json], rounds: int) -> str:
     model = results.get("model") or "the model"
     if not story:
+        for part in (*objects(results, "tables"), *objects(results, "matrices")):
+            if part.get("title"):
+                return f"{part['title']}, {model}."
         return f"This run of {model} has no evaluated stage yet."
     names = [row.get("name") for row in story]
-    values = [percent(_estimate(row, "accuracy").mean) for row in story]
+    values = [percent(estimate(row, "accuracy").mean) for row in story]
+    if _streams(rows):
+        return _forgetting(results, rows, story, model)
     if names[:2] != [BASE, BEFORE_RL]:
         if len(story) == 1:
             return f"{story[0].get('label') or names[0]}: {model} answers {values[0]} of the questions."
-        verdict = _difference(results, rows, story[0], story[-1]).verdict
-        return f"{_first_to_last(str(story[-1].get('label') or names[-1]), model, values[0], values[-1], verdict)}."
+        return _best(results, rows, story, model)
     verdict = _difference(results, rows, story[0], story[1]).verdict
     sentence = _first_to_last("After training on its own self-edits", model, values[0], values[1], verdict)
     if len(story) < 3:
@@ -137,6 +187,56 @@ def _headline(results: Json, rows: Sequence[Json], story: Sequence[Json], rounds
     return f"{sentence}; {cause} of reinforcement learning {effect}."
 
 
+def _best(results: Json, rows: Sequence[Json], story: Sequence[Json], model: str) -> str:
+    """The sentence of a run whose rows are alternatives: the best of them against the first, and of how many."""
+    first, best = story[0], story[-1]
+    labels = [str(row.get("label") or row.get("name")) for row in (first, best)]
+    values = [percent(estimate(row, "accuracy").mean) for row in (first, best)]
+    than = f"{values[0]} of “{labels[0]}”"
+    change = {
+        "gain": f"more than the {than}",
+        "loss": f"less than the {than}",
+        "unclear": f"not clearly different from the {than}",
+        "unknown": f"against the {than}",
+    }[_difference(results, rows, first, best).verdict]
+    others = sum(estimate(row, "accuracy").mean is not None for row in rows) - 1
+    chosen = f"; the best of {others} rows compared with it" if others > 1 else ""
+    return f"{labels[1]}: {model} answers {values[1]} of the questions, {change}{chosen}."
+
+
+def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], model: str) -> str:
+    """The sentence of a run of streams: what an edit teaches, what is left of it, and what helps."""
+    options = len(_streams(rows)) - 1
+    told = list(story) if story[0].get("name") == BASE else [None, *story]
+    base, own, final = told[:3]
+    values = ["" if row is None else percent(estimate(row, "accuracy").mean) for row in told]
+    assert own is not None and final is not None
+    verdict = "unknown" if base is None else _difference(results, rows, base, own).verdict
+    if base is None:
+        sentence = f"Right after its own edit, {model} answers {values[1]} of the questions"
+    else:
+        sentence = _first_to_last("Right after its own edit", model, values[0], values[1], verdict)
+    kept = {
+        "gain": f"after all edits even {values[2]}",
+        "loss": f"after all edits only {values[2]}",
+        "unclear": f"after all edits {values[2]}, no clear change",
+        "unknown": f"after all edits {values[2]}",
+    }[_difference(results, rows, own, final).verdict]
+    if not options:
+        return f"{sentence}; {kept}."
+    best = told[3]
+    assert best is not None
+    name = str(best.get("label") or best.get("name")).rpartition(": ")[2]
+    helps = {
+        "gain": f"keeps {values[3]}",
+        "loss": f"keeps less, {values[3]}",
+        "unclear": f"keeps {values[3]}, no clear change",
+        "unknown": f"keeps {values[3]}",
+    }[_difference(results, rows, final, best).verdict]
+    which = f"the best of {options} options" if options > 1 else "the option"
+    return f"{sentence}; {kept}. {which[0].upper()}{which[1:]} against forgetting, “{name}”, {helps}."
+
+
 def _first_to_last(cause: str, model: str, first: str, last: str, verdict: str) -> str:
     change = {
         "gain": f"up from {first}",
@@ -145,6 +245,21 @@ def _first_to_last(cause: str, model: str, first: str, last: str, verdict: str) 
         "unknown": f"{first} before",
     }[verdict]
     return f"{cause}, {model} answers {last} of the questions, {change}"
+
+
+def _outline(rows: Sequence[Json], rounds: Sequence[Json]) -> Json:
+    """The words that depend on what kind of run it is."""
+    names = [str(row.get("name")) for row in rows]
+    staged = bool(rounds) or any(name.startswith(AFTER_ROUND) for name in names)
+    return {
+        "unit": "stream" if any(row.get("unit") == "stream" for row in rows) else "passage",
+        "held_out": "held-out " if staged else "",
+        "row": "Stage" if staged else "Row",
+        "log_likelihood": any(estimate(row, "log_likelihood").mean is not None for row in rows),
+        "versus_previous": any(estimate(row, "versus_previous").mean is not None for row in rows),
+        "versus_base": any(estimate(row, "versus_base").mean is not None for row in rows),
+        "base": "base" if BASE in names else "first row",
+    }
 
 
 def _differences(results: Json, rows: Sequence[Json], story: Sequence[Json]) -> list[tuple[Estimate, str]]:
@@ -162,18 +277,18 @@ def _differences(results: Json, rows: Sequence[Json], story: Sequence[Json]) -> 
 def _difference(results: Json, rows: Sequence[Json], before: Json, after: Json) -> Estimate:
     """As results.json has it; else, for rows that are not neighbours, from their accuracies on the same passages."""
     for key in ("versus_previous", "versus_base"):
-        versus = _dict(after, key)
+        versus = section(after, key)
         row = versus.get("row") or (BASE if key == "versus_base" else None)
         if versus and row == before.get("name"):
-            return _estimate(after, key)
-    before_by_passage, after_by_passage = _dict(before, "per_passage"), _dict(after, "per_passage")
+            return estimate(after, key)
+    before_by_passage, after_by_passage = section(before, "per_passage"), section(after, "per_passage")
     passages = [passage for passage in before_by_passage if passage in after_by_passage]
     difference = paired_bootstrap(
-        [_number(before_by_passage[passage]) for passage in passages],
-        [_number(after_by_passage[passage]) for passage in passages],
-        seed=_count(results, "seed"),
+        [as_number(before_by_passage[passage]) for passage in passages],
+        [as_number(after_by_passage[passage]) for passage in passages],
+        seed=as_count(results, "seed"),
     )
-    return Estimate(_number(difference.mean), _number(difference.low), _number(difference.high))
+    return Estimate(as_number(difference.mean), as_number(difference.low), as_number(difference.high))
 
 
 # Figures
@@ -183,7 +298,7 @@ def _accuracy_plot(rows: Sequence[Json]) -> Markup | None:
     drawn = [
         plots.Dot(
             str(row.get("label") or row.get("name")),
-            *_estimate(row, "accuracy"),
+            *estimate(row, "accuracy"),
             plots.MUTED if row.get("name") == BASE else plots.ACCENT,
         )
         for row in rows
@@ -198,12 +313,12 @@ def _reward_plot(rounds: Sequence[Json], self_edits: Sequence[Json]) -> Markup |
     for entry in rounds:
         number = entry.get("round")
         edits = [edit for edit in self_edits if edit.get("stage") == f"round {number}"]
-        base = {edit.get("passage"): _number(edit.get("base_reward")) for edit in edits}
-        everything = _numbers(edit.get("reward") for edit in edits)
-        kept = _numbers(edit.get("reward") for edit in edits if edit.get("kept"))
+        base = {edit.get("passage"): as_number(edit.get("base_reward")) for edit in edits}
+        everything = as_numbers(edit.get("reward") for edit in edits)
+        kept = as_numbers(edit.get("reward") for edit in edits if edit.get("kept"))
         if everything:
             drawn += [
-                plots.Ridge(f"Round {number}: base, {len(base)} passages", _numbers(base.values()), plots.NEUTRAL),
+                plots.Ridge(f"Round {number}: base, {len(base)} passages", as_numbers(base.values()), plots.NEUTRAL),
                 plots.Ridge(f"Round {number}: all {len(everything)} self-edits", everything, plots.SOFT),
                 plots.Ridge(f"Round {number}: the {len(kept)} kept", kept, plots.ACCENT),
             ]
@@ -213,16 +328,16 @@ def _reward_plot(rounds: Sequence[Json], self_edits: Sequence[Json]) -> Markup |
 def _inner_loss_plot(self_edits: Sequence[Json], labels: Mapping[Any, Any]) -> Markup | None:
     by_stage: dict[str, list[Sequence[float | None]]] = {}
     for edit in self_edits:
-        losses = [_number(loss) for loss in _list(edit, "losses")]
-        if _numbers(losses):
+        losses = [as_number(loss) for loss in entries(edit, "losses")]
+        if as_numbers(losses):
             by_stage.setdefault(_stage(edit, labels), []).append(losses)
     panels = [plots.Curves(stage, curves) for stage, curves in by_stage.items()]
     return Markup(plots.losses(panels, "Loss in the inner loop, by stage", "inner step")) if panels else None
 
 
 def _sft_loss_plot(rounds: Sequence[Json]) -> Markup | None:
-    curves = [(entry.get("round"), [_number(loss) for loss in _list(entry, "sft_losses")]) for entry in rounds]
-    panels = [plots.Curves(f"Round {number}", [losses]) for number, losses in curves if _numbers(losses)]
+    curves = [(entry.get("round"), [as_number(loss) for loss in entries(entry, "sft_losses")]) for entry in rounds]
+    panels = [plots.Curves(f"Round {number}", [losses]) for number, losses in curves if as_numbers(losses)]
     return Markup(plots.losses(panels, "Loss of the outer SFT, by round", "SFT step")) if panels else None
 
 
@@ -230,28 +345,129 @@ def _sft_loss_plot(rounds: Sequence[Json]) -> Markup | None:
 
 
 def _table_row(row: Json) -> Json:
-    above = _dict(row, "versus_previous").get("row")
+    above = section(row, "versus_previous").get("row")
     return {
         "label": row.get("label") or row.get("name"),
-        "accuracy": _estimate(row, "accuracy"),
-        "versus_previous": _estimate(row, "versus_previous"),
-        "versus_base": _estimate(row, "versus_base"),
+        "accuracy": estimate(row, "accuracy"),
+        "versus_previous": estimate(row, "versus_previous"),
+        "versus_base": estimate(row, "versus_base"),
         "base_is_above": above == BASE,  # then a phone need not show the same difference twice
-        "log_likelihood": _estimate(row, "log_likelihood"),
+        "log_likelihood": estimate(row, "log_likelihood"),
         "passages": row.get("passages"),
         "questions": row.get("questions"),
+        "paper": as_number(section(row, "paper").get("accuracy")),
     }
+
+
+def _paper(rows: Sequence[Json]) -> Json | None:
+    """Where the paper's figures stand, and what differs: each difference once, with the rows that it holds for."""
+    labels = [str(row.get("label") or row.get("name")) for row in rows if section(row, "paper")]
+    figures = [section(row, "paper") for row in rows if section(row, "paper")]
+    if not figures:
+        return None
+    where = holds([[str(figure.get("where") or "")] for figure in figures], labels)
+    differs = holds([[str(words) for words in entries(figure, "differs")] for figure in figures], labels)
+    return {"where": where, "differs": differs}
+
+
+def holds(
+    facts: Sequence[Sequence[str]], labels: Sequence[str], every: str = "Every row", *, ranges: bool = True
+) -> list[tuple[str, str]]:
+    """(for which rows, the facts): facts that hold for the same rows together, `ranges` of rows by where they end."""
+    rows_of: dict[str, list[int]] = {}
+    for number, of_row in enumerate(facts):
+        for fact in of_row:
+            if fact and number not in rows_of.setdefault(fact, []):
+                rows_of[fact].append(number)
+    together: dict[tuple[int, ...], list[str]] = {}
+    for fact, numbers in rows_of.items():
+        together.setdefault(tuple(numbers), []).append(fact)
+    last = len(labels) - 1
+
+    def named(numbers: tuple[int, ...]) -> str:
+        if len(numbers) == len(labels):
+            return every if last else labels[0]
+        if ranges and len(numbers) > 1 and numbers == tuple(range(numbers[0], last + 1)):
+            return f"From “{labels[numbers[0]]}” down"
+        if ranges and len(numbers) > 1 and numbers == tuple(range(len(numbers))):
+            return f"Down to “{labels[numbers[-1]]}”"
+        return ", ".join(labels[number] for number in numbers)
+
+    return [(named(numbers), "; ".join(of_rows)) for numbers, of_rows in together.items()]
+
+
+def _table(table: Json) -> Json:
+    """A table as results.json has it, its cells as text; a row that is too short is filled up."""
+    columns = ["" if column is None else str(column) for column in entries(table, "columns")]
+    rows = [row for row in entries(table, "rows") if isinstance(row, list)]
+    return {
+        "title": table.get("title") or "Table",
+        "note": table.get("note"),
+        "columns": columns,
+        "rows": [[_cell(value) for value in [*row, *[None] * len(columns)][: len(columns)]] for row in rows],
+    }
+
+
+def _cell(value: Any) -> str:
+    """Text as it is, a number with three significant digits (one that counts: all of them)."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "—"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value_text(value)
+    counts = isinstance(value, int) or abs(value) >= 1_000
+    return (f"{value:,.0f}" if counts else f"{value:.3g}").replace("-", MINUS)
+
+
+def _matrix(matrix: Json) -> Json:
+    values = [row for row in entries(matrix, "values") if isinstance(row, list)]
+    labels = [[str(label) for label in entries(matrix, key)] for key in ("rows", "columns")]
+    table = [
+        [as_number(value) for value in [*row, *[None] * len(labels[1])][: len(labels[1])]]
+        for row in [*values, *[[]] * len(labels[0])][: len(labels[0])]
+    ]
+    title = str(matrix.get("title") or "Matrix")
+    drawn = any(value is not None for row in table for value in row)
+    plot = Markup(plots.heat_map(plots.Matrix(labels[0], labels[1], table), title)) if drawn else None
+    return {"title": title, "note": matrix.get("note"), "plot": plot}
+
+
+def _writing(rounds: Sequence[Json]) -> Json | None:
+    """Length and diversity of the self-edits, a row a round; figures that no round has are left out."""
+    names = [name for name in WRITING if any(as_number(entry.get(name)) is not None for entry in rounds)]
+    if not names:
+        return None
+    shares = ("distinct_bigrams", "similarity")
+
+    def text(name: str, value: float | None) -> str:
+        return percent(value) if name in shares else decimal(value, 1)
+
+    rows = [
+        [f"Round {entry.get('round')}", *(text(name, as_number(entry.get(name))) for name in names)] for entry in rounds
+    ]
+    return {"columns": ["Round", *(WRITING[name] for name in names)], "rows": rows}
+
+
+def _validation(validation: Json) -> str | None:
+    """How the round was chosen."""
+    rewards, chosen = entries(validation, "reward"), as_number(validation.get("chosen_round"))
+    if not as_numbers(rewards) or chosen is None:
+        return None
+    when = ["before RL", *(f"after round {number}" for number in range(1, len(rewards)))]
+    figures = ", ".join(f"{decimal(as_number(reward), 3)} {words}" for reward, words in zip(rewards, when, strict=True))
+    choice = "the model before RL" if chosen == 0 else f"round {int(chosen)}"
+    passages = as_count(validation, "passages")
+    return f"Mean reward on {passages} validation passages, on which the round was chosen: {figures}. Chosen: {choice}."
 
 
 def _round(entry: Json, self_edits: Sequence[Json]) -> Json:
     kept = [edit for edit in self_edits if edit.get("stage") == f"round {entry.get('round')}" and edit.get("kept")]
-    losses = _numbers(_list(entry, "sft_losses"))
+    losses = as_numbers(entries(entry, "sft_losses"))
     return entry | {
         "winners": len(kept),
         "winners_above_base": sum((_gain(edit) or 0) > 0 for edit in kept),
-        "mean_reward": _number(entry.get("mean_reward")),
-        "mean_best_reward": _number(entry.get("mean_best_reward")),
-        "mean_base_reward": _number(entry.get("mean_base_reward")),
+        "mean_reward": as_number(entry.get("mean_reward")),
+        "mean_best_reward": as_number(entry.get("mean_best_reward")),
+        "mean_base_reward": as_number(entry.get("mean_base_reward")),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
     }
@@ -264,7 +480,7 @@ def _best_and_worst(self_edits: Sequence[Json]) -> tuple[list[Json], list[Json]]
     """
 
     def order(edit: Json) -> tuple[float, float]:
-        now, base = _number(edit.get("log_likelihood")), _number(edit.get("base_log_likelihood"))
+        now, base = as_number(edit.get("log_likelihood")), as_number(edit.get("base_log_likelihood"))
         return _gain(edit) or 0.0, 0.0 if now is None or base is None else now - base
 
     compared = [e for e in self_edits if e.get("completion") and not e.get("problem") and _gain(e) is not None]
@@ -285,15 +501,15 @@ def _shown(edit: Json, labels: Mapping[Any, Any]) -> Json:
     marks = {True: "right", False: "wrong"}
     answers = [
         answer | {f"{when}_mark": marks.get(answer.get(f"{when}_correct"), "missing") for when in ("before", "after")}
-        for answer in _list(edit, "answers")
+        for answer in entries(edit, "answers")
     ]
     return edit | {
         "stage_label": _stage(edit, labels),
         "gain": _gain(edit),
-        "reward": _number(edit.get("reward")),
-        "base_reward": _number(edit.get("base_reward")),
-        "by_seed": _numbers(_list(edit, "rewards_by_seed")),
-        "sequences": _list(edit, "sequences"),
+        "reward": as_number(edit.get("reward")),
+        "base_reward": as_number(edit.get("base_reward")),
+        "by_seed": as_numbers(entries(edit, "rewards_by_seed")),
+        "sequences": entries(edit, "sequences"),
         "answers": answers,
     }
 
@@ -304,69 +520,24 @@ def _stage(edit: Json, labels: Mapping[Any, Any]) -> str:
     return str(label) if label else stage[:1].upper() + stage[1:].replace("_", " ")
 
 
-def _problems(rows: Sequence[Json], rounds: Sequence[Json]) -> list[tuple[str, str, int]]:
+def _problems(rows: Sequence[Json], rounds: Sequence[Json], ungraded: int) -> list[tuple[str, str, int]]:
     """(where, problem, how many), none of them zero."""
     places = [(f"Round {entry.get('round')}", entry) for entry in rounds]
     places += [(str(row.get("label") or row.get("name")), row) for row in rows]
-    return [
+    missing = [("Answers", "without a verdict; they count neither as right nor as wrong", ungraded)]
+    return [entry for entry in missing if ungraded] + [
         (where, str(problem), int(count))
         for where, entry in places
-        for problem, count in _dict(entry, "problems").items()
-        if _number(count)
+        for problem, count in section(entry, "problems").items()
+        if as_number(count)
     ]
 
 
 def _settings(settings: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     """A group for each nested section; what lies at the top comes first, as "run"."""
     top = {name: value for name, value in settings.items() if not isinstance(value, dict)}
-    groups = [("run", _flat(top))] if top else []
-    return groups + [(name, _flat(value)) for name, value in settings.items() if isinstance(value, dict)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted name, value as text), nested sections in their place."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((prefix + name, _value(value)))
-    return pairs
-
-
-def _value(value: Any) -> str:
-    if value is None or value == []:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(_value, value)) if isinstance(value, list) else str(value)
-
-
-# Numbers as a person reads them
-
-
-def percent(fraction: float | None) -> str:
-    return "—" if fraction is None else f"{100 * fraction:.1f}{NO_BREAK}%"
-
-
-def points(fraction: float | None) -> str:
-    """A difference of two accuracies in percentage points, with its sign."""
-    if fraction is None:
-        return "—"
-    rounded = round(100 * fraction, 1)
-    return f"{'+' if rounded > 0 else MINUS if rounded < 0 else ''}{abs(rounded):.1f}"
-
-
-def decimal(value: float | None, digits: int = 2) -> str:
-    return "—" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
-
-
-def clock(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f}{NO_BREAK}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}{NO_BREAK}h {minutes}{NO_BREAK}min" if hours else f"{minutes}{NO_BREAK}min {rest}{NO_BREAK}s"
+    groups = [("run", flat(top))] if top else []
+    return groups + [(name, flat(value)) for name, value in settings.items() if isinstance(value, dict)]
 
 
 def cut(text: object) -> str:
@@ -377,61 +548,17 @@ def cut(text: object) -> str:
     return f"{string[:SHOWN_CHARACTERS]}… ({len(string) - SHOWN_CHARACTERS:,} more characters in self_edits.jsonl)"
 
 
-# Values that may be missing
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _numbers(values: Iterable[Any]) -> list[float]:
-    return [number for number in map(_number, values) if number is not None]
-
-
-def _count(entry: Json, key: str) -> int:
-    return int(_number(entry.get(key)) or 0)
-
-
-def _dict(entry: Json, key: str) -> Json:
-    value = entry.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def _list(entry: Json, key: str) -> list[Any]:
-    value = entry.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _estimate(entry: Json, key: str) -> Estimate:
-    values = _dict(entry, key)
-    return Estimate(_number(values.get("mean")), _number(values.get("low")), _number(values.get("high")))
+def _accuracy(row: Json) -> float:
+    mean = estimate(row, "accuracy").mean
+    return -math.inf if mean is None else mean
 
 
 def _gain(edit: Json) -> float | None:
-    gain, reward, base = (_number(edit.get(key)) for key in ("gain", "reward", "base_reward"))
+    gain, reward, base = (as_number(edit.get(key)) for key in ("gain", "reward", "base_reward"))
     return gain if gain is not None else None if reward is None or base is None else reward - base
 
 
 # Files
-
-
-def _read_results(path: Path) -> Json:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there, so there is nothing to report: a run writes it after its first evaluated stage. "
-            "Give the folder of a run, the one that holds its results.json."
-        )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}). Run the experiment again in this folder to rewrite it."
-        ) from None
-    if not isinstance(results, dict):
-        raise ValueError(f"{path} holds a {type(results).__name__}; expected an object with rows, rounds and settings.")
-    return results
 
 
 def _read_self_edits(path: Path) -> list[Json]:

@@ -19,6 +19,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 WIDE, NARROW = 840, 340  # CSS pixels
 LABEL_WIDTH = {WIDE: 260, NARROW: 16}  # on a phone a row's label stands above it
@@ -27,6 +28,10 @@ RIDGE_HEIGHT = {WIDE: 58, NARROW: 72}
 VALUE_WIDTH = 64
 BINS = 10  # of a reward distribution, each a tenth wide
 POINTS = 200  # drawn of a loss curve at most
+CELL_HEIGHT = {WIDE: 34, NARROW: 28}  # of a heat map
+CELL_WIDTH = {WIDE: 84, NARROW: 60}  # at most
+CHARACTER = 0.54  # mean width of a character, in units of its font size
+DARKEST = 0.6  # opacity of a heat map's largest value: the number in the cell stays readable in light and in dark
 
 # Matplotlib wants colours, the page has variables (they differ between light and dark): each colour here is a
 # placeholder that `_to_svg` replaces by `var(--name)`.
@@ -78,13 +83,21 @@ class Curves(NamedTuple):
     curves: Sequence[Sequence[float | None]]
 
 
-def dots(rows: Sequence[Dot], title: str) -> str:
-    """Accuracy a row with its 95 % interval, on one scale from 0."""
+class Matrix(NamedTuple):
+    """A `heat_map`: fractions, `values[row][column]`; None leaves the cell empty."""
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+
+
+def dots(rows: Sequence[Dot], title: str, highest: float | None = None) -> str:
+    """Accuracy a row with its 95 % interval, on one scale from 0; `highest` makes several figures share theirs."""
 
     def draw(width: int) -> Figure:
         figure, axes = _row_axes(width, len(rows), DOT_HEIGHT[width])
         ends = [x for row in rows for x in (row.mean, row.high) if x is not None]
-        axes.set_xlim(0, min(1.0, max([0.1, *ends]) * 1.05))
+        axes.set_xlim(0, min(1.0, max([0.1, *ends] if highest is None else [0.1, highest]) * 1.05))
         first = rows[0].mean
         if first is not None:
             axes.axvline(first, color=MUTED, linewidth=1, dashes=(3, 3), zorder=1)
@@ -165,6 +178,53 @@ def losses(panels: Sequence[Curves], title: str, step: str) -> str:
     return _both_widths(draw, title)
 
 
+def heat_map(matrix: Matrix, title: str) -> str:
+    """A cell a value, with the value written in it in percent: the larger, the darker. Empty cells keep an outline."""
+    highest = max([0.01, *(value for row in matrix.values for value in row if value is not None)])
+
+    def draw(width: int) -> Figure:
+        size = 12 if width == WIDE else 11
+        columns = max(1, len(matrix.columns))
+        longest = max(map(len, matrix.rows), default=0)
+        left = min(0.3 * width, longest * CHARACTER * size + 12)
+        cell, height = min(CELL_WIDTH[width], (width - left) / columns), CELL_HEIGHT[width]
+        room = int(cell / (CHARACTER * size))  # characters
+        wrapped = [textwrap.wrap(label, max(1, room), break_long_words=False) for label in matrix.columns]
+        upright = all(len(lines) <= 2 and max(map(len, lines), default=0) <= room for lines in wrapped)
+        names = ["\n".join(lines) for lines in wrapped] if upright else _shorten_apart(matrix.columns, 18)
+        if upright:
+            top = 10 + 15 * max(map(len, wrapped), default=0)
+        else:
+            top = 10 + round(CHARACTER * size * max(map(len, names), default=0)) + size // 2
+        figure = _figure(width, top + height * len(matrix.rows) + 1)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.set_xlim(0, width)
+        axes.set_ylim(top + height * len(matrix.rows) + 1, 0)
+        style: dict[str, Any] = {"fontsize": size, "color": MUTED}
+        axes.text(0, top - 6, "%", va="bottom", **style)
+        for c, name in enumerate(names):
+            turn = 0 if upright else 90
+            axes.text(left + (c + 0.5) * cell, top - 6, name, ha="center", va="bottom", rotation=turn, **style)
+        for r, (label, values) in enumerate(zip(matrix.rows, matrix.values, strict=True)):
+            y = top + r * height
+            axes.text(0, y + height / 2, _shorten(label, int(left / (CHARACTER * size))), va="center", **style)
+            for c, value in enumerate(values):
+                box = (left + c * cell + 1, y + 1), cell - 2, height - 2
+                if value is None:
+                    axes.add_patch(Rectangle(*box, facecolor="none", edgecolor=LINE, linewidth=1))
+                    continue
+                alpha = round(0.04 + (DARKEST - 0.04) * max(0.0, value) / highest, 3)
+                axes.add_patch(Rectangle(*box, facecolor=ACCENT, alpha=alpha, linewidth=0))
+                number = f"{100 * value:.1f}" if room >= 5 else f"{100 * value:.0f}" if room >= 3 else ""
+                axes.text(
+                    left + (c + 0.5) * cell, y + height / 2, number, ha="center", va="center", fontsize=size, color=INK
+                )
+        return figure
+
+    return _both_widths(draw, title)
+
+
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
@@ -231,6 +291,14 @@ def _quiet(axes: Axes) -> None:
 def _shorten(text: str, characters: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= characters else text[: characters - 1].rstrip() + "…"
+
+
+def _shorten_apart(texts: Sequence[str], characters: int) -> list[str]:
+    """By their beginnings, or by their ends where the beginnings would be the same."""
+    short = [_shorten(text, characters) for text in texts]
+    if len(set(short)) == len(set(texts)):
+        return short
+    return [text if len(text) <= characters else f"…{text[1 - characters :].lstrip()}" for text in texts]
 
 
 def _both_widths(draw: Callable[[int], Figure], title: str) -> str:

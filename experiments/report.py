@@ -1,0 +1,47 @@
+"""Finished runs side by side, on one page.
+
+    python -m experiments.report runs/squad-demo runs/squad-rewrite
+    python -m experiments.report runs/squad-*/ --out squad.html
+
+Takes folders of runs, of one experiment or of several, and compares the others with the first. Nothing is run again:
+seconds, whatever the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from seal_jax.report.compare import comparison_text, read_runs, write_comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Compares finished runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or their results.json."""
+    out: Path | None = None
+    """The page (default: comparison.html beside the first run's folder)."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
+    command = tyro.cli(Command, prog="python -m experiments.report", args=arguments, description=__doc__)
+    try:
+        runs = read_runs(command.runs)
+        out = command.out or runs[0].folder.parent / "comparison.html"
+        write_comparison(runs, out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(comparison_text(runs), f"\nReport: {out}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

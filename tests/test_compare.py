@@ -1,0 +1,304 @@
+"""Runs side by side: the same row of each, differences only over the passages that both were asked about, and what
+differs in their settings; whatever the runs are.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import report
+from seal_jax.report.compare import (
+    RowKey,
+    comparison_text,
+    difference,
+    read_runs,
+    settings_that_differ,
+    write_comparison,
+)
+from seal_jax.statistics import bootstrap_mean, paired_bootstrap
+from tests.test_report import HOSTILE, Page, alternatives, blank, interval, sample_run, write_sample_run
+
+LAST = RowKey("self_edits_round_1", "passage")
+
+
+def keep(folder: Path, results: dict) -> Path:
+    return write_sample_run(folder, results, [])
+
+
+def page_of(folders: list[Path], out: Path) -> Page:
+    write_comparison(read_runs(folders), out)
+    return Page(out)
+
+
+def moved(results: dict, by: float) -> dict:
+    """The same run with every passage's accuracy so much higher."""
+    other = copy.deepcopy(results)
+    for row in other["rows"]:
+        row["per_passage"] = {name: value + by for name, value in row["per_passage"].items()}
+        row["accuracy"] = interval(bootstrap_mean(list(row["per_passage"].values()), seed=0))
+    return other
+
+
+@pytest.fixture
+def two(tmp_path) -> list[Path]:
+    results, _ = sample_run()
+    other = sample_run(seed=1)[0] | {"seed": 1}
+    other["settings"] = copy.deepcopy(other["settings"])
+    other["settings"]["inner"]["rank"] = 64
+    return [keep(tmp_path / "one", results), keep(tmp_path / "two", other)]
+
+
+# Differences
+
+
+def test_a_difference_is_paired_by_passage_whatever_the_order_in_the_file(tmp_path):
+    results, _ = sample_run()
+    other = moved(results, 0.125)
+    for row in other["rows"]:
+        row["per_passage"] = dict(reversed(row["per_passage"].items()))
+    first, second = read_runs([keep(tmp_path / "a", results), keep(tmp_path / "b", other)])
+    change = difference(first, second, LAST)
+    assert np.allclose(change.estimate, 0.125)  # the interval too: how hard a passage is cancels
+    assert change.remark == ""
+
+
+def test_a_difference_is_over_shared_passages_only(tmp_path):
+    results, _ = sample_run()
+    other = moved(results, 0.1)
+    before, after = results["rows"][3]["per_passage"], other["rows"][3]["per_passage"]
+    for number in range(4):
+        after.pop(f"passage-{number}")
+    after["another"] = 1.0
+    first, second = read_runs([keep(tmp_path / "a", results), keep(tmp_path / "b", other)])
+    change = difference(first, second, LAST)
+    shared = [name for name in before if name in after]
+    expected = paired_bootstrap([before[name] for name in shared], [after[name] for name in shared], seed=0)
+    assert np.allclose(change.estimate, expected[:3])
+    assert change.remark == "over the 8 passages in both"
+
+
+@pytest.mark.parametrize(
+    ("per_passage", "says"), [({"elsewhere": 0.5}, "not the same passages"), ({}, "no figures by passage")]
+)
+def test_runs_that_share_no_passage_are_not_compared(tmp_path, per_passage, says):
+    results, _ = sample_run()
+    other = copy.deepcopy(results)
+    other["rows"][3]["per_passage"] = per_passage
+    folders = [keep(tmp_path / "a", results), keep(tmp_path / "b", other)]
+    runs = read_runs(folders)
+    assert difference(*runs, LAST) == ((None, None, None), says)
+    assert says in comparison_text(runs)
+    words = page_of(folders, tmp_path / "out.html").words()
+    assert f"— {says}" in words.split("Against a")[1]
+
+
+def test_streams_and_passages_are_different_rows(tmp_path):
+    folders = [
+        keep(tmp_path / "a", alternatives({"base": [0.2, 0.4]})),
+        keep(tmp_path / "b", alternatives({"base": [0.4, 0.4]}, unit="stream")),
+    ]
+    words = page_of(folders, tmp_path / "out.html").words()
+    assert "2 runs that have no row in common" in words
+    assert "Option base (streams)" in words and "Against a" not in words
+
+
+# Settings
+
+
+def test_only_settings_that_differ_are_listed(two):
+    runs = read_runs(two)
+    assert settings_that_differ(runs) == [("seed", ["0", "1"]), ("inner.rank", ["32", "64"])]
+    assert settings_that_differ([runs[0]]) == []
+
+
+def test_a_setting_that_another_experiment_lacks_says_nothing(tmp_path):
+    results, _ = sample_run()
+    same, other = copy.deepcopy(results), copy.deepcopy(results) | {"name": "cpt"}
+    del same["settings"]["outer"]["merge"]
+    other["settings"] = {"inner": {"rank": 32}, "n": 20}
+    runs = read_runs([keep(tmp_path / str(i), r) for i, r in enumerate((results, same, other))])
+    assert settings_that_differ([runs[0], runs[2]]) == [("experiment", ["squad", "cpt"])]
+    assert settings_that_differ([runs[0], runs[1]]) == [("outer.merge", ["yes", "—"])]
+
+
+# The page and the terminal
+
+
+def test_page_has_every_part(tmp_path, two):
+    results = json.loads((two[0] / "results.json").read_text())
+    for row, accuracy in zip(results["rows"], (0.327, 0.335, None, 0.437), strict=True):
+        row["paper"] = accuracy and {"accuracy": accuracy, "where": "table 2", "differs": ["model: big there, m here"]}
+    keep(two[0], results | {"ungraded": 4})
+    page = page_of(two, tmp_path / "out.html")
+    words = page.words()
+    headings = ["Runs", "Accuracy", "Against one", "Settings that differ", "The paper's settings"]
+    positions = [words.index(heading) for heading in headings]
+    assert positions == sorted(positions)
+    for run in read_runs(two):
+        for row in run.results["rows"]:
+            assert f"{100 * row['accuracy']['mean']:.1f} %" in words
+    assert "4 answers without a verdict" in words and "60 about 12 passages" in words
+    assert "Paper: table 2 32.7 % 33.5 % — 43.7 %" in words
+    assert "one: model: big there, m here" in words
+    assert "inner.rank 32 64" in words
+    assert sum(tag == "svg" for tag, _ in page.elements) == 8  # a figure a row, for a desktop and for a phone
+    ids = re.findall(r' id="([^"]*)"', page.source)
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_links_are_relative_and_only_to_pages_that_are_there(tmp_path, two):
+    spaced = two[1].rename(tmp_path / "two & a half")
+    (spaced / "report.html").write_text("")
+    page = page_of([two[0], spaced], tmp_path / "pages" / "out.html")
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert links == ["../two%20%26%20a%20half/report.html"]
+    assert "http" not in page.source and "<script" not in page.source
+
+
+def test_text_of_a_run_is_always_escaped(tmp_path):
+    results, _ = sample_run()
+    results["model"] += HOSTILE
+    results["settings"]["inner"][f"name{HOSTILE}"] = HOSTILE
+    results["rows"][0]["label"] = HOSTILE
+    results["rows"][1]["paper"] = {"accuracy": 0.3, "where": HOSTILE, "differs": [HOSTILE]}
+    other = sample_run(seed=1)[0]
+    other["settings"]["inner"][f"name{HOSTILE}"] = "plain"
+    page = page_of([keep(tmp_path / "<b>a", results), keep(tmp_path / "b", other)], tmp_path / "out.html")
+    assert not {"script", "img", "b"} & {tag for tag, _ in page.elements}
+    assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text
+
+
+@pytest.mark.parametrize(
+    ("by", "says"), [(0.2, "a clear difference"), (-0.2, "a clear difference"), (0.0, "no clear difference")]
+)
+def test_headline_of_two_runs_says_whether_they_differ(tmp_path, by, says):
+    results, _ = sample_run()
+    folders = [keep(tmp_path / "a", results), keep(tmp_path / "b", moved(results, by))]
+    words = page_of(folders, tmp_path / "out.html").words()
+    assert "“Own self-edits, after round 1” is at" in words and f": {says}." in words
+
+
+def test_eight_runs_and_one(tmp_path):
+    results, _ = sample_run()
+    folders = [keep(tmp_path / f"run-{i}", moved(results, i / 100)) for i in range(8)]
+    words = page_of(folders, tmp_path / "out.html").words()
+    assert "Of 8 runs, “Own self-edits, after round 1” is highest" in words
+    assert "in run-7, and lowest" in words and "in run-0." in words
+    assert "Settings that differ None." in words
+    alone = page_of(folders[:1], tmp_path / "out.html").words()
+    assert "One run: run-0." in alone and "Against" not in alone and "Settings that differ" not in alone
+    assert "Own self-edits, after round 1, run-0" in alone  # one figure of all its rows
+
+
+def test_headline_warns_where_passages_differ(tmp_path):
+    results, _ = sample_run()
+    other = copy.deepcopy(results)
+    other["rows"][3]["per_passage"] = {"elsewhere": 0.5}
+    folders = [keep(tmp_path / str(i), run) for i, run in enumerate((results, results, other))]
+    caution = "They were not all asked about the same passages."
+    assert caution in page_of(folders, tmp_path / "out.html").words()
+    keep(folders[2], results)
+    assert caution not in page_of(folders, tmp_path / "out.html").words()
+
+
+def test_runs_of_different_experiments_are_compared_in_what_they_share(tmp_path):
+    results, _ = sample_run()
+    other = copy.deepcopy(results) | {"name": "evaluate_edits"}
+    other["rows"] = [*other["rows"][:2], other["rows"][2] | {"name": "edits of mine", "label": "Mine"}]
+    tables = {"name": "rewards", "model": "m", "rows": [], "tables": [{"title": "t", "columns": ["a"], "rows": []}]}
+    folders = [keep(tmp_path / name, r) for name, r in (("a", results), ("b", other), ("c", tables))]
+    words = page_of(folders, tmp_path / "out.html").words()
+    against = words.split("Against a")[1].split("Settings that differ")[0]
+    assert "Base model Trained on the passage b" in against and "Mine" not in against
+    assert "Mine" in words and "no rows of accuracy" in words and "The runs are of different experiments" in words
+
+
+def test_missing_values_do_not_break_the_page(tmp_path):
+    results, _ = sample_run()
+    for number, other in enumerate([{}, {"rows": None}, {"rows": [{}]}, blank(results)]):
+        folders = [keep(tmp_path / f"{number}-a", results), keep(tmp_path / f"{number}-b", other)]
+        for some in (folders, folders[::-1], folders[1:]):
+            page_of(some, tmp_path / "out.html")
+            assert comparison_text(read_runs(some))
+
+
+def test_the_terminal_shows_the_same_in_100_columns(two):
+    runs = read_runs(two)
+    text = comparison_text(runs)
+    assert max(map(len, text.splitlines())) <= 100
+    change = difference(*runs, LAST).estimate
+    figures = f"{100 * change.mean:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    block = text.split("Own self-edits, after round 1\n")[1].split("\n\n")[0]
+    assert block.splitlines()[1].split()[0] == "two" and figures in block
+    assert "inner.rank: 32 in one; 64 in two" in text
+
+
+def test_long_names_stay_within_the_terminal(tmp_path):
+    results, _ = sample_run()
+    results["rows"][0]["label"] = "a label " * 30
+    results["settings"]["inner"]["width_cuts"] = list(range(200))
+    folders = [keep(tmp_path / f"{'a-very-long-run-name' * 4}-{i}", results) for i in range(3)]
+    lines = comparison_text(read_runs(folders)).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0][-2:] for line in lines[4:7]] == ["-0", "-1", "-2"]  # what tells them apart is left
+
+
+# Which runs
+
+
+def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
+    results, _ = sample_run()
+    places = ["x/runs/demo", "y/runs/demo", "y/runs/other"]
+    runs = read_runs([keep(tmp_path / place, results) for place in places])
+    assert [run.label for run in runs] == ["x/runs/demo", "y/runs/demo", "other"]
+    assert [run.label for run in read_runs([runs[1].folder, keep(tmp_path / "z/demo", results)])] == [
+        "runs/demo",
+        "z/demo",
+    ]
+
+
+def test_a_run_may_be_named_by_its_results(two):
+    assert [run.label for run in read_runs([two[0] / "results.json", two[1]])] == ["one", "two"]
+
+
+def test_the_command_writes_the_page_beside_the_first_run_and_prints_the_table(two, capsys):
+    assert report.main([str(folder) for folder in two]) == 0
+    out = two[0].parent / "comparison.html"
+    printed = capsys.readouterr().out
+    assert out.is_file() and printed.endswith(f"Report: {out}\n") and "Base model" in printed
+    elsewhere = two[0].parent / "deep" / "er.html"
+    assert report.main([*map(str, two), "--out", str(elsewhere)]) == 0
+    assert elsewhere.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["one", "empty"], r"empty/results\.json is not there"),
+        (["one", "nowhere"], r"nowhere is not there"),
+        (["one", "two", "one/results.json"], r"results\.json was given twice"),
+        (["one", "broken"], r"broken/results\.json is not JSON"),
+        ([], "no run was given"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, two, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text("{")
+    assert report.main([*arguments, "--out", "page.html"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(says, error) and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_typo_is_answered_with_a_suggestion(two, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        report.main([str(two[0]), "--ot", "page.html"])
+    assert exit_.value.code == 2 and "--out" in capsys.readouterr().err
