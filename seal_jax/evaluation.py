@@ -5,14 +5,15 @@ A figure is a mean over tasks, with a 95 % bootstrap interval over tasks; a comp
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seal_jax.rest_em import RoundLog, Trial, mean
-from seal_jax.rewards import Score
+from seal_jax.rest_em import RoundLog, Trial
+from seal_jax.rewards import Score, mean
 from seal_jax.statistics import Interval, bootstrap_mean, paired_bootstrap
-from seal_jax.types import Task
+from seal_jax.types import SelfEdit, Task
 
 
 class Stage(NamedTuple):
@@ -77,9 +78,10 @@ def _interval(interval: Interval) -> dict[str, float | None]:
 def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
     """One line of self_edits.jsonl: a self-edit with its sequences, rewards, and each answer before and after.
 
-    The answers after are those of the first training seed.
+    The answers after are those of the first training seed; there are none under the proxy reward.
     """
-    task, after, before = trial.task, trial.scores[0], trial.base
+    task, before = trial.task, trial.base
+    after = trial.scores[0] if trial.scores else None
     accuracy, base = trial.accuracy, before.accuracy
     return {
         "stage": stage,
@@ -96,7 +98,9 @@ def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
         "log_likelihood": trial.log_likelihood,
         "base_log_likelihood": before.log_likelihood,
         "rewards_by_seed": [score.accuracy for score in trial.scores],
-        "losses": after.losses,
+        "probability": trial.probability,
+        "proxy": trial.proxy,
+        "losses": after.losses if after else [],
         "kept": kept,
         "answers": [
             {
@@ -104,8 +108,8 @@ def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
                 "gold": question.answer,
                 "before": before.answers[q],
                 "before_correct": before.verdicts[q],
-                "after": after.answers[q],
-                "after_correct": after.verdicts[q],
+                "after": after.answers[q] if after else None,
+                "after_correct": after.verdicts[q] if after else None,
             }
             for q, question in enumerate(task.questions)
         ],
@@ -121,6 +125,7 @@ def round_record(number: int, log: RoundLog) -> dict[str, Any]:
         "self_edits": len(trials),
         "kept": int(log.keep.sum()),
         "mean_reward": mean(trial.accuracy for trial in trials),
+        **writing_figures([[trial.edit for trial in row] for row in log.trials]),
         "mean_best_reward": mean(
             max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials
         ),
@@ -128,6 +133,38 @@ def round_record(number: int, log: RoundLog) -> dict[str, Any]:
         "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
         "sft_losses": log.sft_losses,
     }
+
+
+def writing_figures(edits: Sequence[Sequence[SelfEdit]]) -> dict[str, float | None]:
+    """Length and diversity of k self-edits for each of P tasks: where a writer collapses, it shows here first.
+
+    `mean_words` and `mean_sequences` are a self-edit's. `distinct_bigrams` is the share of a task's pairs of
+    neighbouring words that are not repeats (1: nothing is said twice), `similarity` the mean overlap (Jaccard) of the
+    vocabularies of two of its self-edits (1: the same words). None where there is nothing to compare.
+    """
+    words = [[edit.completion.lower().split() for edit in row] for row in edits]
+    bigrams = [[pair for text in row for pair in itertools.pairwise(text)] for row in words]
+    overlaps = [
+        len(a & b) / len(a | b)
+        for row in words
+        for a, b in itertools.combinations([set(text) for text in row], 2)
+        if a | b
+    ]
+    return {
+        "mean_words": mean(len(text) for row in words for text in row),
+        "mean_sequences": mean(len(edit.examples) for row in edits for edit in row),
+        "distinct_bigrams": mean(len(set(pairs)) / len(pairs) for pairs in bigrams if pairs),
+        "similarity": mean(overlaps),
+    }
+
+
+def ungraded(task: Task, score: Score, **where: Any) -> list[dict[str, Any]]:
+    """The answers that a judge failed to grade, as lines of ungraded.jsonl: `experiments.grade` reads them."""
+    return [
+        {**where, "passage": task.id, "question": question.question, "gold": question.answer, "answer": answer}
+        for question, answer, verdict in zip(task.questions, score.answers, score.verdicts, strict=True)
+        if verdict is None
+    ]
 
 
 def mean_losses(trials: Sequence[Sequence[Trial]]) -> list[float]:
@@ -142,15 +179,18 @@ def mean_losses(trials: Sequence[Sequence[Trial]]) -> list[float]:
 def summary(table: Sequence[dict[str, Any]]) -> str:
     """The rows as a terminal shows them, and in words what the last one changed."""
     first, last = table[0], table[-1]
+    unit = first.get("unit", "passage")
+    wide = max(37, *(len(row["label"]) + 2 for row in table))
+    counted = f"{first['passages']} {'held-out passages' if unit == 'passage' else f'{unit}s'}"
     lines = [
-        f"{first['passages']} held-out passages, {first['questions']} questions; 95 % intervals, paired by passage",
-        f"{'':<37}{'accuracy, %':>19}{'against row above':>24}",
+        f"{counted}, {first['questions']} questions; 95 % intervals, paired by {unit}",
+        f"{'':<{wide}}{'accuracy, %':>19}{'against row above':>24}",
     ]
     for row in table:
         against = "" if row["versus_previous"] is None else _points(row["versus_previous"], sign="+")
-        lines.append(f"{row['label']:<37}{_points(row['accuracy']):>19}{against:>24}")
+        lines.append(f"{row['label']:<{wide}}{_points(row['accuracy']):>19}{against:>24}".rstrip())
     change = last["versus_previous"]
-    if len(table) > 1 and change["low"] is not None:
+    if change and change["low"] is not None:
         clear = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "no clear change"
         lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
     return "\n".join(lines)

@@ -21,6 +21,7 @@ ADAPTER_COPIES = 6  # as it began; value, gradient, Adam's two moments; the new 
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 8, 64  # adapters on a device: beyond, time per adapter falls no more and padding grows
 ENOUGH = 8  # adapters on a device; with so many, recomputing layers to fit more does not pay
+RECOMPUTING = 4 / 3  # the work of a step when layers are recomputed, over that when they are kept
 
 
 class Need(NamedTuple):
@@ -134,7 +135,8 @@ def fit(
 ) -> Plan:
     """As many adapters as `free` bytes on each device hold, up to `most` each; what the config fixes stays as it is.
 
-    Recomputing layers, and a smaller piece of the loss, are chosen only where fewer than `ENOUGH` adapters fit without.
+    A smaller piece of the loss is chosen only where fewer than `ENOUGH` adapters fit without; recomputing layers only
+    where that also makes room for so many more that the work it adds is paid for.
     At least one adapter a device is planned for even where none seems to fit: that is only a forecast.
     """
     room = SHARE * free
@@ -161,7 +163,8 @@ def fit(
             candidate = dataclasses.replace(config, optimiser=optimiser)
             wanted = -(-config.chunk // devices) if config.chunk else most
             count = next((n for n in range(wanted, 0, -1) if holds(candidate, n)), 0)
-            if best is None or (best[0] < min(ENOUGH, wanted) and count > best[0]):
+            price = RECOMPUTING if best is not None and remat and not best[1].optimiser.remat else 1
+            if best is None or (best[0] < min(ENOUGH, wanted) and count > price * best[0]):
                 best = count, candidate
     assert best is not None
     count, chosen = best

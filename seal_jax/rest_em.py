@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -21,26 +21,28 @@ from seal_jax import batching, lora
 from seal_jax.checkpoint import RunFolder
 from seal_jax.inner import Chunk, Optimiser, in_chunks, is_finite
 from seal_jax.lora import PROJECTIONS, Adapter
-from seal_jax.rewards import Score, score, score_base
+from seal_jax.rewards import Score, mean, score, score_base
 from seal_jax.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.training import FineTuning, Shapes, init_adapters, train
-from seal_jax.types import Domain, Example, HParams, LanguageModel, SelfEdit, Task, require_at_least
+from seal_jax.types import Domain, Example, HParams, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool, Float
 
 Rule = Literal["best", "improved", "all_improved"]
+Signal = Literal["accuracy", "log_likelihood", "probability", "proxy"]
 
 
 @dataclasses.dataclass(frozen=True)
 class OuterLoop:
-    """ReST-EM. The defaults are the paper's (its section 3.1 and B.1, and its code)."""
+    """ReST-EM. The defaults are the paper's (its section 3.1 and B.1, and its code) but for the reward."""
 
     rounds: int = 2  # of writing, scoring and training
-    passages: int = 50  # fresh ones a round
+    passages: int = 50  # fresh ones a round, disjoint from every other round's
+    validation: int = 0  # passages apart from all others, on which the round to use is chosen
     samples: int = 5  # self-edits a passage
     reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
-    signal: Literal["accuracy", "log_likelihood"] = "accuracy"  # what the reward is
+    signal: Signal = "accuracy"  # what the reward is; proxy: a judge's rating of the text, no inner loop
     break_ties: bool = False  # equal accuracies are ordered by log-likelihood; otherwise the first wins
     select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved: all above it
     sft: FineTuning = FineTuning(
@@ -56,7 +58,12 @@ class OuterLoop:
     )
 
     def __post_init__(self) -> None:
-        require_at_least(0, rounds=self.rounds)
+        require_at_least(0, rounds=self.rounds, validation=self.validation)
+        if self.signal == "proxy" and (self.select != "best" or self.break_ties):
+            raise ValueError(
+                "signal proxy rates a self-edit's text: there is no base to improve on and no likelihood to break ties "
+                "with; use --outer.select best and --outer.no-break-ties"
+            )
         require_at_least(1, passages=self.passages, samples=self.samples, reward_seeds=self.reward_seeds)
 
 
@@ -84,6 +91,7 @@ class Loop(NamedTuple):
     chunk: Chunk
     run: RunFolder
     progress: Progress
+    rate: Rate | None = None  # the proxy reward's judge
 
 
 class Trial(NamedTuple):
@@ -92,8 +100,9 @@ class Trial(NamedTuple):
     task: Task
     sample: int  # which of the task's
     edit: SelfEdit
-    scores: list[Score]  # one a training seed
-    base: Score  # of the model that wrote it, untrained
+    scores: list[Score]  # one a training seed; none under the proxy reward
+    base: Score  # of the model that learns from it, untrained
+    proxy: float | None = None  # a judge's rating of the text, 0 to 1
 
     @property
     def accuracy(self) -> float | None:
@@ -104,6 +113,11 @@ class Trial(NamedTuple):
     def log_likelihood(self) -> float | None:
         """Mean over training seeds; None where every one diverged."""
         return mean(score.log_likelihood for score in self.scores)
+
+    @property
+    def probability(self) -> float | None:
+        """Mean over training seeds; None where every one diverged."""
+        return mean(score.probability for score in self.scores)
 
     @property
     def problem(self) -> str | None:
@@ -117,12 +131,6 @@ class RoundLog(NamedTuple):
     trials: list[list[Trial]]  # [P][E]
     keep: Bool[np.ndarray, "P E"]
     sft_losses: list[float]  # one a step; empty where nothing was kept
-
-
-def mean(values: Any) -> float | None:
-    """The mean of those that are there."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,6 +255,28 @@ def try_self_edits(
     ]
 
 
+def rate_self_edits(
+    tasks: Sequence[Task], edits: Sequence[Sequence[SelfEdit]], base: Sequence[Score], loop: Loop, *, name: str
+) -> list[list[Trial]]:
+    """The paper's proxy reward: a judge rates each self-edit's text; nothing is trained.
+
+    Raises:
+        ValueError: the run has no judge that can rate.
+    """
+    rate = loop.rate
+    if rate is None:
+        raise ValueError("signal proxy needs a judge that rates texts: --grader.kind model or endpoint")
+    loop.progress.phase(f"{name}: ratings", len(tasks))
+    trials = []
+    for p, (task, row) in enumerate(zip(tasks, edits, strict=True)):
+        piece = f"{name}/rate/{p}"
+        resumed = loop.run.has(piece)
+        ratings = loop.run.once(piece, partial(rate, task, [edit.completion for edit in row]))
+        trials.append([Trial(task, k, edit, [], base[p], ratings[k]) for k, edit in enumerate(row)])
+        loop.progress.advance(1, resumed=resumed)
+    return trials
+
+
 def select(
     rewards: Float[np.ndarray, "P E"],
     baseline: Float[np.ndarray, "P"],
@@ -290,18 +320,29 @@ def sft(lm: LanguageModel, pairs: Sequence[Example], config: FineTuning, *, seed
 
 
 def rest_em_round(
-    lm: LanguageModel, tasks: Sequence[Task], config: OuterLoop, loop: Loop, *, number: int
+    lm: LanguageModel,
+    tasks: Sequence[Task],
+    config: OuterLoop,
+    loop: Loop,
+    *,
+    number: int,
+    learner: LanguageModel | None = None,
 ) -> tuple[LanguageModel, RoundLog]:
-    """One round of ReST-EM over n fresh tasks: the model that writes better self-edits, and what happened."""
-    name = f"round {number}"
-    base = try_base(lm, tasks, loop, name=name)
+    """One round of ReST-EM over n fresh tasks: the model that writes better self-edits, and what happened.
+
+    `learner` is the model that learns from them and answers, where that is not the writer itself; it stays as it is.
+    """
+    name, learner = f"round {number}", learner or lm
+    base = try_base(learner, tasks, loop, name=name)
     edits = write_self_edits(lm, tasks, loop, samples=config.samples, name=name)
-    trials = try_self_edits(lm, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
+    if config.signal == "proxy":
+        trials = rate_self_edits(tasks, edits, base, loop, name=name)
+    else:
+        trials = try_self_edits(learner, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
 
     loop.progress.phase(f"{name}: selection", len(tasks))
-    accuracy, likelihood = (_array(trials, field) for field in ("accuracy", "log_likelihood"))
-    rewards = accuracy if config.signal == "accuracy" else likelihood
-    baseline = np.array([getattr(s, config.signal) for s in base], float)
+    rewards, likelihood = (_array(trials, field) for field in (config.signal, "log_likelihood"))
+    baseline = np.array([getattr(s, config.signal, math.nan) for s in base], float)
     troubled = np.array([[bool(trial.problem) for trial in row] for row in trials])
     rewards = np.where(troubled, math.nan, rewards)  # never learn to write what trains nothing, or diverges
     keep = select(rewards, baseline, rule=config.select, tie_break=likelihood if config.break_ties else None)

@@ -1,13 +1,15 @@
 """From self-edits to rewards: train each, ask the adapted model, grade its answers (paper section 3.1, Algorithm 1).
 
-Two signals come of every self-edit: the share of questions answered right, and the mean log-likelihood of the gold
-answers, which is denser (of best-of-5 choices by accuracy 4 in 10 are ties). The base model is scored once a question.
+Three signals come of every self-edit: the share of questions answered right, and the mean log-likelihood and the mean
+probability of the gold answers, which are denser (of best-of-5 choices by accuracy 4 in 10 are ties). How reliable each
+is, reliability.py reckons. The base model is scored once a question.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,14 +41,26 @@ class Score(NamedTuple):
     @property
     def accuracy(self) -> float | None:
         """The share of right answers among those that got a verdict."""
-        given = [verdict for verdict in self.verdicts if verdict is not None]
-        return sum(given) / len(given) if given else None
+        return mean(self.verdicts)
 
     @property
     def log_likelihood(self) -> float | None:
-        """The mean over questions."""
-        known = [value for value in self.log_likelihoods if value is not None]
-        return sum(known) / len(known) if known else None
+        """The mean over questions, nats a token."""
+        return mean(self.log_likelihoods)
+
+    @property
+    def probability(self) -> float | None:
+        """The mean over questions of a gold answer's geometric mean probability of a token, 0 to 1.
+
+        Unlike the log-likelihood it is bounded: one hopeless question does not outweigh the others.
+        """
+        return mean(None if value is None else math.exp(value) for value in self.log_likelihoods)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,17 +181,26 @@ def score(
     """
     sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
     adapters, losses = train(lm, sequences, config, shapes, seed=seed, chunk=chunk)
-    finite = np.asarray(inner.is_finite(adapters))
+    finite = np.array(inner.is_finite(adapters))
     answers, likely = ask(lm, adapters, queries, shapes, max_tokens=max_tokens, chunk=chunk)
+    finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in likely]  # or too large to compute with
+    verdicts = grade_all(grade, queries, [a if ok else [""] * len(a) for a, ok in zip(answers, finite, strict=True)])
     scores = []
     for e, group in enumerate(queries):
         trained = [float(loss) for loss in losses[e] if math.isfinite(loss)]
-        computed = np.isfinite(np.array(likely[e], float)).all()  # finite weights can be too large to compute with
-        if finite[e] and computed:
-            scores.append(Score(answers[e], grade(group, answers[e]), likely[e], trained))
+        if finite[e]:
+            scores.append(Score(answers[e], verdicts[e], likely[e], trained))
         else:
             scores.append(Score([""] * len(group), [False] * len(group), [None] * len(group), trained, "diverged"))
     return scores
+
+
+def grade_all(
+    grade: Grade, queries: Sequence[Sequence[Query]], answers: Sequence[Sequence[str]]
+) -> list[list[Verdict]]:
+    """Grades the answers of all groups in one call, so that a judge elsewhere can be asked many at a time."""
+    verdicts = iter(grade([q for group in queries for q in group], [a for group in answers for a in group]))
+    return [list(itertools.islice(verdicts, len(group))) for group in queries]
 
 
 def score_base(
@@ -194,4 +217,5 @@ def score_base(
     answers, likely = ask(
         lm, untrained(lm, len(queries), config, chunk), queries, shapes, max_tokens=max_tokens, chunk=chunk
     )
-    return [Score(a, grade(group, a), ll, []) for group, a, ll in zip(queries, answers, likely, strict=True)]
+    verdicts = grade_all(grade, queries, answers)
+    return [Score(a, v, ll, []) for a, v, ll in zip(answers, verdicts, likely, strict=True)]

@@ -52,6 +52,9 @@ Verdict = bool | None  # right, wrong, or missing (a judge that failed; never co
 Grade = Callable[[Sequence[Query], Sequence[str]], list[Verdict]]
 """(queries, one answer for each) -> one verdict for each."""
 
+Rate = Callable[[Task, Sequence[str]], list[float | None]]
+"""(task, self-edits written for it) -> how good each looks to a judge, 0 to 1; None where the judge failed."""
+
 
 class Domain(NamedTuple):
     """All that the SEAL loop knows of a domain: four functions."""

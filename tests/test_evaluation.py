@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from seal_jax.domains.passages import Passage, Question
-from seal_jax.evaluation import Stage, base_stage, mean_losses, round_record, rows, summary, trained_stage, trial_record
+from seal_jax.evaluation import (
+    Stage,
+    base_stage,
+    mean_losses,
+    round_record,
+    rows,
+    summary,
+    trained_stage,
+    trial_record,
+    ungraded,
+    writing_figures,
+)
 from seal_jax.rest_em import RoundLog, Trial
 from seal_jax.rewards import Score
 from seal_jax.statistics import bootstrap_mean, paired_bootstrap
@@ -113,6 +125,8 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         "log_likelihood": -0.625,
         "base_log_likelihood": -4.0,
         "rewards_by_seed": [0.5, 1.0],
+        "probability": pytest.approx((math.exp(-0.5) + math.exp(-1.5) + 2 * math.exp(-0.25)) / 4),
+        "proxy": None,
         "losses": [2.0, 1.0],
         "kept": True,
         "answers": [
@@ -135,6 +149,34 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         ],
     }
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_a_self_edit_that_was_only_rated_has_no_answers_after():
+    record = trial_record("round 1", a_trial(2, [])._replace(proxy=0.75), kept=True)
+    assert (record["proxy"], record["reward"], record["losses"], record["problem"]) == (0.75, None, [], None)
+    assert {answer["after"] for answer in record["answers"]} == {None}
+
+
+def test_ungraded_answers_are_listed_with_where_they_came_from():
+    found = ungraded(PASSAGES[2], Score(["Ada", "1903"], [True, None], [-0.5, -1.5], []), stage="round 1", sample=3)
+    assert found == [
+        {"stage": "round 1", "sample": 3, "passage": "p2", "question": "When?", "gold": "1902", "answer": "1903"}
+    ]
+
+
+def test_figures_of_writing_by_hand():
+    def edit(text: str, sequences: int) -> SelfEdit:
+        return SelfEdit(text, (Example("", text),) * sequences)
+
+    same = writing_figures([[edit("a b c", 2), edit("A b c", 4)]])
+    assert same == {"mean_words": 3, "mean_sequences": 3, "distinct_bigrams": 0.5, "similarity": 1}
+    other = writing_figures([[edit("a b c", 2), edit("d e", 1)], [edit("x y", 1)]])
+    assert other["distinct_bigrams"] == 1
+    assert other["similarity"] == 0
+    assert other["mean_words"] == 7 / 3
+    assert writing_figures([[edit("", 0)]]) == {
+        "mean_words": 0, "mean_sequences": 0, "distinct_bigrams": None, "similarity": None
+    }  # fmt: skip
 
 
 def test_a_record_without_a_reward_has_no_gain():
@@ -165,6 +207,10 @@ def test_a_rounds_record():
         "mean_reward": 0.5,
         "mean_best_reward": 0.5,
         "mean_base_reward": 0.0,
+        "mean_words": 2.0,
+        "mean_sequences": 2.0,
+        "distinct_bigrams": 0.5,  # "one. two." twice for each task
+        "similarity": 1.0,
         "problems": {"diverged": 1},
         "sft_losses": [1.5, 1.0],
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import squad
+from experiments import session, squad
 from seal_jax import runtime
 from seal_jax.domains.passages import INVENTED
 from tests import tiny
@@ -255,7 +255,7 @@ def main(program: Program, monkeypatch, capsys, *options: str) -> tuple[int, str
     monkeypatch.setattr(runtime, "start", lambda devices: None)  # JAX runs already
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try:
-        status = squad.main([*OPTIONS, "--model", str(program.model), *options])
+        status = session.main(squad.EXPERIMENT, [*OPTIONS, "--model", str(program.model), *options])
     except SystemExit as stop:  # as tyro ends at a typo
         status = stop.code if isinstance(stop.code, int) else 1
     captured = capsys.readouterr()
@@ -279,7 +279,7 @@ def test_another_config_on_a_run_folder_is_refused(program, undisturbed):
 def test_a_run_is_of_the_texts_it_read(tmp_path):
     def inputs(file: Path, **change: object) -> str:
         config = dataclasses.replace(squad.SMOKE, data=str(file), **change)
-        return squad.choose_passages(config).fingerprint
+        return repr(squad.choose_passages(config).inputs)
 
     same, other = write_passages(tmp_path / "same.json"), write_passages(tmp_path / "other.json")
     assert inputs(same) == inputs(other)

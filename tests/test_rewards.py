@@ -183,16 +183,21 @@ def test_a_learning_rate_out_of_bounds_is_divergence_even_where_the_adapter_is_f
 
 
 def test_a_missing_verdict_stays_missing(lm):
-    found = scores_of(lm, [edit("stone"), edit("salt")], grade=lambda asked, given: [None] * (len(asked) - 1) + [True])
+    found = scores_of(lm, [edit("stone"), edit("salt")], grade=lambda asked, given: [True, None, True])
     assert [s.verdicts for s in found] == [[True], [None, True]]
     assert [s.accuracy for s in found] == [1.0, 1.0]
 
 
-def test_each_answer_is_graded_with_its_own_query(lm):
+def test_all_answers_are_graded_in_one_call_each_with_its_own_query(lm):
     seen = []
-    scores_of(lm, [edit("stone"), edit("salt")], grade=lambda q, a: seen.append((q, list(a))) or [True] * len(q))
-    assert [queries for queries, _ in seen] == QUERIES
-    assert [len(answers) for _, answers in seen] == [1, 2]
+    found = scores_of(
+        lm,
+        [edit("stone"), edit("salt")],
+        grade=lambda q, a: seen.extend(zip(q, a, strict=True)) or [True, False, True],
+    )
+    assert [query for query, _ in seen] == [query for group in QUERIES for query in group]
+    assert [answer for _, answer in seen] == [answer for s in found for answer in s.answers]
+    assert [s.verdicts for s in found] == [[True], [False, True]]
 
 
 def test_training_moves_the_gold_answer_and_depends_on_the_seed(lm):

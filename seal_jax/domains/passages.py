@@ -71,6 +71,52 @@ def load_passages(source: str, split: Split) -> list[Passage]:
     return _check_records(_read_json(_find_file(source)), source)
 
 
+def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
+    """Passages with recorded self-edits: a file of the reference's format, or the folder of a finished run.
+
+    Of a run folder, `self_edits.jsonl` lends the self-edits of `stage` ("self_edits_round_1", "round 1"), by default of
+    its last evaluation on held-out passages.
+
+    Raises:
+      FileNotFoundError: no such file, or a folder without self_edits.jsonl.
+      ValueError: the file is not what it should be, or the run has no such stage; says which it has.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return load_passages(str(path), "held_out")
+    file = folder / "self_edits.jsonl"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has no self_edits.jsonl; expected the folder of a run, or a JSON file")
+    by_stage: dict[str, dict[str, dict[str, Any]]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{file}: line {number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON: {error.msg}; expected one object a line") from error
+        of_stage = by_stage.setdefault(_text(entry, "stage", where), {})
+        record = of_stage.setdefault(
+            _text(entry, "passage", where),
+            {
+                "title": _text(entry, "title", where),
+                "context": _text(entry, "context", where),
+                "questions": [
+                    {"question": answer.get("question"), "answer": answer.get("gold")}
+                    for answer in _list(entry, "answers", where)
+                ],
+                "completions": [],
+            },
+        )
+        record["completions"].append(_field(entry, "completion", where))
+    evaluations = [name for name in by_stage if name.startswith("self_edits_round_")]
+    chosen = stage or (evaluations[-1] if evaluations else None)
+    if chosen not in by_stage:
+        raise ValueError(
+            f"{file}: no self-edits of stage {chosen!r}; it has {', '.join(map(repr, by_stage)) or 'none'}"
+        )
+    return _check_records(list(by_stage[chosen].values()), str(file))
+
+
 def shuffled(passages: Sequence[Passage], seed: int) -> list[Passage]:
     """The passages in an order that depends on the seed alone.
 

@@ -1,0 +1,547 @@
+"""What every experiment on passages shares: its settings, a model made ready in a run folder, and the command line.
+
+An experiment is a config that inherits `Knowledge`, a flat function that works in a `Session`, and `main`:
+
+    with session.opened(config, run_folder, "squad", passages, ...) as run:
+        base = try_base(run.lm, passages, run.loop, name="held-out")
+        ...
+        return run.finish(rows)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import tyro
+
+from experiments import paper
+from seal_jax import batching, evaluation, memory, plan, rewards, runtime
+from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
+from seal_jax.domains import squad
+from seal_jax.graders.choose import Grader, Judge, make_judge
+from seal_jax.inner import Chunk
+from seal_jax.models import hub
+from seal_jax.models.transformer import ModelConfig
+from seal_jax.report.metrics import MetricsWriter
+from seal_jax.report.page import write_report
+from seal_jax.report.progress import Progress
+from seal_jax.rest_em import Loop, Trial, try_base
+from seal_jax.rewards import Score, mean
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning, Shapes
+from seal_jax.types import Domain, LanguageModel
+
+PROMPT_TOKENS = 48  # around a question: the chat template and the title; a guess for --dry-run, which has no tokenizer
+ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
+
+
+@dataclasses.dataclass(frozen=True)
+class Knowledge:
+    """The settings of every experiment on passages. The defaults are the paper's where it has any."""
+
+    preset: tyro.conf.Suppress[str]  # where it began
+    model: str = "smollm2-135m"
+    """smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file: Llama, SmolLM2, Qwen2, Qwen3."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen base model and the activations. Adapters and Adam are float32."""
+    data: str = "invented"
+    """invented (embedded), squad, tfds:squad, or a file in the reference's JSON."""
+    prompt: str = "implications"
+    """The self-edit prompt: one of the paper's seven by name, facts (for small models), or a TOML file of your own."""
+    style: Literal["auto", "raw", "chat"] = "auto"
+    """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
+    sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
+    """How self-edits are written (paper: T = 1, top-p 0.95)."""
+    write_chunk: int | None = None
+    """Self-edits written at a time; by default as many as fit in memory."""
+    answer_tokens: int = 64
+    """The most new tokens of an answer, greedy (paper's code: 64)."""
+    max_sequences: int = 30
+    """Training sequences of a self-edit at most, the passage included (paper's code: 30)."""
+    inner: FineTuning = FineTuning()
+    """The inner loop: how an adapter is trained on a self-edit."""
+    grader: Grader = Grader()
+    """Who says whether an answer is right (paper: GPT-4.1)."""
+    seed: int = 0
+    """Of everything that is drawn: passages, self-edits, adapters, orders."""
+    devices: int | None = None
+    """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+
+
+def prompt_texts(config: Knowledge) -> list[Any]:
+    """The self-edit prompt in both forms: what is read from a file is part of what a run is."""
+    return [squad.load_prompts(config.prompt, "raw"), squad.load_prompts(config.prompt, "chat")]
+
+
+def longest_sequence(
+    config: Knowledge,
+    lm: LanguageModel,
+    passages: Sequence[squad.Passage],
+    recorded: Mapping[str, Sequence[str]],
+    *,
+    written: bool = True,
+) -> int:
+    """Tokens of the longest training sequence: of those recorded, and (`written`) of those the model may yet write."""
+    split = squad.load_prompts(config.prompt, "raw")
+    longest = 0
+    for passage in passages:
+        if written:
+            longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
+        for text in recorded.get(passage.id, ()):
+            edit = squad.parse(passage, text, split.split, split.keep_after, config.max_sequences)
+            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
+    return longest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run
+
+
+@dataclasses.dataclass
+class Session:
+    """A run under way: the model, the loop's fixed parts, and what has been recorded so far."""
+
+    experiment: str
+    config: Knowledge
+    command: str
+    lm: LanguageModel
+    model: ModelConfig
+    loop: Loop
+    folder: RunFolder
+    progress: Progress
+    metrics: MetricsWriter
+    judge: Judge
+    started: float
+    render: Callable[[str], str]  # a prompt -> as the writer reads it
+    style: squad.Style  # of the writer's prompts
+    writer: LanguageModel | None = None  # where another model writes the self-edits
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of self_edits.jsonl
+    closing: list[str] = dataclasses.field(default_factory=list)  # printed once the progress display is gone
+    ungraded: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def try_base(self, passages: Sequence[squad.Passage], *, name: str) -> list[Score]:
+        """The passages' questions to the model as it is."""
+        scores = try_base(self.lm, passages, self.loop, name=name)
+        for passage, score in zip(passages, scores, strict=True):
+            self.miss(evaluation.ungraded(passage, score, stage="base"))
+        return scores
+
+    def miss(self, rows: list[dict[str, Any]]) -> None:
+        """Adds answers without a verdict to ungraded.jsonl."""
+        if rows:
+            self.ungraded += rows
+            write_lines(self.folder.path / "ungraded.jsonl", self.ungraded)
+
+    def record(
+        self, stage: str, trials: Sequence[Sequence[Trial]], keep: Any = None, sft: Sequence[float] = ()
+    ) -> None:
+        """A finished stage's self-edits and metrics, on disk at once."""
+        for p, row in enumerate(trials):
+            for k, trial in enumerate(row):
+                self.records.append(evaluation.trial_record(stage, trial, bool(keep is not None and keep[p, k])))
+                for seed, score in enumerate(trial.scores):
+                    where = {"stage": stage, "sample": trial.sample, "training_seed": seed}
+                    self.miss(evaluation.ungraded(trial.task, score, **where))
+        write_lines(self.folder.path / "self_edits.jsonl", self.records)
+
+        def record_metrics() -> None:
+            for step, loss in enumerate(evaluation.mean_losses(trials)):
+                self.metrics.write(f"{stage}/inner loop", step, {"loss": loss})
+            for step, loss in enumerate(sft):
+                self.metrics.write(f"{stage}/sft", step, {"loss": loss})
+            accuracy, likely = (mean(getattr(t, f) for r in trials for t in r) for f in ("accuracy", "log_likelihood"))
+            self.metrics.write(stage, 0, {"accuracy": accuracy, "log_likelihood": likely})
+
+        self.folder.once(f"{stage}/metrics", record_metrics)  # not again when a run carries on
+
+    def finish(self, rows: Sequence[dict[str, Any]], **parts: Any) -> dict[str, Any]:
+        """Writes results.json and report.html, which the run ends by printing, and returns the results.
+
+        `parts` are further entries of results.json: `rounds`, `tables`, `matrices`, and the experiment's own figures.
+        """
+        config = self.config
+        settings = as_json(config)
+        results = {
+            "name": self.experiment,
+            "preset": config.preset,
+            "model": config.model,
+            "data": config.data,
+            "seed": config.seed,
+            "settings": settings,
+            "rows": paper.beside(rows, settings, self.experiment),
+            "rounds": [],
+            **parts,
+            "ungraded": len(self.ungraded),
+            "judge": self.judge.usage(),
+            "timings": {**self.progress.timings(), "total": time.monotonic() - self.started},
+            "machine": runtime.describe_machine(),
+            "command": self.command,
+        }
+        write_atomically(self.folder.path / "results.json", json.dumps(results, indent=1))
+        page = write_report(self.folder.path)
+        shown = [evaluation.summary(rows)] if rows else []
+        shown += [table_text(table) for table in parts.get("tables", ())]
+        said = self.judge.report()
+        self.closing += ["\n\n".join(shown), *([said] if said else []), *self._missing(), f"Report: {page}"]
+        return results
+
+    def _missing(self) -> list[str]:
+        if not self.ungraded:
+            return []
+        path = self.folder.path / "ungraded.jsonl"
+        return [
+            f"{len(self.ungraded)} answers were not graded; they count neither as right nor as wrong. "
+            f"They are listed in {path}: python -m experiments.grade --answers {path}"
+        ]
+
+
+@contextlib.contextmanager
+def opened(
+    config: Knowledge,
+    run_folder: Path,
+    experiment: str,
+    passages: Sequence[squad.Passage],
+    *,
+    command: str,
+    phases: Sequence[str],
+    inputs: Any,
+    samples: int = 1,
+    longest_written: Callable[[LanguageModel], int] | None = None,
+    capacity: int | None = None,
+    writer: str | None = None,
+) -> Iterator[Session]:
+    """A run of one experiment over `passages` (all that it will read, held-out ones too); carries on what was begun.
+
+    Args:
+      phases: the names that the progress display will show, in order.
+      inputs: whatever was read from files; a run does not carry on over others.
+      samples: self-edits a passage, for the memory plan.
+      longest_written: tokens of the longest training sequence a self-edit may yield; by default title and
+        `sampling.max_tokens`.
+      capacity: training sequences of an adapter at most; by default `max_sequences`.
+      writer: the name of another model that writes the self-edits.
+
+    Raises:
+      ValueError: a passage that the model's context cannot hold, a folder of another config, a setting that is wrong.
+      OSError: no room on the disk, or another process runs in the folder.
+    """
+    started = time.monotonic()
+    require_room(run_folder, needed=ROOM)
+    fingerprint = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
+    folder = RunFolder(run_folder, {**identity(config), "inputs": fingerprint})
+    with contextlib.closing(folder):
+        lm, chat, model = runtime.load_language_model(config.model, config.dtype, config.devices)
+        with Progress(phases, title="SEAL") as progress, MetricsWriter(folder.path) as metrics:
+            if folder.finished:
+                progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
+            judge = make_judge(
+                config.grader, cache=folder.path / "judge.jsonl", devices=config.devices, say=progress.note
+            )
+            style, render = form_of(config, chat, config.model)
+            domain = make_domain(config, style, render, judge)
+            other = None
+            if writer is not None:
+                other, other_chat, _ = runtime.load_language_model(writer, config.dtype, config.devices)
+                style, render = form_of(config, other_chat, writer)
+                domain = domain._replace(prompt=make_domain(config, style, render, judge).prompt)
+            shapes, prompt_width = measure(
+                config, lm, other or lm, domain, passages, model.context_length,
+                written=longest_written(lm) if longest_written else None, capacity=capacity or config.max_sequences,
+            )  # fmt: skip
+            cut = memory.Plan(  # decided once: a run that carries on with less memory free keeps its pieces
+                *folder.once("memory", lambda: list(fit(config, model, shapes, prompt_width, samples)))
+            )
+            judge_rate = judge.rate
+            loop = Loop(
+                domain, cut.applied(config.inner), config.sampling, Chunk(cut.write_chunk, "self-edits", progress.note),
+                config.answer_tokens, shapes, prompt_width, config.seed,
+                Chunk(cut.chunk, "adapters", progress.note), folder, progress,
+                judge_rate and (lambda passage, texts: judge_rate([(passage.context, text) for text in texts])),
+            )  # fmt: skip
+            session = Session(
+                experiment,
+                config,
+                command,
+                lm,
+                model,
+                loop,
+                folder,
+                progress,
+                metrics,
+                judge,
+                started,
+                render,
+                style,
+                writer=other,
+            )
+            yield session
+    print(*session.closing, sep="\n")
+
+
+def identity(config: Knowledge) -> dict[str, Any]:
+    """What makes a run the same run: all settings but how a judge elsewhere is spoken to."""
+    settings = as_json(config)
+    settings["grader"] = {name: settings["grader"][name] for name in ("kind", "model", "dtype", "base_url")}
+    return settings
+
+
+def form_of(
+    config: Knowledge, chat: Callable[[str], str] | None, model: str
+) -> tuple[squad.Style, Callable[[str], str]]:
+    """How a model is spoken to: the style of its prompts, and a prompt -> as it reads it (chat template, or as is)."""
+    style = config.style if config.style != "auto" else ("chat" if chat else "raw")
+    if style == "raw":
+        return style, str
+    if chat is None:
+        raise ValueError(f"--style chat: {model} has no chat template; use --style raw")
+    return style, chat
+
+
+def make_domain(config: Knowledge, style: squad.Style, render: Callable[[str], str], judge: Judge) -> Domain:
+    """Passages and questions, in the form that a model reads."""
+    prompts = squad.load_prompts(config.prompt, style)
+    return squad.make_domain(prompts, render, judge.grade, max_examples=config.max_sequences)
+
+
+def measure(
+    config: Knowledge,
+    lm: LanguageModel,
+    writer: LanguageModel,
+    domain: Domain,
+    passages: Sequence[squad.Passage],
+    context_length: int,
+    *,
+    written: int | None,
+    capacity: int,
+) -> tuple[Shapes, int]:
+    """The sizes that every program is compiled for, from what the longest passage and question need.
+
+    Raises:
+        ValueError: a passage that the model's context cannot hold, with what it has to be read with.
+    """
+    encode, more = lm.codec.encode, lm.codec.encode_more
+    longest_sequence, longest_prompt, longest_question, longest_gold = written or 0, 0, 0, 0
+    for passage in passages:
+        own = len(batching.tokenize(squad.passage_only(passage).examples[0], lm.codec).ids)
+        edit = len(encode(passage.title)) + 2 + config.sampling.max_tokens if written is None else written
+        prompt = len(writer.codec.encode(domain.prompt(passage)))
+        queries = [(len(encode(q.prompt)), len(rewards.gold_tokens(more, q))) for q in domain.queries(passage)]
+        question, gold = max(n for n, _ in queries), max(g for _, g in queries)
+        asked = question + max(config.answer_tokens, gold)
+        needed = max(own, edit, prompt + config.sampling.max_tokens, asked)
+        if needed > context_length:
+            raise ValueError(
+                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and "
+                f"--sampling.max-tokens {config.sampling.max_tokens}; {config.model} has {context_length}. "
+                "Shorten or remove it"
+            )
+        longest_sequence = max(longest_sequence, own, edit)
+        longest_prompt, longest_question = max(longest_prompt, prompt), max(longest_question, question)
+        longest_gold = max(longest_gold, gold)
+    shapes = Shapes(
+        widths=batching.bucket_widths(longest_sequence, config.inner.width_cuts),
+        capacity=capacity,
+        questions=max(len(passage.questions) for passage in passages),
+        question_width=batching.round_up(longest_question, 8),
+        gold_width=batching.round_up(longest_gold, 8),
+    )
+    return shapes, batching.round_up(longest_prompt, 8)
+
+
+def itemsize(config: Knowledge) -> int:
+    """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
+    return 2 if config.dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
+
+
+def fit(config: Knowledge, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int) -> memory.Plan:
+    """How the run is cut to the memory that is free."""
+    on_cpu = jax.default_backend() == "cpu"
+    return memory.fit(
+        model,
+        config.inner,
+        shapes,
+        max_tokens=config.answer_tokens,
+        prompt_width=prompt_width,
+        samples=samples,
+        written_tokens=config.sampling.max_tokens,
+        write_chunk=config.write_chunk,
+        free=runtime.free_memory(config.devices),
+        devices=runtime.device_count(config.devices),
+        itemsize=itemsize(config),
+        most=memory.MOST_ON_CPU if on_cpu else memory.MOST,
+    )
+
+
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Records as JSON lines, the old file or the new one."""
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def table_text(table: Mapping[str, Any]) -> str:
+    """A table of results.json, for a terminal."""
+
+    def text(cell: Any) -> str:
+        return "" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+
+    lines = [[str(name) for name in table["columns"]], *([text(cell) for cell in row] for row in table["rows"])]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = [
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    ]
+    return "\n".join(
+        [table["title"], *(line.rstrip() for line in shown), *([table["note"]] if table.get("note") else [])]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The plan of a run, without running it
+
+
+def describe(
+    config: Knowledge,
+    passages: Sequence[squad.Passage],
+    data_lines: Sequence[str],
+    work: Callable[[dict[str, int], dict[str, int]], Sequence[plan.Work]],
+    run_folder: Path,
+    *,
+    samples: int = 1,
+) -> str:
+    """What a run reads, trains and needs. Loads no weights.
+
+    `work` gets the most sequences and tokens of a self-edit, and of a passage alone, and returns the stages' work.
+    """
+    location, model = hub.locate(config.model), plan.read_config(config.model)
+    words = max(len(f"{p.title} {p.context}".split()) for p in passages)
+    passage_tokens = math.ceil(1.4 * words)  # a fair rule for English; the tokenizer is not loaded
+    edit = {"sequences": config.max_sequences, "tokens": passage_tokens + 2 * config.sampling.max_tokens}
+    alone = {"sequences": 1, "tokens": passage_tokens}
+    needs = ["unknown until the model is here: its shape is in its files"]
+    if model is not None:
+        needs = describe_memory(config, model, passages, passage_tokens, samples)
+    fetched = "on this machine" if location.cached else "to be fetched"
+    devices = runtime.device_count(config.devices)
+    return "\n".join(
+        [
+            plan.section("Model", [f"{config.model}: {location.source}, {fetched}", str(location.path), config.dtype]),
+            plan.section("Data", data_lines),
+            plan.section("Inner loop, at most", plan.table(work(edit, alone))),
+            plan.section(f"Memory on each of {devices} devices, about", needs),
+            plan.section("Run folder", [str(run_folder.absolute()), "holds a run" if run_folder.exists() else "new"]),
+        ]
+    )
+
+
+def describe_memory(
+    config: Knowledge, model: ModelConfig, passages: Sequence[squad.Passage], passage_tokens: int, samples: int
+) -> list[str]:
+    """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
+    devices, size = runtime.device_count(config.devices), itemsize(config)
+    asked = max(len(question.question.split()) for passage in passages for question in passage.questions)
+    answer = max(len(question.answer.split()) for passage in passages for question in passage.questions)
+    shapes = Shapes(
+        widths=batching.bucket_widths(max(passage_tokens, config.sampling.max_tokens), config.inner.width_cuts),
+        capacity=config.max_sequences,
+        questions=max(len(passage.questions) for passage in passages),
+        question_width=batching.round_up(math.ceil(1.4 * asked) + PROMPT_TOKENS, 8),
+        gold_width=batching.round_up(math.ceil(1.4 * answer), 8),
+    )
+    cut = fit(config, model, shapes, passage_tokens + 4 * PROMPT_TOKENS, samples)
+    inner, each = cut.applied(config.inner), math.ceil(cut.chunk / devices)
+    training = memory.training(model, inner, adapters=each, width=shapes.widths[-1], itemsize=size)
+    answering = memory.answering(
+        model, inner, shapes, adapters=each, max_tokens=config.answer_tokens, itemsize=size
+    )  # fmt: skip
+    free = runtime.free_memory(config.devices)
+    return [
+        f"{cut.chunk} adapters at a time over all devices ({each} on each), {cut.write_chunk} self-edits written at a "
+        f"time; layers are {'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
+        "",
+        f"inner loop, a step of {each} x {shapes.widths[-1]} tokens (the longest there can be)",
+        *memory.lines(training, free),
+        "",
+        f"answers, {each} x {shapes.questions} questions",
+        *memory.lines(answering, free),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run is kept, and whether to run at all. No part of its config."""
+
+    run_folder: Path | None = None
+    """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET)."""
+    dry_run: bool = False
+    """Print what would be done, loaded and needed, and load no weights."""
+
+
+class Experiment(NamedTuple):
+    """What `main` needs of one."""
+
+    name: str
+    description: str
+    presets: Mapping[str, tuple[str, Any]]  # a sentence on each, and its config; the first is the default
+    plan: Callable[[Any, Path], str]
+    run: Callable[[Any, Path, str], Any]  # config, run folder, command line
+
+
+def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
+    """`[preset] [--typed.overrides]`; without a preset, the first. Exits with a suggestion at a typo."""
+    presets = experiment.presets
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = [next(iter(presets)), *arguments]
+    config_type = type(next(iter(presets.values()))[1])
+    unnamed = tyro.conf.arg(name="")
+    command = dataclasses.make_dataclass(
+        "Command",
+        [("config", Annotated[config_type, unnamed]), ("run", Annotated[Run, unnamed], Run())],
+        frozen=True,
+    )
+    commands = tyro.extras.subcommand_type_from_defaults(
+        {name: command(config) for name, (_, config) in presets.items()},
+        {name: text for name, (text, _) in presets.items()},
+    )
+    parsed: Any = tyro.cli(
+        commands, prog=f"python -m experiments.{experiment.name}", args=arguments, description=experiment.description
+    )
+    return parsed.config, parsed.run
+
+
+def command_of(experiment: str, arguments: Sequence[str]) -> str:
+    """The command that gives the same results: without the folder they are kept in."""
+    kept: list[str] = []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        if not (previous == "--run-folder" or argument.startswith("--run-folder")):
+            kept.append(argument)
+    return shlex.join(["python", "-m", f"experiments.{experiment}", *kept])
+
+
+def main(experiment: Experiment, arguments: Sequence[str]) -> int:
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
+    try:
+        config, where = parse(experiment, arguments)
+        run_folder = where.run_folder or Path("runs") / f"{experiment.name.replace('_', '-')}-{config.preset}"
+        runtime.start(config.devices)
+        if where.dry_run:
+            print(experiment.plan(config, run_folder))
+        else:
+            experiment.run(config, run_folder, command_of(experiment.name, arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,185 @@
+"""The experiment on streams, whole, on a tiny random model: every option's row, table and matrix, and nothing lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from experiments import continual
+from experiments.continual import PAPER, SMOKE, Config, choose_streams, retention
+from seal_jax.checkpoint import RunFolder
+from seal_jax.continual import Retention
+from seal_jax.inner import Optimiser
+from seal_jax.lora import PROJECTIONS
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning
+from tests import tiny
+
+OPTIONS = ("none", "replay", "kl+gate")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """Three streams of two, two at a time, on one device."""
+    return dataclasses.replace(
+        SMOKE,
+        model=str(tiny.model_folder(tmp_path_factory.mktemp("model"))),
+        prompt="implications",
+        sampling=Sampling(max_tokens=12),
+        answer_tokens=4,
+        inner=FineTuning(PROJECTIONS, rank=4, alpha=8.0, learning_rate=2e-2, epochs=2, chunk=2, width_cuts=()),
+        streams=3,
+        options=OPTIONS,
+        devices=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory) -> tuple[dict, str]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return continual.run(config, folder, "the command"), folder
+
+
+def without_seconds(results: dict) -> dict:
+    """What the seed settles: all but the times."""
+    results = json.loads(json.dumps(results))
+    assert results.pop("timings")
+    for row in results["tables"][0]["rows"]:
+        assert row.pop() >= 0
+    return results
+
+
+def test_every_option_has_its_rows_against_the_base_model(undisturbed, config):
+    results, folder = undisturbed
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert (folder / "report.html").exists()
+    names = ["base", "after_own_edit", "after_all_edits"]
+    names += [f"{row}_{option}" for option in OPTIONS[1:] for row in names[1:]]
+    assert [row["name"] for row in results["rows"]] == names
+    for row in results["rows"]:
+        assert (row["unit"], row["passages"], len(row["per_passage"])) == ("stream", 3, 3)
+        mean = sum(row["per_passage"].values()) / 3
+        assert row["accuracy"]["mean"] == pytest.approx(mean)
+        assert (row["versus_base"] is None) == (row["name"] == "base")
+    likely = [row["log_likelihood"]["mean"] for row in results["rows"]]  # a random model gets no answer right
+    assert abs(likely[1] - likely[0]) > 1e-5
+    assert abs(likely[2] - likely[1]) > 1e-5
+    assert results["rows"][2]["versus_previous"]["row"] == "after_own_edit"
+    assert results["ungraded"] == 0
+
+
+def test_the_papers_rows_stand_beside_plain_merging_only(undisturbed):
+    shown = {row["name"]: row["paper"] and row["paper"]["accuracy"] for row in undisturbed[0]["rows"]}
+    assert shown.pop("base") == 0.307
+    assert shown.pop("after_own_edit") == 0.415
+    assert shown.pop("after_all_edits") == 0.247
+    assert set(shown.values()) == {None}
+    differs = undisturbed[0]["rows"][2]["paper"]["differs"]
+    assert "64 streams there, 3 here" in differs
+    assert "streams of 8 there, of 2 here" in differs
+
+
+def test_a_matrix_and_a_line_in_both_tables_for_every_option(undisturbed):
+    results, _ = undisturbed
+    assert len(results["matrices"]) == len(OPTIONS)
+    for matrix in results["matrices"]:
+        assert (len(matrix["rows"]), len(matrix["columns"])) == (3, 2)
+        assert [len(row) for row in matrix["values"]] == [2, 2, 2]
+    compared, differences = results["tables"]
+    assert [len(row) for row in compared["rows"]] == [len(compared["columns"])] * 3
+    assert [len(row) for row in differences["rows"]] == [len(differences["columns"])] * 2
+    tokens = compared["columns"].index("tokens trained")
+    plain, replay, _ = compared["rows"]
+    assert replay[tokens] > plain[tokens]  # what is trained on again is counted
+
+
+def test_every_self_edit_is_on_disk_with_what_became_of_it(undisturbed, config):
+    _, folder = undisturbed
+    records = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    assert [record["stage"] for record in records] == [option for option in OPTIONS for _ in range(6)]
+    passages = [passage.id for stream in choose_streams(config).streams for passage in stream]
+    assert [record["passage"] for record in records[:6]] == passages
+    assert all(record["losses"] for record in records if not record["problem"])
+
+
+class Killed(Exception):
+    """As if the process had ended."""
+
+
+@pytest.mark.parametrize("after", [4, 21])
+def test_killed_and_started_again_it_ends_with_the_same_numbers(
+    undisturbed, config, tmp_path, monkeypatch, after
+):  # fmt: skip
+    append, done = RunFolder._append, []
+
+    def dying(self, line):
+        append(self, line)
+        done.append(line)
+        if len(done) == after:
+            raise Killed
+
+    monkeypatch.setattr(RunFolder, "_append", dying)
+    with pytest.raises(Killed):
+        continual.run(config, tmp_path, "the command")
+    monkeypatch.setattr(RunFolder, "_append", append)
+    assert without_seconds(continual.run(config, tmp_path, "the command")) == without_seconds(undisturbed[0])
+
+
+def test_streams_share_no_passage_and_follow_from_the_seed(config):
+    streams = choose_streams(config).streams
+    assert [len(stream) for stream in streams] == [2, 2, 2]
+    assert len({passage.id for stream in streams for passage in stream}) == 6
+    assert choose_streams(config).streams == streams
+    assert choose_streams(dataclasses.replace(config, seed=1)).streams != streams
+
+
+def test_more_streams_than_passages_are_refused(config):
+    with pytest.raises(ValueError, match=r"20 passages in its split held_out; 11 streams of 2 need 22 .*--streams"):
+        choose_streams(dataclasses.replace(config, streams=11, split="held_out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("reply",), "no option 'reply'; did you mean replay"),
+        (("none+kl",), "none cannot be joined"),
+        (("kl", "kl"), "none of them twice"),
+        ((), "expected one or more"),
+    ],
+)
+def test_options_that_are_none_are_explained(config, options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, options=options)
+
+
+def test_options_stand_for_what_they_say(config):
+    config = dataclasses.replace(config, replay=None, kl=0.5)
+    assert retention(config, "none") == Retention()
+    assert retention(config, "replay+kl") == Retention(replay=None, kl=0.5)
+    assert retention(config, "gate") == Retention(gate=True)
+
+
+def test_the_paper_preset_is_the_papers():
+    """64 streams of 8, Qwen2.5-7B, its inner loop (section B.1), plain merging."""
+    assert (PAPER.streams, PAPER.stream_length, PAPER.options) == (64, 8, ("none",))
+    assert (PAPER.model, PAPER.data, PAPER.split, PAPER.style) == ("Qwen/Qwen2.5-7B", "squad", "held_out", "raw")
+    assert (PAPER.sampling, PAPER.answer_tokens, PAPER.max_sequences) == (Sampling(512, 1.0, 0.95), 64, 30)
+    inner = PAPER.inner
+    assert (inner.rank, inner.alpha, inner.epochs, inner.batch_size) == (32, 64.0, 10, 1)
+    assert math.isclose(inner.learning_rate, 1e-3)
+    assert inner.projections == ("q_proj", "v_proj")
+    assert inner.optimiser == Optimiser()
+
+
+def test_the_plan_counts_what_is_replayed(config, tmp_path):
+    plan = continual.describe(config, tmp_path / "run")
+    steps = {
+        line.split()[0]: line.split()[3]
+        for line in plan.splitlines()
+        if line.split()[:1] and line.split()[0] in OPTIONS
+    }
+    assert int(steps["replay"].replace(",", "")) == 2 * int(steps["none"].replace(",", ""))
+    assert "3 streams of 2 passages" in plan

@@ -1,0 +1,248 @@
+"""The experiments beside the main one, in this process: recorded self-edits, rewards compared, options of squad."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import evaluate_edits, rewards, session, squad
+from seal_jax import runtime
+from seal_jax.domains.passages import INVENTED, load_recorded
+from tests import judge_server, tiny
+
+Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def command(model: Path, monkeypatch) -> Command:
+    """Runs an experiment's command line here; JAX runs already, on one device."""
+    monkeypatch.setattr(runtime, "start", lambda devices: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(experiment: session.Experiment, *arguments: str) -> int:
+        options = ["--model", str(model), "--devices", "1", "--prompt", "implications"]
+        return session.main(experiment, ["smoke", *options, *arguments])
+
+    return run
+
+
+def invented(count: int) -> list[dict]:
+    records = json.loads(INVENTED.read_text(encoding="utf-8"))
+    return [{name: r[name] for name in ("title", "context", "questions")} for r in records if r["split"] == "train"][
+        :count
+    ]
+
+
+def write_edits(path: Path, records: list[dict], *completions: str) -> Path:
+    path.write_text(json.dumps([r | {"completions": list(completions)} for r in records]), encoding="utf-8")
+    return path
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluate_edits
+
+
+def test_recorded_self_edits_are_scored_and_compared(command: Command, tmp_path: Path, capsys):
+    records = invented(4)
+    first = write_edits(tmp_path / "first.json", records, "A line.\nAnother one.", "A second self-edit.")
+    second = write_edits(tmp_path / "second.json", records[1:], "Something else.")
+    again = write_edits(tmp_path / "again.json", records, "A line.\nAnother one.")
+    folder = tmp_path / "run"
+    edits = [f"one={first}", str(second), f"same={again}"]
+    status = command(evaluate_edits.EXPERIMENT, "--edits", *edits, "--run-folder", str(folder))
+    printed = capsys.readouterr().out
+    assert status == 0
+    found = results(folder)
+    assert [row["name"] for row in found["rows"]] == ["base", "passage", "one", "edits of second", "same"]
+    assert all(row["passages"] == 3 for row in found["rows"])  # those that every file has
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["one"]["log_likelihood"] == rows["same"]["log_likelihood"]  # smoke scores one self-edit a passage
+    assert rows["one"]["log_likelihood"] != rows["edits of second"]["log_likelihood"]
+    assert rows["passage"]["log_likelihood"] != rows["base"]["log_likelihood"]
+    pairs = {(row[0], row[1]): row[3] for row in found["tables"][0]["rows"]}
+    assert len(pairs) == 10
+    assert pairs["same", "one"] == "+0.000 [+0.000, +0.000]"
+    assert "1 passages are left out" in printed
+    assert "Paired differences" in printed
+    lines = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    assert {line["completion"] for line in lines if line["stage"] == "one"} == {"A line.\nAnother one."}
+
+    # A run folder lends its self-edits in turn.
+    lent = load_recorded(folder, "one")
+    assert {p.title: p.completions for p in lent} == {r["title"]: ("A line.\nAnother one.",) for r in records[1:]}
+    with pytest.raises(ValueError, match=r"no self-edits of stage None; it has 'passage', 'one'"):
+        load_recorded(folder)
+    with pytest.raises(FileNotFoundError, match=r"has no self_edits\.jsonl"):
+        load_recorded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([], "--edits is missing"),
+        (["first.json", "first.json"], "two sources are called 'edits of first'"),
+        (["first.json", "other.json"], "no passage has completions in all of edits of first (2), edits of other (1)"),
+        (["nothing.json"], "no data set and no file is called"),
+    ],
+)
+def test_sources_that_cannot_be_compared(command: Command, tmp_path, monkeypatch, capsys, edits, message):
+    monkeypatch.chdir(tmp_path)
+    records = invented(3)
+    write_edits(tmp_path / "first.json", records[:2], "A line.")
+    write_edits(tmp_path / "other.json", records[2:], "A line.")
+    chosen = ["--edits", *edits] if edits else []
+    assert command(evaluate_edits.EXPERIMENT, *chosen) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rewards
+
+
+def test_rewards_are_compared_over_seeds_and_a_kill_costs_nothing(command: Command, tmp_path: Path, capsys):
+    folder = tmp_path / "run"
+    options = ["--inner.learning-rate", "0.02", "--sampling.max-tokens", "12", "--run-folder", str(folder)]
+    assert command(rewards.EXPERIMENT, *options) == 0
+    found = results(folder)
+    (table,) = found["tables"]
+    assert [(row[0], row[1]) for row in table["rows"]] == [
+        (reward, seeds) for reward in ("accuracy", "log-likelihood", "probability") for seeds in (1, 2)
+    ]
+    assert [row[6] for row in table["rows"][:2]] == ["0.33", "0.67"]
+    assert "3 passages, 6 self-edits, 2 training seeds each" in table["note"]
+    assert "reliability" in capsys.readouterr().out
+    journal = (folder / "journal.jsonl").read_bytes()
+    lines = journal.splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert command(rewards.EXPERIMENT, *options) == 0
+    assert results(folder)["tables"] == found["tables"]
+    assert (folder / "journal.jsonl").read_bytes() == journal
+
+
+def test_recorded_self_edits_need_two_a_passage(command: Command, tmp_path: Path, capsys):
+    file = write_edits(tmp_path / "edits.json", invented(3), "A line.")
+    assert command(rewards.EXPERIMENT, "--edits", str(file)) == 2
+    assert "0 passages with two self-edits or more; --passages asks for 3" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# squad's baselines and variants
+
+
+def test_every_variant_of_the_main_experiment_in_one_run(command: Command, model: Path, tmp_path: Path):
+    records = invented(12)
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records), encoding="utf-8")
+    external = write_edits(tmp_path / "external.json", records, "An external line.", "Another one.")
+    other = tiny.model_folder(tmp_path / "writer", seed=1)
+    folder = tmp_path / "run"
+    status = command(
+        squad.EXPERIMENT, "--data", str(data), "--external", str(external), "--entigraph", "pairs",
+        "--writer", str(other), "--outer.validation", "2", "--outer.signal", "log_likelihood",
+        "--sampling.max-tokens", "12", "--run-folder", str(folder),
+    )  # fmt: skip
+    assert status == 0
+    found = results(folder)
+    names = [row["name"] for row in found["rows"]]
+    assert names == ["base", "passage", "external", "entigraph_pairs", "self_edits_round_0", "self_edits_round_1"]
+    assert found["validation"]["passages"] == 2
+    assert len(found["validation"]["reward"]) == 2
+    chosen = found["validation"]["chosen_round"]
+    assert "chosen on 2 validation passages" in found["rows"][4 + chosen]["label"]
+    assert "chosen" not in found["rows"][5 - chosen]["label"]
+    lines = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    asked = {stage: {line["passage"] for line in lines if line["stage"] == stage} for stage in ("passage", "round 1")}
+    validation = {line["passage"] for line in lines if line["stage"].startswith("validation")}
+    assert len(validation) == 2
+    assert not (asked["passage"] & asked["round 1"]) | (validation & (asked["passage"] | asked["round 1"]))
+    external_lines = [line for line in lines if line["stage"] == "external"]
+    assert {line["completion"] for line in external_lines} == {"An external line.", "Another one."}
+    assert found["rounds"][0]["mean_words"] > 0
+
+
+def test_a_file_of_external_data_that_lacks_a_passage(command: Command, tmp_path: Path, capsys):
+    file = write_edits(tmp_path / "external.json", invented(3), "A line.")
+    assert command(squad.EXPERIMENT, "--external", str(file)) == 2
+    assert "no completion for 3 of 3 held-out passages" in capsys.readouterr().err
+
+
+def test_the_proxy_reward_trains_nothing_in_the_round(command: Command, model: Path, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit):
+        command(squad.EXPERIMENT, "--outer.signal", "proxy")  # smoke breaks ties
+    assert "--outer.no-break-ties" in " ".join(capsys.readouterr().err.split())
+    rule = ["--outer.signal", "proxy", "--outer.select", "best", "--outer.no-break-ties"]
+    assert command(squad.EXPERIMENT, *rule, "--run-folder", str(tmp_path / "none")) == 2
+    assert "--grader.kind model or endpoint" in capsys.readouterr().err
+    judge = ["--grader.kind", "model", "--grader.model", str(model)]
+    folder = tmp_path / "run"
+    assert command(squad.EXPERIMENT, *rule, *judge, "--run-folder", str(folder)) == 0
+    lines = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    assert all(line["losses"] == [] for line in lines if line["stage"] == "round 1")
+    assert results(folder)["ungraded"] > 0  # a random model gives no readable verdict, and none of them is "wrong"
+    first = json.loads((folder / "ungraded.jsonl").read_text().splitlines()[0])
+    assert {"question", "gold", "answer"} <= set(first)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A judge elsewhere
+
+
+def test_a_judge_that_fails_in_every_way_loses_nothing(command: Command, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", judge_server.KEY)
+    folder = tmp_path / "run"
+    with judge_server.JudgeServer() as server:
+        options = [
+            "--grader.kind", "endpoint", "--grader.model", "judge-2026-01-01", "--grader.base-url", server.url,
+            "--grader.attempts", "2", "--grader.backoff-s", "0.01", "--grader.timeout-s", "0.5",
+            "--grader.concurrency", "2", "--outer.rounds", "0", "--run-folder", str(folder),
+        ]  # fmt: skip
+        server.misbehaviour = [
+            judge_server.refuse(429, Retry_After="0"), judge_server.refuse(500), judge_server.send(b"<html>"),
+            judge_server.cut, judge_server.send(b""), judge_server.hang,
+        ]  # fmt: skip
+        server.always = judge_server.say("yes")
+        assert command(squad.EXPERIMENT, *options) == 0
+        found, asked = results(folder), len(server.requests)
+        verdicts = [
+            answer[f"{when}_correct"]
+            for line in (folder / "self_edits.jsonl").read_text().splitlines()
+            for answer in json.loads(line)["answers"]
+            for when in ("before", "after")
+            if answer[when]
+        ]
+        assert verdicts.count(False) == 0  # no failure was taken for a wrong answer
+        assert verdicts.count(True) > 10
+        assert found["judge"]["calls"] > 10
+
+        # Half of the work lost, the verdicts kept: what was judged is not asked again.
+        lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+        server.requests.clear()
+        assert command(squad.EXPERIMENT, *options, "--grader.concurrency", "1") == 0
+        assert len(server.requests) <= found["ungraded"] <= 6 < asked
+
+        # A judge that is down: the run ends, and says which answers have no verdict.
+        server.always = judge_server.refuse(503)
+        down = tmp_path / "down"
+        capsys.readouterr()
+        assert command(squad.EXPERIMENT, *options[:-1], str(down)) == 0
+    said = capsys.readouterr().out
+    listed = [json.loads(line) for line in (down / "ungraded.jsonl").read_text().splitlines()]
+    assert len(listed) == results(down)["ungraded"] > 10
+    assert {row["accuracy"]["mean"] for row in results(down)["rows"]} <= {None, 0.0}  # empty answers need no judge
+    assert f"{len(listed)} answers were not graded" in said
+    for path in (*folder.rglob("*"), *down.rglob("*")):
+        assert not path.is_file() or judge_server.KEY.encode() not in path.read_bytes()
+    assert judge_server.KEY not in said
