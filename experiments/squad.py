@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import session
+from experiments import entigraph, session
 from experiments.session import Experiment, Knowledge
 from seal_jax import evaluation, plan
-from seal_jax.domains import entigraph, squad
+from seal_jax.domains import squad
 from seal_jax.lora import PROJECTIONS
 from seal_jax.rest_em import OuterLoop, rest_em_round, try_self_edits, write_self_edits
 from seal_jax.rewards import mean

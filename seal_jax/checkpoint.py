@@ -134,6 +134,10 @@ class RunFolder:
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(path, like)
 
+    def forget_tree(self, name: str) -> None:
+        """Removes a checkpoint that nothing will ask for again, if it is there."""
+        shutil.rmtree(self.path / "checkpoints" / name, ignore_errors=True)
+
     def close(self) -> None:
         """Gives the folder free for another process."""
         self._journal.close()

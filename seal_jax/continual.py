@@ -12,7 +12,6 @@ The paper measures how much a model forgets so (its streams of 8 passages) and l
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 import zlib
 from collections.abc import Sequence
@@ -208,7 +207,7 @@ class _Group:
         """Says that all steps are in the journal, and makes room."""
         self.loop.run.once(f"{self.name}/finished", lambda: True)
         for n in range(len(self.streams[0])):
-            shutil.rmtree(self.loop.run.path / "checkpoints" / self._checkpoint(n), ignore_errors=True)
+            self.loop.run.forget_tree(self._checkpoint(n))
 
     def _write(self, tasks: Sequence[Task]) -> list[tuple[str, bool]]:
         """A self-edit for each stream's task, by the model that it has come to, and whether that ended by itself."""

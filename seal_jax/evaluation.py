@@ -181,7 +181,7 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     first, last = table[0], table[-1]
     unit = first.get("unit", "passage")
     wide = max(37, *(len(row["label"]) + 2 for row in table))
-    counted = f"{first['passages']} {'held-out passages' if unit == 'passage' else f'{unit}s'}"
+    counted = f"{first['passages']} {unit}s"
     lines = [
         f"{counted}, {first['questions']} questions; 95 % intervals, paired by {unit}",
         f"{'':<{wide}}{'accuracy, %':>19}{'against row above':>24}",

@@ -180,9 +180,11 @@ def write_self_edits(
     return edits
 
 
-def try_base(lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, name: str) -> list[Score]:
-    """Each task's questions to the model as it is: once per question."""
-    loop.progress.phase(f"{name}: base model", len(tasks))
+def try_base(
+    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, name: str, shown: str = "base model"
+) -> list[Score]:
+    """Each task's questions to the model as it is: once per question. `shown` is what the display calls it."""
+    loop.progress.phase(f"{name}: {shown}", len(tasks))
     scores: list[Score] = []
     for start in range(0, len(tasks), loop.chunk.planned):
         group = tasks[start : start + loop.chunk.planned]

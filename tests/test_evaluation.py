@@ -231,7 +231,7 @@ def test_mean_losses_are_over_those_still_training():
 
 def test_the_summary_says_what_the_last_row_changed():
     text = summary(rows([BASE, PASSAGE, LAST], PASSAGES, 8, seed=0))
-    assert "4 held-out passages, 8 questions" in text
+    assert "4 passages, 8 questions" in text
     assert text.splitlines()[-1].endswith("points: better")
     worse = summary(rows([BASE, LAST, BASE._replace(name="x")], PASSAGES, 8, seed=0))
     assert worse.splitlines()[-1].endswith("points: worse")

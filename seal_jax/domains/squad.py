@@ -69,15 +69,15 @@ def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Pa
     if style not in ("raw", "chat"):
         raise ValueError(f"style is {style!r}; expected 'raw' (base models) or 'chat' (instruct models)")
     path = _prompt_file(name_or_path)
-    table = _read_toml(path, {"raw", "chat", "split"}, optional={"keep_after"})
+    table = read_toml(path, {"raw", "chat", "split"}, optional={"keep_after"})
     if table["split"] not in ("line", "question"):
         raise ValueError(f"{path}: split is {table['split']!r}; expected 'line' or 'question'")
-    question_table = _read_toml(Path(question_path), {"raw", "chat"}, optional=set())
+    question_table = read_toml(Path(question_path), {"raw", "chat"}, optional=set())
     return Prompts(
         name=path.stem,
         style=style,
-        self_edit=_template(table, style, ("title", "context"), path),
-        question=_template(question_table, style, ("title", "question"), Path(question_path)),
+        self_edit=template_of(table, style, ("title", "context"), path),
+        question=template_of(question_table, style, ("title", "question"), Path(question_path)),
         split=table["split"],
         keep_after=table.get("keep_after"),
     )
@@ -101,14 +101,14 @@ def make_domain(
     """
 
     def prompt(passage: Passage) -> str:
-        return render(_fill(prompts.self_edit, title=passage.title, context=passage.context))
+        return render(fill(prompts.self_edit, title=passage.title, context=passage.context))
 
     def parse_completion(passage: Passage, completion: str) -> SelfEdit:
         return parse(passage, completion, prompts.split, prompts.keep_after, max_examples, include_passage)
 
     def queries(passage: Passage) -> list[Query]:
         return [
-            Query(q.question, render(_fill(prompts.question, title=passage.title, question=q.question)), q.answer)
+            Query(q.question, render(fill(prompts.question, title=passage.title, question=q.question)), q.answer)
             for q in passage.questions
         ]
 
@@ -177,7 +177,7 @@ def _after_heading(text: str, heading: str) -> str:
     return text[match.end() :] if match else text
 
 
-def _fill(template: str, **values: str) -> str:
+def fill(template: str, **values: str) -> str:
     # One pass, so that braces in a passage are never read as placeholders.
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
@@ -198,7 +198,7 @@ def _prompt_file(name_or_path: str | Path) -> Path:
     )
 
 
-def _read_toml(path: Path, required: set[str], optional: set[str]) -> dict[str, Any]:
+def read_toml(path: Path, required: set[str], optional: set[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no prompt file {path}")
     try:
@@ -217,7 +217,7 @@ def _read_toml(path: Path, required: set[str], optional: set[str]) -> dict[str, 
     return table
 
 
-def _template(table: dict[str, Any], style: Style, placeholders: tuple[str, ...], path: Path) -> str:
+def template_of(table: dict[str, Any], style: Style, placeholders: tuple[str, ...], path: Path) -> str:
     """The text of one style, its placeholders checked: a misspelt one would be shown to the model as it stands."""
     template = table[style]
     found = set(re.findall(r"\{(\w+)\}", template))
