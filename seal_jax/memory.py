@@ -163,7 +163,8 @@ def fit(
             candidate = dataclasses.replace(config, optimiser=optimiser)
             wanted = -(-config.chunk // devices) if config.chunk else most
             count = next((n for n in range(wanted, 0, -1) if holds(candidate, n)), 0)
-            price = RECOMPUTING if best is not None and remat and not best[1].optimiser.remat else 1
+            dearer = best is not None and remat and not best[1].optimiser.remat
+            price = RECOMPUTING if dearer and config.chunk is None else 1
             if best is None or (best[0] < min(ENOUGH, wanted) and count > price * best[0]):
                 best = count, candidate
     assert best is not None

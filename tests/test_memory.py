@@ -134,6 +134,28 @@ def test_what_is_planned_fits_and_one_more_would_not():
         assert sizes[0] <= memory.SHARE * free < sizes[1]
 
 
+def test_recomputing_has_to_pay_unless_the_user_fixed_the_number():
+    def without(free: float) -> int:
+        """Adapters that fit with layers kept and the smaller piece of the loss."""
+        kept, model = FineTuning(optimiser=Optimiser(loss_chunk=64)), NAMED["qwen2.5-7b"]
+        return sum(
+            memory.training(model, kept, adapters=n, width=256, itemsize=2).total <= memory.SHARE * free
+            and memory.answering(model, kept, SHAPES, adapters=n, max_tokens=64, itemsize=2).total
+            <= memory.SHARE * free
+            for n in range(1, 65)
+        )
+
+    decided = set()
+    for free in (GIB * n for n in range(24, 60)):
+        plan, kept = fit(free), without(free)
+        decided.add(plan.remat)
+        assert not plan.remat or (memory.RECOMPUTING * kept < plan.chunk and kept < memory.ENOUGH)
+    assert decided == {True, False}
+    tight = 34 * GIB
+    assert fit(tight, FineTuning(chunk=without(tight))).remat is False
+    assert fit(tight, FineTuning(chunk=without(tight) + 1)).remat is True
+
+
 def test_every_device_holds_its_share():
     assert fit(80 * GIB, devices=4).chunk == 4 * fit(80 * GIB).chunk
 
