@@ -23,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax import batching, lora, statistics
+from seal_jax import batching, lora
 from seal_jax.inner import in_chunks, is_finite
 from seal_jax.lora import Adapter
 from seal_jax.rest_em import Loop
 from seal_jax.rewards import Score, ask, mean
 from seal_jax.sampler import Completions, row_keys, sample
-from seal_jax.statistics import Interval
+from seal_jax.statistics import Interval, bootstrap_ratio
 from seal_jax.training import FineTuning, log_likelihoods, train
 from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least
 
@@ -452,14 +452,4 @@ def retention(figures: Figures, *, seed: int) -> Interval:
     A ratio of means, its interval by resampling streams; a stream that never knew anything has no ratio of its own.
     NaN where nothing was known; resamples in which nothing was are left out.
     """
-    pairs = [(a, b) for a, b in zip(figures.own, figures.final, strict=True) if a is not None and b is not None]
-    own, final = np.array(pairs, float).reshape(-1, 2).T
-    dropped = len(figures.own) - len(pairs)
-    if not own.sum() > 0:
-        return Interval(np.nan, np.nan, np.nan, len(pairs), dropped)
-    drawn = np.random.default_rng(seed).integers(len(pairs), size=(statistics.RESAMPLES, len(pairs)))
-    known = own[drawn].sum(axis=1)
-    ratios = final[drawn].sum(axis=1)[known > 0] / known[known > 0]
-    tail = 100 * (1 - statistics.CONFIDENCE) / 2
-    low, high = np.percentile(ratios, [tail, 100 - tail]) if len(pairs) > 1 else (np.nan, np.nan)
-    return Interval(float(final.sum() / own.sum()), float(low), float(high), len(pairs), dropped)
+    return bootstrap_ratio(figures.final, figures.own, seed=seed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from seal_jax.statistics import CONFIDENCE, RESAMPLES
+from seal_jax.statistics import RESAMPLES, bounds
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Float
@@ -48,10 +48,8 @@ def reward_reliability(
         raise ValueError("no passage has two self-edits with a reward under every training seed")
     drawn = np.random.default_rng(seed).integers(len(parts), size=(resamples, len(parts)))
     resampled = _reliability(parts[drawn].sum(axis=1), rewards.shape[2], seeds)
-    known = resampled[~np.isnan(resampled)]
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
-    return Reliability(float(_reliability(parts.sum(axis=0), rewards.shape[2], seeds)), float(low), float(high))
+    mean = float(_reliability(parts.sum(axis=0), rewards.shape[2], seeds))
+    return Reliability(mean, *bounds(resampled[~np.isnan(resampled)]))
 
 
 def _sums(passage: Float[np.ndarray, "E S"]) -> tuple[float, float, int, int] | None:

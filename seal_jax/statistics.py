@@ -87,6 +87,31 @@ def _percentile_interval(values_P: np.ndarray, seed: int, resamples: int) -> Int
             for start in range(0, resamples, rows)
         ]
     )
+    return Interval(mean, *bounds(means), passages, dropped)
+
+
+def bootstrap_ratio(above_P: Sequence[float | None], below_P: Sequence[float | None], *, seed: int) -> Interval:
+    """Mean of `above` over mean of `below`, with a 95 % percentile bootstrap interval: not a mean of ratios.
+
+    What lacks either value is left out of both; NaN where the mean below is 0, and such resamples are left out.
+    """
+    pairs = np.stack([_as_floats(above_P, "above_P"), _as_floats(below_P, "below_P")])
+    present = pairs[:, ~np.isnan(pairs).any(axis=0)]
+    count, dropped = present.shape[1], pairs.shape[1] - present.shape[1]
+    above, below = present.sum(axis=1)
+    if not below > 0:
+        return Interval(np.nan, np.nan, np.nan, count, dropped)
+    if count == 1:
+        return Interval(float(above / below), np.nan, np.nan, count, dropped)
+    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    above_R, below_R = present[:, drawn].sum(axis=2)
+    return Interval(float(above / below), *bounds(above_R[below_R > 0] / below_R[below_R > 0]), count, dropped)
+
+
+def bounds(resampled: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of a resampled figure; NaN without one."""
+    if not len(resampled):
+        return np.nan, np.nan
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(mean, float(low), float(high), passages, dropped)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return float(low), float(high)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_jax.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.statistics import bootstrap_mean, bootstrap_ratio, paired_bootstrap
 
 
 def test_same_seed_same_interval_and_another_seed_another():
@@ -73,6 +73,17 @@ def test_more_passages_than_one_chunk_of_indices(monkeypatch):
     monkeypatch.setattr("seal_jax.statistics.CHUNK", 64)
     interval = bootstrap_mean(np.linspace(0, 1, 21), seed=0, resamples=500)
     assert interval.low < 0.5 < interval.high
+
+
+def test_a_ratio_is_of_means_and_leaves_out_what_is_incomplete():
+    found = bootstrap_ratio([1.0, 0.0, 0.5, None], [2.0, 1.0, 0.0, 9.0], seed=0)
+    assert found.mean == 0.5  # 1.5 over 3; a mean of ratios would have no value
+    assert (found.passages, found.dropped) == (3, 1)
+    assert found.low < 0.5 < found.high
+    constant = bootstrap_ratio([0.3] * 5, [0.6] * 5, seed=1)
+    assert constant[:3] == pytest.approx((0.5, 0.5, 0.5))
+    assert math.isnan(bootstrap_ratio([0.0, 1.0], [0.0, 0.0], seed=0).mean)
+    assert math.isnan(bootstrap_ratio([1.0], [2.0], seed=0).low)
 
 
 def test_errors_name_what_is_wrong():
