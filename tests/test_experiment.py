@@ -155,6 +155,8 @@ def test_a_run_leaves_all_that_is_promised(undisturbed):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["round_1"]
     claimed = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert claimed.pop("inputs")  # which passages and prompts it read
+    judge = claimed.pop("grader")  # but for how a judge elsewhere is spoken to
+    assert judge.items() <= found["settings"].pop("grader").items()
     assert claimed == found["settings"]
     names = [piece["name"] for piece in lines(folder / "journal.jsonl")]
     assert len(names) == len(set(names))
