@@ -145,8 +145,8 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
         for label, rows in edits.items():
             stage = "passage alone" if label == "passage" else label
             trials = try_self_edits(here.lm, passages, rows, base, here.loop, seeds=config.seeds, name=stage)
-            shown = "the passage alone" if label == "passage" else f"the passage and {label}"
-            stages.append(evaluation.trained_stage(label, f"Trained on {shown}", trials))
+            shown = "Passage alone" if label == "passage" else f"Passage and {label}"
+            stages.append(evaluation.trained_stage(label, shown, trials))
             here.record(label, trials)
         questions = sum(len(passage.questions) for passage in passages)
         table = evaluation.rows(stages, passages, questions, seed=config.seed)
