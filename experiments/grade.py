@@ -149,9 +149,10 @@ def describe(
     rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], results: dict[str, Any], compared: Agreement | None
 ) -> str:
     """What a person reads."""
+    rate = results["answers_per_second"]
     lines = [
         f"{len(rows)} answers: {results['right']} right, {results['wrong']} wrong, {results['ungraded']} ungraded; "
-        f"{results['seconds']:.2f} s, {results['answers_per_second']:,.1f} answers/s"
+        f"{results['seconds']:.2f} s, {rate:{',.0f' if rate >= 10 else '.1f'}} answers/s"
     ]
     if compared:
         lines.append(

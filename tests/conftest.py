@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -58,6 +60,14 @@ def make(seed: int, dtype: str, config: ModelConfig) -> Tiny:
     rng = np.random.default_rng(seed)
     params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: random_params(0, config)))
     return Tiny(config, graph(config, jnp.dtype(dtype)), params)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_this_file() -> Iterator[None]:
+    """Compiled programs are dropped after each file: thousands of them use up the mappings a process may have."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
