@@ -238,7 +238,15 @@ def test_replies_are_on_disk_before_the_last_has_come(server, tmp_path):
     assert kept == [0, 1, 2]
 
 
-def test_ctrl_c_waits_for_no_reply(server, tmp_path):
+@pytest.fixture
+def interruptible():
+    """As on a terminal: what a shell starts in the background is deaf to the interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_no_reply(server, tmp_path, interruptible):
     server.misbehaviour = [judge_server.reply, hang, hang]
     service = Service(server, tmp_path, concurrency=2)
 
