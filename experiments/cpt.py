@@ -438,11 +438,10 @@ def row_tuning(config: Config, here: Session) -> FineTuning:
     devices, inner = runtime.device_count(config.devices), config.inner
     micro = inner.optimiser.accumulate
     share = dataclasses.replace(inner, chunk=1, batch_size=micro * math.ceil(inner.batch_size / (micro * devices)))
-    fit = session.fit
     cut = here.folder.once(
         "memory of training",
         lambda: list(
-            fit(
+            session.fit(
                 dataclasses.replace(config, inner=share),
                 here.model,
                 here.loop.shapes,

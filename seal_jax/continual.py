@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,8 +25,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seal_jax import batching, lora
 from seal_jax.inner import in_chunks, is_finite
 from seal_jax.lora import Adapter
-from seal_jax.rest_em import Loop
-from seal_jax.rewards import Score, ask, mean
+from seal_jax.rest_em import Loop, stable_hash
+from seal_jax.rewards import Score, ask, grade_all, mean
 from seal_jax.sampler import Completions, row_keys, sample
 from seal_jax.statistics import Interval, bootstrap_ratio
 from seal_jax.training import FineTuning, log_likelihoods, train
@@ -214,10 +213,10 @@ class _Group:
         lm, loop, codec = self.lm, self.loop, self.lm.codec
         prompts = [codec.encode(loop.domain.prompt(task)) for task in tasks]
         tokens, valid = batching.left_pad(prompts, loop.prompt_width)
-        names = np.array([_stable_hash(task.id) for task in tasks])
+        names = np.array([stable_hash(task.id) for task in tasks])
 
         def run(index: np.ndarray, live: np.ndarray) -> Completions:
-            keys = row_keys(loop.seed, np.array(_stable_hash("continual")), names[index, None, None])
+            keys = row_keys(loop.seed, np.array(stable_hash("continual")), names[index, None, None])
             limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
             return sample(
                 keys, lm.model, lm.params, lora.take(self._present, index), tokens[index, None], valid[index, None],
@@ -309,7 +308,7 @@ class _Group:
         """The training lines of k self-edits that the stream has merged, drawn with the seed."""
         merged = [step.edit for step in log if step.outcome == MERGED]
         count = len(merged) if self.retention.replay is None else min(self.retention.replay, len(merged))
-        draw = np.random.default_rng([self.loop.seed, _stable_hash(task.id)])
+        draw = np.random.default_rng([self.loop.seed, stable_hash(task.id)])
         chosen = sorted(draw.choice(len(merged), count, replace=False)) if count else []
         return [line for i in chosen for line in self._sequences(merged[i])]
 
@@ -359,8 +358,8 @@ def _ask(
             answers[r] += said[r]
             likely[r] += likelihoods[r]
     scores = []
-    for r, stream in enumerate(queries):
-        verdicts = loop.domain.grade(packed[r], answers[r])
+    graded = grade_all(loop.domain.grade, packed, answers)
+    for r, (stream, verdicts) in enumerate(zip(queries, graded, strict=True)):
         row, start = [], 0
         for task in stream:
             part_of = slice(start, start + len(task))
@@ -392,11 +391,6 @@ def _require_equal(streams: Sequence[Sequence[Task]]) -> None:
     lengths = sorted({len(stream) for stream in streams})
     if len(lengths) != 1 or lengths[0] < 1:
         raise ValueError(f"streams of {lengths} tasks; expected at least one, and all of the same length")
-
-
-def _stable_hash(text: str) -> int:
-    """31 bits of a string, the same in every process."""
-    return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
 # ---------------------------------------------------------------------------------------------------------------------

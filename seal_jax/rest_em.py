@@ -148,10 +148,10 @@ def write_self_edits(
     def write(group: Sequence[Task]) -> list[list[tuple[str, bool]]]:
         prompts = [codec.encode(domain.prompt(task)) for task in group]
         tokens, valid = batching.left_pad(prompts, loop.prompt_width)
-        hashes = np.array([_stable_hash(task.id) for task in group])
+        hashes = np.array([stable_hash(task.id) for task in group])
 
         def run(index: np.ndarray, live: np.ndarray) -> Completions:
-            keys = row_keys(loop.seed, np.array(_stable_hash(name)), hashes[index, None, None], np.arange(samples))
+            keys = row_keys(loop.seed, np.array(stable_hash(name)), hashes[index, None, None], np.arange(samples))
             limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
             return sample(
                 keys, lm.model, lm.params, None, tokens[index, None], valid[index, None], limits,
@@ -381,6 +381,6 @@ def _adapter_shapes(lm: LanguageModel, config: FineTuning) -> Adapter:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract)
 
 
-def _stable_hash(text: str) -> int:
+def stable_hash(text: str) -> int:
     """31 bits of a string, the same in every process."""
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
