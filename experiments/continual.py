@@ -23,9 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments import session
-from experiments.session import Experiment, Knowledge
-from seal_jax import continual, evaluation, plan
+from experiments import knowledge, session
+from experiments.knowledge import Knowledge
+from experiments.session import Experiment
+from seal_jax import continual, plan
 from seal_jax.continual import MERGED, Figures, Retention, Stream
 from seal_jax.domains import squad
 from seal_jax.lora import PROJECTIONS
@@ -73,7 +74,7 @@ class Config(Knowledge):
     """What to compare: none, replay, kl, gate, or several of the last three joined by a plus (replay+kl)."""
     replay: int | None = 2
     """Of option replay: earlier self-edits trained on again with each new one; None: all of the stream's."""
-    kl: float = 1.0
+    kl: float = 0.1
     """Of option kl: the weight of KL(before || now), nats a token, beside the loss."""
 
     def __post_init__(self) -> None:
@@ -169,14 +170,14 @@ def choose_streams(config: Config) -> Data:
     order = squad.shuffled(passages, config.seed)[:need]
     length = config.stream_length
     return Data(
-        [order[start : start + length] for start in range(0, need, length)], [session.prompt_texts(config), passages]
+        [order[start : start + length] for start in range(0, need, length)], [knowledge.prompt_texts(config), passages]
     )
 
 
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     """One run, from passages to report.html. Carries on where an earlier run of the same config stopped."""
     data = choose_streams(config)
-    with session.opened(
+    with knowledge.opened(
         config, run_folder, "continual", data.everything, command=command, inputs=data.inputs,
         phases=["streams: base model", *(f"{option}: streams" for option in config.options)],
         capacity=config.max_sequences * most_self_edits(config),
@@ -207,7 +208,7 @@ def record(here: session.Session, option: str, streams: Sequence[Stream]) -> Non
             where = f"{option}, after edit {n + 1} of stream {r + 1}"
             for c, (done, score) in enumerate(zip(stream.steps, step.scores, strict=True)):
                 if c != n:  # its own is recorded below
-                    here.miss(evaluation.ungraded(done.task, score, stage=where))
+                    here.miss(done.task, score, stage=where)
             problem = None if step.outcome == MERGED else step.outcome
             mine = step.scores[n]._replace(losses=step.losses, problem=problem)
             own.append([trials[n][0]._replace(scores=[mine])])
@@ -383,7 +384,7 @@ def describe(config: Config, run_folder: Path) -> str:
         f"{config.split}",
         f"asked {config.stream_length} times by each of {len(config.options)} options, and once before",
     ]
-    return session.describe(config, data.everything, lines, work, run_folder)
+    return knowledge.describe(config, data.everything, lines, work, run_folder)
 
 
 EXPERIMENT = Experiment("continual", __doc__, PRESETS, describe, run)

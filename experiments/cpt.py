@@ -29,9 +29,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import entigraph, session
+from experiments import entigraph, knowledge, session
 from experiments.entigraph import Kind, Limits
-from experiments.session import Experiment, Knowledge, Session
+from experiments.knowledge import Knowledge
+from experiments.session import Experiment, Session
 from seal_jax import batching, evaluation, full_training, lora, memory, plan, runtime
 from seal_jax.checkpoint import require_room, shapes
 from seal_jax.domains import squad
@@ -140,7 +141,7 @@ def choose_passages(config: Config) -> Data:
     Raises:
         ValueError: fewer passages or questions than the run needs, or an external file that lacks one.
     """
-    inputs: list[Any] = [*session.prompt_texts(config), squad.load_passages(config.data, "held_out")]
+    inputs: list[Any] = [*knowledge.prompt_texts(config), squad.load_passages(config.data, "held_out")]
     passages = squad.shuffled(inputs[-1], config.seed)[: config.n]
     if len(passages) < config.n:
         raise ValueError(f"--data {config.data}: {len(passages)} passages; the run learns {config.n} (--n)")
@@ -317,7 +318,7 @@ def phases(config: Config) -> list[str]:
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     """One run, from passages to report.html. Carries on where an earlier run of the same config stopped."""
     data, labels = choose_passages(config), row_names(config)
-    with session.opened(
+    with knowledge.opened(
         config, run_folder, "cpt", data.passages, command=command, phases=phases(config), inputs=data.inputs,
         samples=config.completions, capacity=most_sequences(config, data),
         longest_written=lambda lm: longest_text(config, lm, data),
@@ -363,7 +364,7 @@ def write(config: Config, here: Session, lm: LanguageModel, data: Data, name: st
         kind: Kind = "triples" if name.endswith("triples") else "pairs"
         edits = entigraph.write(
             lm, passages, loop, kind=kind, samples=config.completions, name=name,
-            prompts=entigraph.load_prompts(here.style), render=here.render, limits=config.limits,
+            prompts=entigraph.load_prompts(here.writer.style), render=here.writer.render, limits=config.limits,
         )  # fmt: skip
         return [[edit._replace(examples=edit.examples[:-1]) for edit in row] for row in edits]  # the passage: once
     edits = write_self_edits(lm, passages, loop, samples=config.completions, name=name)
@@ -507,7 +508,7 @@ def describe(config: Config, run_folder: Path) -> str:
 
     questions = sum(len(passage.questions) for passage in data.asked)
     lines = [f"{config.n} passages learnt at once, {questions} questions to {len(data.asked)} of them: {config.data}"]
-    shown = session.describe(config, data.passages, lines, work, run_folder, samples=config.completions)
+    shown = knowledge.describe(config, data.passages, lines, work, run_folder, samples=config.completions)
     model = plan.read_config(config.model)
     if config.method == "full" and model is not None:
         shown = f"{shown}\n{plan.section('Full fine-tuning, on each device', full_memory(config, model, data))}"

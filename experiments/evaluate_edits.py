@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import session
-from experiments.session import Experiment, Knowledge
+from experiments import knowledge, session
+from experiments.knowledge import Knowledge
+from experiments.session import Experiment
 from seal_jax import evaluation, plan
 from seal_jax.domains import squad
 from seal_jax.domains.passages import load_recorded
@@ -121,7 +122,7 @@ def load(config: Config) -> Recorded:
         )
     chosen = squad.shuffled(shared, config.seed)[: config.passages] if config.passages else shared
     texts = [p._replace(completions=()) for p in chosen]
-    return Recorded(texts, completions, len(everything) - len(shared), [session.prompt_texts(config), sources])
+    return Recorded(texts, completions, len(everything) - len(shared), [knowledge.prompt_texts(config), sources])
 
 
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
@@ -130,10 +131,10 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     passages, sources = data.passages, data.completions
     every = {p.id: [text for own in sources.values() for text in own[p.id]] for p in passages}
     alone = ["passage alone: inner loop"] if config.passage_only else []
-    with session.opened(
+    with knowledge.opened(
         config, run_folder, "evaluate_edits", passages, command=command, inputs=data.inputs,
         phases=["base: base model", *alone, *(f"{label}: inner loop" for label in sources)],
-        longest_written=lambda lm: session.longest_sequence(config, lm, passages, every, written=False),
+        longest_written=lambda lm: knowledge.longest_sequence(config, lm, passages, every, written=False),
     ) as here:  # fmt: skip
         if data.left_out:
             here.progress.note(f"{data.left_out} passages are left out: not every source has self-edits for them")
@@ -189,7 +190,7 @@ def describe(config: Config, run_folder: Path) -> str:
 
     questions = sum(len(passage.questions) for passage in data.passages)
     lines = [f"{len(data.passages)} passages, {questions} questions; {data.left_out} left out", *config.edits]
-    return session.describe(config, data.passages, lines, work, run_folder)
+    return knowledge.describe(config, data.passages, lines, work, run_folder)
 
 
 EXPERIMENT = Experiment("evaluate_edits", __doc__, PRESETS, describe, run)

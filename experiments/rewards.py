@@ -2,7 +2,7 @@
 
     python -m experiments.rewards demo                     # embedded model, invented facts, 20 passages
     python -m experiments.rewards paper                    # the paper's model and inner loop: 50 passages x 5, 6 seeds
-    python -m experiments.rewards demo --edits FILE.json   # recorded self-edits instead of fresh ones
+    python -m experiments.rewards demo --edits A.json B.json   # recorded self-edits instead of fresh
 
 The model writes self-edits as in a round of the outer loop; each is trained under several seeds. From that the table
 reckons, for each reward and number of seeds: its reliability (seal_jax/reliability.py), how often the best is a tie,
@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import session
-from experiments import squad as knowledge
-from experiments.session import Experiment, Knowledge
+from experiments import knowledge, session
+from experiments import squad as main_job
+from experiments.knowledge import Knowledge
+from experiments.session import Experiment
 from seal_jax import plan
 from seal_jax.domains import squad
 from seal_jax.domains.passages import load_recorded
@@ -41,8 +42,8 @@ PAPERS_SEEDS = 3  # training runs behind a reward of the paper's: what costs are
 class Config(Knowledge):
     """Which self-edits, and under how many seeds."""
 
-    edits: str | None = None
-    """A file of recorded self-edits, or a run folder; without it the model writes them."""
+    edits: tuple[str, ...] = ()
+    """Files of recorded self-edits, or run folders, a passage's taken together; without any the model writes them."""
     passages: int = 50
     """Drawn with the seed."""
     samples: int = 5
@@ -60,11 +61,11 @@ PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad",
 DEMO = Config(
     "demo",
     prompt="facts",
-    sampling=knowledge.DEMO.sampling,
+    sampling=main_job.DEMO.sampling,
     answer_tokens=24,
     write_chunk=20,
     max_sequences=8,
-    inner=dataclasses.replace(knowledge.DEMO.inner, chunk=16, width_cuts=(24, 32, 48, 96)),
+    inner=dataclasses.replace(main_job.DEMO.inner, chunk=16, width_cuts=(24, 32, 48, 96)),
     passages=20,
     samples=4,
     seeds=4,
@@ -73,7 +74,7 @@ DEMO = Config(
 SMOKE = dataclasses.replace(
     DEMO,
     preset="smoke",
-    sampling=knowledge.SMOKE.sampling,
+    sampling=main_job.SMOKE.sampling,
     answer_tokens=8,
     max_sequences=4,
     inner=FineTuning(epochs=1, chunk=2, width_cuts=(96,)),
@@ -103,15 +104,24 @@ def choose_passages(config: Config) -> Data:
     Raises:
         ValueError: fewer than the run needs, or (from a file) fewer with at least two self-edits.
     """
-    source = load_recorded(config.edits) if config.edits else squad.load_passages(config.data, "train")
+    source = _recorded_together(config.edits) if config.edits else squad.load_passages(config.data, "train")
     usable = [p for p in source if not config.edits or len(p.completions) >= 2]
     if len(usable) < config.passages:
-        what = f"{config.edits}: {len(usable)} passages with two self-edits or more" if config.edits else (
+        what = f"{', '.join(config.edits)}: {len(usable)} passages with two self-edits or more" if config.edits else (
             f"--data {config.data}: {len(usable)} passages"
         )  # fmt: skip
         raise ValueError(f"{what}; --passages asks for {config.passages}")
     chosen = squad.shuffled(usable, config.seed)[: config.passages]
-    return Data(chosen, bool(config.edits), [session.prompt_texts(config), source])
+    return Data(chosen, bool(config.edits), [knowledge.prompt_texts(config), source])
+
+
+def _recorded_together(paths: Sequence[str]) -> list[squad.Passage]:
+    """The passages of all sources, each with all of its recorded self-edits."""
+    together: dict[str, squad.Passage] = {}
+    for passage in (passage for path in paths for passage in load_recorded(path)):
+        earlier = together.get(passage.id, passage._replace(completions=()))
+        together[passage.id] = earlier._replace(completions=earlier.completions + passage.completions)
+    return list(together.values())
 
 
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
@@ -120,10 +130,10 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     passages = data.passages
     recorded = {p.id: p.completions[: config.samples] for p in passages} if data.recorded else {}
     writing = [] if data.recorded else ["rewards: writing self-edits"]
-    with session.opened(
+    with knowledge.opened(
         config, run_folder, "rewards", passages, command=command, inputs=data.inputs, samples=config.samples,
         phases=["rewards: base model", *writing, "rewards: inner loop"],
-        longest_written=lambda lm: session.longest_sequence(
+        longest_written=lambda lm: knowledge.longest_sequence(
             config, lm, passages, recorded, written=not data.recorded
         ),
     ) as here:  # fmt: skip
@@ -211,7 +221,7 @@ def describe(config: Config, run_folder: Path) -> str:
         return [plan.inner_work("rewards", len(passages) * config.samples, config.inner, seeds=config.seeds, **edit)]
 
     lines = [f"{len(passages)} passages, {sum(len(p.questions) for p in passages)} questions: {config.data}"]
-    return session.describe(config, passages, lines, work, run_folder, samples=config.samples)
+    return knowledge.describe(config, passages, lines, work, run_folder, samples=config.samples)
 
 
 EXPERIMENT = Experiment("rewards", __doc__, PRESETS, describe, run)

@@ -1,11 +1,13 @@
-"""What every experiment on passages shares: its settings, a model made ready in a run folder, and the command line.
+"""What every experiment shares: its settings, a model made ready in a run folder, and the command line.
 
-An experiment is a config that inherits `Knowledge`, a flat function that works in a `Session`, and `main`:
+An experiment is a config that inherits `RunConfig`, a flat function that works in a `Session`, and `main`:
 
-    with session.opened(config, run_folder, "squad", passages, ...) as run:
-        base = try_base(run.lm, passages, run.loop, name="held-out")
+    with session.opened(config, run_folder, "arc", prepare=..., ...) as run:
+        base = run.try_base(tasks, name="held-out")
         ...
         return run.finish(rows)
+
+What the experiments on passages share besides is in knowledge.py.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ import jax
 import tyro
 
 from experiments import paper
-from seal_jax import batching, evaluation, memory, plan, rewards, runtime
+from seal_jax import evaluation, memory, plan, runtime
 from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
-from seal_jax.domains import squad
-from seal_jax.graders.choose import Grader, Judge, make_judge
+from seal_jax.constrained import Constraint
+from seal_jax.graders.choose import Judge
 from seal_jax.inner import Chunk
 from seal_jax.models import hub
 from seal_jax.models.transformer import ModelConfig
@@ -40,25 +42,24 @@ from seal_jax.rest_em import Loop, Trial, try_base
 from seal_jax.rewards import Score, mean
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, LanguageModel
+from seal_jax.types import Domain, LanguageModel, Rate, Task
 
-PROMPT_TOKENS = 48  # around a question: the chat template and the title; a guess for --dry-run, which has no tokenizer
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
+
+Style = Literal["raw", "chat"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Knowledge:
-    """The settings of every experiment on passages. The defaults are the paper's where it has any."""
+class RunConfig:
+    """The settings of every experiment. The defaults are the paper's where it has any."""
 
     preset: tyro.conf.Suppress[str]  # where it began
     model: str = "smollm2-135m"
     """smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file: Llama, SmolLM2, Qwen2, Qwen3."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen base model and the activations. Adapters and Adam are float32."""
-    data: str = "invented"
-    """invented (embedded), squad, tfds:squad, or a file in the reference's JSON."""
-    prompt: str = "implications"
-    """The self-edit prompt: one of the paper's seven by name, facts (for small models), or a TOML file of your own."""
+    data: str = ""
+    """What the tasks are read from."""
     style: Literal["auto", "raw", "chat"] = "auto"
     """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
@@ -67,41 +68,34 @@ class Knowledge:
     """Self-edits written at a time; by default as many as fit in memory."""
     answer_tokens: int = 64
     """The most new tokens of an answer, greedy (paper's code: 64)."""
-    max_sequences: int = 30
-    """Training sequences of a self-edit at most, the passage included (paper's code: 30)."""
     inner: FineTuning = FineTuning()
     """The inner loop: how an adapter is trained on a self-edit."""
-    grader: Grader = Grader()
-    """Who says whether an answer is right (paper: GPT-4.1)."""
     seed: int = 0
-    """Of everything that is drawn: passages, self-edits, adapters, orders."""
+    """Of everything that is drawn: tasks, self-edits, adapters, orders."""
     devices: int | None = None
     """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
 
 
-def prompt_texts(config: Knowledge) -> list[Any]:
-    """The self-edit prompt in both forms: what is read from a file is part of what a run is."""
-    return [squad.load_prompts(config.prompt, "raw"), squad.load_prompts(config.prompt, "chat")]
+class Speaker(NamedTuple):
+    """A model made ready, and how it is spoken to."""
+
+    lm: LanguageModel
+    model: ModelConfig
+    style: Style
+    render: Callable[[str], str]  # a prompt -> as it reads it
 
 
-def longest_sequence(
-    config: Knowledge,
-    lm: LanguageModel,
-    passages: Sequence[squad.Passage],
-    recorded: Mapping[str, Sequence[str]],
-    *,
-    written: bool = True,
-) -> int:
-    """Tokens of the longest training sequence: of those recorded, and (`written`) of those the model may yet write."""
-    split = squad.load_prompts(config.prompt, "raw")
-    longest = 0
-    for passage in passages:
-        if written:
-            longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
-        for text in recorded.get(passage.id, ()):
-            edit = squad.parse(passage, text, split.split, split.keep_after, config.max_sequences)
-            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
-    return longest
+class Prepared(NamedTuple):
+    """What an experiment makes of a model that has been loaded: its domain, and the sizes of its programs."""
+
+    domain: Domain
+    shapes: Shapes
+    prompt_width: int  # tokens of a self-edit prompt
+    judge: Judge
+    writer: Speaker | None = None  # where another model writes the self-edits
+    rate: Rate | None = None
+    constraint: Constraint | None = None
+    about: Callable[[Task], dict[str, Any]] = lambda task: {"passage": task.id}  # which task, in self_edits.jsonl
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,34 +107,34 @@ class Session:
     """A run under way: the model, the loop's fixed parts, and what has been recorded so far."""
 
     experiment: str
-    config: Knowledge
+    config: RunConfig
     command: str
-    lm: LanguageModel
-    model: ModelConfig
+    lm: LanguageModel  # that learns and answers
+    model: ModelConfig  # of `lm`
     loop: Loop
     folder: RunFolder
     progress: Progress
     metrics: MetricsWriter
     judge: Judge
     started: float
-    render: Callable[[str], str]  # a prompt -> as the writer reads it
-    style: squad.Style  # of the writer's prompts
-    writer: LanguageModel | None = None  # where another model writes the self-edits
+    writer: Speaker  # of the self-edits: the same model, unless the experiment has another
+    about: Callable[[Task], dict[str, Any]]  # which task a line of self_edits.jsonl is about
+    style: Style  # of the learner's prompts
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of self_edits.jsonl
     closing: list[str] = dataclasses.field(default_factory=list)  # printed once the progress display is gone
     ungraded: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def try_base(self, passages: Sequence[squad.Passage], *, name: str) -> list[Score]:
-        """The passages' questions to the model as it is."""
-        scores = try_base(self.lm, passages, self.loop, name=name)
-        for passage, score in zip(passages, scores, strict=True):
-            self.miss(evaluation.ungraded(passage, score, stage="base"))
+    def try_base(self, tasks: Sequence[Task], *, name: str, shown: str = "base model") -> list[Score]:
+        """The tasks' questions to the model as it is. `shown` is what the display calls it."""
+        scores = try_base(self.lm, tasks, self.loop, name=name, shown=shown)
+        for task, score in zip(tasks, scores, strict=True):
+            self.miss(task, score, stage="base")
         return scores
 
-    def miss(self, rows: list[dict[str, Any]]) -> None:
-        """Adds answers without a verdict to ungraded.jsonl."""
-        if rows:
-            self.ungraded += rows
+    def miss(self, task: Task, score: Score, **where: Any) -> None:
+        """Adds a task's answers without a verdict, if there are any, to ungraded.jsonl."""
+        if None in score.verdicts:
+            self.ungraded += evaluation.ungraded(task, self.loop.domain.queries(task), score, **where)
             write_lines(self.folder.path / "ungraded.jsonl", self.ungraded)
 
     def record(
@@ -148,11 +142,13 @@ class Session:
     ) -> None:
         """A finished stage's self-edits and metrics, on disk at once."""
         for p, row in enumerate(trials):
+            queries = self.loop.domain.queries(row[0].task) if row else []
             for k, trial in enumerate(row):
-                self.records.append(evaluation.trial_record(stage, trial, bool(keep is not None and keep[p, k])))
+                kept = bool(keep is not None and keep[p, k])
+                self.records.append(evaluation.trial_record(stage, trial, queries, kept, self.about(trial.task)))
                 for seed, score in enumerate(trial.scores):
                     where = {"stage": stage, "sample": trial.sample, "training_seed": seed}
-                    self.miss(evaluation.ungraded(trial.task, score, **where))
+                    self.miss(trial.task, score, **where)
         write_lines(self.folder.path / "self_edits.jsonl", self.records)
 
         def record_metrics() -> None:
@@ -208,32 +204,28 @@ class Session:
 
 @contextlib.contextmanager
 def opened(
-    config: Knowledge,
+    config: RunConfig,
     run_folder: Path,
     experiment: str,
-    passages: Sequence[squad.Passage],
     *,
     command: str,
     phases: Sequence[str],
     inputs: Any,
+    prepare: Callable[[Speaker, RunFolder, Callable[[str], None]], Prepared],
     samples: int = 1,
-    longest_written: Callable[[LanguageModel], int] | None = None,
-    capacity: int | None = None,
-    writer: str | None = None,
+    unit: str = "passages",
 ) -> Iterator[Session]:
-    """A run of one experiment over `passages` (all that it will read, held-out ones too); carries on what was begun.
+    """A run of one experiment; carries on what was begun.
 
     Args:
       phases: the names that the progress display will show, in order.
       inputs: whatever was read from files; a run does not carry on over others.
-      samples: self-edits a passage, for the memory plan.
-      longest_written: tokens of the longest training sequence a self-edit may yield; by default title and
-        `sampling.max_tokens`.
-      capacity: training sequences of an adapter at most; by default `max_sequences`.
-      writer: the name of another model that writes the self-edits.
+      prepare: (the model, the run's folder, who is told of troubles) -> what the experiment makes of it.
+      samples: self-edits a task, for the memory plan.
+      unit: what the display calls the tasks.
 
     Raises:
-      ValueError: a passage that the model's context cannot hold, a folder of another config, a setting that is wrong.
+      ValueError: a task that the model's context cannot hold, a folder of another config, a setting that is wrong.
       OSError: no room on the disk, or another process runs in the folder.
     """
     started = time.monotonic()
@@ -241,130 +233,59 @@ def opened(
     fingerprint = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
     folder = RunFolder(run_folder, {**identity(config), "inputs": fingerprint})
     with contextlib.closing(folder):
-        lm, chat, model = runtime.load_language_model(config.model, config.dtype, config.devices)
-        with Progress(phases, title="SEAL") as progress, MetricsWriter(folder.path) as metrics:
+        speaker = load(config, config.model)
+        with Progress(phases, title="SEAL", tasks=unit) as progress, MetricsWriter(folder.path) as metrics:
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
-            judge = make_judge(
-                config.grader, cache=folder.path / "judge.jsonl", devices=config.devices, say=progress.note
-            )
-            style, render = form_of(config, chat, config.model)
-            domain = make_domain(config, style, render, judge)
-            other = None
-            if writer is not None:
-                other, other_chat, _ = runtime.load_language_model(writer, config.dtype, config.devices)
-                style, render = form_of(config, other_chat, writer)
-                domain = domain._replace(prompt=make_domain(config, style, render, judge).prompt)
-            shapes, prompt_width = measure(
-                config, lm, other or lm, domain, passages, model.context_length,
-                written=longest_written(lm) if longest_written else None, capacity=capacity or config.max_sequences,
-            )  # fmt: skip
+            ready = prepare(speaker, folder, progress.note)
             cut = memory.Plan(  # decided once: a run that carries on with less memory free keeps its pieces
-                *folder.once("memory", lambda: list(fit(config, model, shapes, prompt_width, samples)))
+                *folder.once(
+                    "memory", lambda: list(fit(config, speaker.model, ready.shapes, ready.prompt_width, samples))
+                )
             )
-            judge_rate = judge.rate
             loop = Loop(
-                domain, cut.applied(config.inner), config.sampling, Chunk(cut.write_chunk, "self-edits", progress.note),
-                config.answer_tokens, shapes, prompt_width, config.seed,
-                Chunk(cut.chunk, "adapters", progress.note), folder, progress,
-                judge_rate and (lambda passage, texts: judge_rate([(passage.context, text) for text in texts])),
+                ready.domain, cut.applied(config.inner), config.sampling,
+                Chunk(cut.write_chunk, "self-edits", progress.note), config.answer_tokens, ready.shapes,
+                ready.prompt_width, config.seed, Chunk(cut.chunk, "adapters", progress.note), folder, progress,
+                ready.rate, ready.constraint,
             )  # fmt: skip
             session = Session(
-                experiment,
-                config,
-                command,
-                lm,
-                model,
-                loop,
-                folder,
-                progress,
-                metrics,
-                judge,
-                started,
-                render,
-                style,
-                writer=other,
-            )
+                experiment, config, command, speaker.lm, speaker.model, loop, folder, progress, metrics,
+                ready.judge, started, ready.writer or speaker, ready.about, speaker.style,
+            )  # fmt: skip
             yield session
     print(*session.closing, sep="\n")
 
 
-def identity(config: Knowledge) -> dict[str, Any]:
+def load(config: RunConfig, name: str) -> Speaker:
+    """A model by name, and the form in which it is spoken to: that of `config.style`.
+
+    Raises:
+        ValueError: a chat style for a model without a chat template.
+    """
+    lm, chat, model = runtime.load_language_model(name, config.dtype, config.devices)
+    style = config.style if config.style != "auto" else ("chat" if chat else "raw")
+    if style == "raw":
+        return Speaker(lm, model, style, str)
+    if chat is None:
+        raise ValueError(f"--style chat: {name} has no chat template; use --style raw")
+    return Speaker(lm, model, style, chat)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
     """What makes a run the same run: all settings but how a judge elsewhere is spoken to."""
     settings = as_json(config)
-    settings["grader"] = {name: settings["grader"][name] for name in ("kind", "model", "dtype", "base_url")}
+    if "grader" in settings:
+        settings["grader"] = {name: settings["grader"][name] for name in ("kind", "model", "dtype", "base_url")}
     return settings
 
 
-def form_of(
-    config: Knowledge, chat: Callable[[str], str] | None, model: str
-) -> tuple[squad.Style, Callable[[str], str]]:
-    """How a model is spoken to: the style of its prompts, and a prompt -> as it reads it (chat template, or as is)."""
-    style = config.style if config.style != "auto" else ("chat" if chat else "raw")
-    if style == "raw":
-        return style, str
-    if chat is None:
-        raise ValueError(f"--style chat: {model} has no chat template; use --style raw")
-    return style, chat
-
-
-def make_domain(config: Knowledge, style: squad.Style, render: Callable[[str], str], judge: Judge) -> Domain:
-    """Passages and questions, in the form that a model reads."""
-    prompts = squad.load_prompts(config.prompt, style)
-    return squad.make_domain(prompts, render, judge.grade, max_examples=config.max_sequences)
-
-
-def measure(
-    config: Knowledge,
-    lm: LanguageModel,
-    writer: LanguageModel,
-    domain: Domain,
-    passages: Sequence[squad.Passage],
-    context_length: int,
-    *,
-    written: int | None,
-    capacity: int,
-) -> tuple[Shapes, int]:
-    """The sizes that every program is compiled for, from what the longest passage and question need.
-
-    Raises:
-        ValueError: a passage that the model's context cannot hold, with what it has to be read with.
-    """
-    encode, more = lm.codec.encode, lm.codec.encode_more
-    longest_sequence, longest_prompt, longest_question, longest_gold = written or 0, 0, 0, 0
-    for passage in passages:
-        own = len(batching.tokenize(squad.passage_only(passage).examples[0], lm.codec).ids)
-        edit = len(encode(passage.title)) + 2 + config.sampling.max_tokens if written is None else written
-        prompt = len(writer.codec.encode(domain.prompt(passage)))
-        queries = [(len(encode(q.prompt)), len(rewards.gold_tokens(more, q))) for q in domain.queries(passage)]
-        question, gold = max(n for n, _ in queries), max(g for _, g in queries)
-        asked = question + max(config.answer_tokens, gold)
-        needed = max(own, edit, prompt + config.sampling.max_tokens, asked)
-        if needed > context_length:
-            raise ValueError(
-                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and "
-                f"--sampling.max-tokens {config.sampling.max_tokens}; {config.model} has {context_length}. "
-                "Shorten or remove it"
-            )
-        longest_sequence = max(longest_sequence, own, edit)
-        longest_prompt, longest_question = max(longest_prompt, prompt), max(longest_question, question)
-        longest_gold = max(longest_gold, gold)
-    shapes = Shapes(
-        widths=batching.bucket_widths(longest_sequence, config.inner.width_cuts),
-        capacity=capacity,
-        questions=max(len(passage.questions) for passage in passages),
-        question_width=batching.round_up(longest_question, 8),
-        gold_width=batching.round_up(longest_gold, 8),
-    )
-    return shapes, batching.round_up(longest_prompt, 8)
-
-
-def itemsize(config: Knowledge) -> int:
+def itemsize(config: RunConfig) -> int:
     """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
     return 2 if config.dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
 
 
-def fit(config: Knowledge, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int) -> memory.Plan:
+def fit(config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int) -> memory.Plan:
     """How the run is cut to the memory that is free."""
     on_cpu = jax.default_backend() == "cpu"
     return memory.fit(
@@ -410,33 +331,27 @@ def table_text(table: Mapping[str, Any]) -> str:
 
 
 def describe(
-    config: Knowledge,
-    passages: Sequence[squad.Passage],
+    config: RunConfig,
     data_lines: Sequence[str],
-    work: Callable[[dict[str, int], dict[str, int]], Sequence[plan.Work]],
+    work: Sequence[plan.Work],
+    shapes: Shapes,
+    prompt_width: int,
     run_folder: Path,
     *,
     samples: int = 1,
 ) -> str:
-    """What a run reads, trains and needs. Loads no weights.
-
-    `work` gets the most sequences and tokens of a self-edit, and of a passage alone, and returns the stages' work.
-    """
+    """What a run reads, trains and needs. Loads no weights, so `shapes` and `prompt_width` are estimates."""
     location, model = hub.locate(config.model), plan.read_config(config.model)
-    words = max(len(f"{p.title} {p.context}".split()) for p in passages)
-    passage_tokens = math.ceil(1.4 * words)  # a fair rule for English; the tokenizer is not loaded
-    edit = {"sequences": config.max_sequences, "tokens": passage_tokens + 2 * config.sampling.max_tokens}
-    alone = {"sequences": 1, "tokens": passage_tokens}
     needs = ["unknown until the model is here: its shape is in its files"]
     if model is not None:
-        needs = describe_memory(config, model, passages, passage_tokens, samples)
+        needs = describe_memory(config, model, shapes, prompt_width, samples)
     fetched = "on this machine" if location.cached else "to be fetched"
     devices = runtime.device_count(config.devices)
     return "\n".join(
         [
             plan.section("Model", [f"{config.model}: {location.source}, {fetched}", str(location.path), config.dtype]),
             plan.section("Data", data_lines),
-            plan.section("Inner loop, at most", plan.table(work(edit, alone))),
+            plan.section("Inner loop, at most", plan.table(work)),
             plan.section(f"Memory on each of {devices} devices, about", needs),
             plan.section("Run folder", [str(run_folder.absolute()), "holds a run" if run_folder.exists() else "new"]),
         ]
@@ -444,20 +359,11 @@ def describe(
 
 
 def describe_memory(
-    config: Knowledge, model: ModelConfig, passages: Sequence[squad.Passage], passage_tokens: int, samples: int
+    config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int
 ) -> list[str]:
     """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
     devices, size = runtime.device_count(config.devices), itemsize(config)
-    asked = max(len(question.question.split()) for passage in passages for question in passage.questions)
-    answer = max(len(question.answer.split()) for passage in passages for question in passage.questions)
-    shapes = Shapes(
-        widths=batching.bucket_widths(max(passage_tokens, config.sampling.max_tokens), config.inner.width_cuts),
-        capacity=config.max_sequences,
-        questions=max(len(passage.questions) for passage in passages),
-        question_width=batching.round_up(math.ceil(1.4 * asked) + PROMPT_TOKENS, 8),
-        gold_width=batching.round_up(math.ceil(1.4 * answer), 8),
-    )
-    cut = fit(config, model, shapes, passage_tokens + 4 * PROMPT_TOKENS, samples)
+    cut = fit(config, model, shapes, prompt_width, samples)
     inner, each = cut.applied(config.inner), math.ceil(cut.chunk / devices)
     training = memory.training(model, inner, adapters=each, width=shapes.widths[-1], itemsize=size)
     answering = memory.answering(

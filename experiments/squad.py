@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import entigraph, session
-from experiments.session import Experiment, Knowledge
+from experiments import entigraph, knowledge, session
+from experiments.knowledge import Knowledge
+from experiments.session import Experiment
 from seal_jax import evaluation, plan
 from seal_jax.domains import squad
 from seal_jax.lora import PROJECTIONS
@@ -127,7 +128,7 @@ def choose_passages(config: Config) -> Data:
     """
     outer, size = config.outer, config.outer.passages
     need = outer.rounds * size + outer.validation
-    inputs: list[Any] = session.prompt_texts(config)
+    inputs: list[Any] = knowledge.prompt_texts(config)
     inputs.append(squad.load_passages(config.data, "train"))
     train = squad.shuffled(inputs[-1], config.seed)
     if config.held_out_data or config.data in squad.SPLIT_SOURCES:
@@ -179,12 +180,13 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
     """One run, from passages to report.html. Carries on where an earlier run of the same config stopped."""
     data = choose_passages(config)
     held_out, test, outer = data.held_out, config.evaluation, config.outer
-    with session.opened(
+    with knowledge.opened(
         config, run_folder, "squad", data.everything, command=command, phases=phases(config), inputs=data.inputs,
         samples=outer.samples, writer=config.writer,
-        longest_written=lambda lm: session.longest_sequence(config, lm, data.everything, data.external),
+        longest_written=lambda lm: knowledge.longest_sequence(config, lm, data.everything, data.external),
     ) as here:  # fmt: skip
-        learner, writer, loop = here.lm, here.writer or here.lm, here.loop
+        learner, writer, loop = here.lm, here.writer.lm, here.loop
+        apart = config.writer is not None  # the learner stays as it is
         base = here.try_base(held_out, name="held-out")
         stages = [evaluation.base_stage(base, "Base model")]
 
@@ -202,7 +204,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             label = "Trained on entity pairs" if kind == "pairs" else "Trained on entity pairs and triples"
             written = entigraph.write(
                 writer, held_out, loop, kind=kind, samples=test.samples, name=f"entigraph {kind}",
-                prompts=entigraph.load_prompts(here.style), render=here.render,
+                prompts=entigraph.load_prompts(here.writer.style), render=here.writer.render,
             )  # fmt: skip
             try_on_held_out(f"entigraph_{kind}", label, f"entigraph {kind}", written)
 
@@ -211,9 +213,9 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
         for number in range(outer.rounds + 1):
             if number > 0:
                 writer, log = rest_em_round(
-                    writer, data.rounds[number - 1], outer, loop, number=number, learner=here.writer and learner
+                    writer, data.rounds[number - 1], outer, loop, number=number, learner=learner if apart else None
                 )
-                learner = learner if here.writer else writer
+                learner = learner if apart else writer
                 rounds.append(evaluation.round_record(number, log))
                 here.record(f"round {number}", log.trials, log.keep, log.sft_losses)
             if data.validation:
@@ -286,7 +288,7 @@ def describe(config: Config, run_folder: Path) -> str:
         f"{learned} passages to learn from, {outer.passages} a round{chosen_on}: {config.data}",
         f"{held_out} held out, {questions} questions: {config.held_out_data or config.data}",
     ]
-    return session.describe(config, data.everything, lines, work, run_folder, samples=outer.samples)
+    return knowledge.describe(config, data.everything, lines, work, run_folder, samples=outer.samples)
 
 
 EXPERIMENT = Experiment("squad", __doc__, PRESETS, describe, run)

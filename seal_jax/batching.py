@@ -46,12 +46,17 @@ def bucket_widths(longest: int, cuts: Sequence[int], multiple: int = 8) -> tuple
     return (*(cut for cut in sorted(set(cuts)) if cut < top), top)
 
 
-def by_size(edits: Sequence[Sequence[Tokens]], chunk: int) -> list[list[int]]:
-    """Indices of self-edits in groups of `chunk`, like with like (number of sequences, then tokens).
+def by_size(edits: Sequence[Sequence[Tokens]], chunk: int, own_epochs: Sequence[int] | None = None) -> list[list[int]]:
+    """Indices of self-edits in groups of `chunk`, like with like (sequences, times epochs where these differ; tokens).
 
     Adapters that train together go on until the last has finished.
     """
-    order = sorted(range(len(edits)), key=lambda e: (len(edits[e]), sum(len(s.ids) for s in edits[e]), e))
+
+    def size(e: int) -> tuple[int, int, int]:
+        epochs = own_epochs[e] if own_epochs is not None else 1
+        return epochs * len(edits[e]), epochs * sum(len(s.ids) for s in edits[e]), e
+
+    order = sorted(range(len(edits)), key=size)
     return [order[start : start + chunk] for start in range(0, len(order), chunk)]
 
 
@@ -61,13 +66,20 @@ def num_steps(sequences: int, *, epochs: int, batch_size: int) -> int:
 
 
 def shuffle(
-    counts: Sequence[int], *, capacity: int, epochs: int, batch_size: int, seed: int
+    counts: Sequence[int],
+    *,
+    capacity: int,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    own_epochs: Sequence[int] | None = None,
 ) -> Int[np.ndarray, "E S B"]:
     """The order of steps: for each self-edit a seeded shuffle of its rows each epoch, rank-aligned between them.
 
-    What one self-edit gets depends on the seed, the capacity and its own count, never on its neighbours. With batches
-    of one, a self-edit sits out the ranks it does not have (-1), which keeps the others aligned; larger batches are
-    filled up in each self-edit's own order, the last of an epoch being smaller.
+    `epochs` fixes the shape; a self-edit with fewer of its own (`own_epochs`) rests once it has had them. What one
+    self-edit gets depends on the seed, the capacity and its own count, never on its neighbours. With batches of one, a
+    self-edit sits out the ranks it does not have (-1), which keeps the others aligned; larger batches are filled up in
+    each self-edit's own order, the last of an epoch being smaller.
     """
     rng = np.random.default_rng(seed)
     steps = math.ceil(capacity / batch_size)
@@ -75,6 +87,8 @@ def shuffle(
     for epoch in range(epochs):
         permutation = np.argsort(rng.random(capacity), kind="stable")
         for e, count in enumerate(counts):
+            if own_epochs is not None and epoch >= own_epochs[e]:
+                continue
             if batch_size == 1:
                 order[e, epoch] = np.where(permutation < count, permutation, -1)
             else:
@@ -90,12 +104,17 @@ def make_batch(
     widths: tuple[int, ...],
     capacity: int,
     seed: int,
+    own_epochs: Sequence[int] | None = None,
 ) -> TokenBatch:
     """E self-edits' sequences as one TokenBatch of fixed shape [E, capacity, widths[-1]], so that one program fits all.
 
     Raises:
-        ValueError: a self-edit of more than `capacity` sequences, or a sequence longer than the last width.
+        ValueError: a self-edit of more than `capacity` sequences, or of more than `epochs` epochs; a sequence longer
+            than the last width.
     """
+    for e, own in enumerate(own_epochs or ()):
+        if not 1 <= own <= epochs:
+            raise ValueError(f"self-edit {e} asks for {own} epochs; there is room for 1 to {epochs}")
     shape = (len(edits), capacity, widths[-1])
     tokens, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
     lengths = np.zeros(shape[:2], np.int32)
@@ -111,7 +130,9 @@ def make_batch(
             loss_mask[e, n, loss_from : len(ids)] = True
             lengths[e, n] = len(ids)
     counts = [len(sequences) for sequences in edits]
-    order = shuffle(counts, capacity=capacity, epochs=epochs, batch_size=batch_size, seed=seed)
+    order = shuffle(
+        counts, capacity=capacity, epochs=epochs, batch_size=batch_size, seed=seed, own_epochs=own_epochs
+    )  # fmt: skip
     return TokenBatch(tokens, loss_mask, lengths, order, widths)
 
 

@@ -12,6 +12,7 @@ The paper measures how much a model forgets so (its streams of 8 passages) and l
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -26,11 +27,11 @@ from seal_jax import batching, lora
 from seal_jax.inner import in_chunks, is_finite
 from seal_jax.lora import Adapter
 from seal_jax.rest_em import Loop, stable_hash
-from seal_jax.rewards import Score, ask, grade_all, mean
+from seal_jax.rewards import Score, ask, mean
 from seal_jax.sampler import Completions, row_keys, sample
 from seal_jax.statistics import Interval, bootstrap_ratio
 from seal_jax.training import FineTuning, log_likelihoods, train
-from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least
+from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool, Float
@@ -357,18 +358,20 @@ def _ask(
         for r in range(len(streams)):
             answers[r] += said[r]
             likely[r] += likelihoods[r]
-    scores = []
-    graded = grade_all(loop.domain.grade, packed, answers)
-    for r, (stream, verdicts) in enumerate(zip(queries, graded, strict=True)):
-        row, start = [], 0
-        for task in stream:
-            part_of = slice(start, start + len(task))
-            start += len(task)
-            score = Score(answers[r][part_of], verdicts[part_of], likely[r][part_of], [])
-            if not np.isfinite(np.array(score.log_likelihoods, float)).all():  # weights too large to compute with
-                score = Score([""] * len(task), [False] * len(task), [None] * len(task), [], DIVERGED)
-            row.append(score)
-        scores.append(row)
+
+    def parts(stream: Sequence[Sequence[Query]]) -> list[slice]:
+        ends = list(itertools.accumulate(map(len, stream)))
+        return [slice(end - len(task), end) for task, end in zip(stream, ends, strict=True)]
+
+    where = [(r, own) for r, stream in enumerate(queries) for own in parts(stream)]
+    verdicts = loop.domain.grade([packed[r][own] for r, own in where], [answers[r][own] for r, own in where])
+    scores: list[list[Score]] = [[] for _ in streams]
+    for (r, own), graded in zip(where, verdicts, strict=True):
+        score = Score(answers[r][own], graded, likely[r][own], [])
+        if not np.isfinite(np.array(score.log_likelihoods, float)).all():  # weights too large to compute with
+            asked = len(score.answers)
+            score = Score([""] * asked, [False] * len(score.verdicts), [None] * asked, [], DIVERGED)
+        scores[r].append(score)
     return scores
 
 

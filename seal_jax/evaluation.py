@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from seal_jax.rest_em import RoundLog, Trial
 from seal_jax.rewards import Score, mean
 from seal_jax.statistics import Interval, bootstrap_mean, paired_bootstrap
-from seal_jax.types import SelfEdit, Task
+from seal_jax.types import Query, SelfEdit, Task, Verdict
 
 
 class Stage(NamedTuple):
@@ -75,19 +75,20 @@ def _interval(interval: Interval) -> dict[str, float | None]:
     }
 
 
-def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
+def trial_record(
+    stage: str, trial: Trial, queries: Sequence[Query], kept: bool, about: Mapping[str, Any]
+) -> dict[str, Any]:
     """One line of self_edits.jsonl: a self-edit with its sequences, rewards, and each answer before and after.
 
-    The answers after are those of the first training seed; there are none under the proxy reward.
+    `about` says which task it is. The answers after are those of the first training seed; there are none under the
+    proxy reward. Where the domain votes, an answer has no verdict of its own (null): the reward is the vote's.
     """
-    task, before = trial.task, trial.base
+    before = trial.base
     after = trial.scores[0] if trial.scores else None
     accuracy, base = trial.accuracy, before.accuracy
     return {
         "stage": stage,
-        "passage": task.id,
-        "title": task.title,
-        "context": task.context,
+        **about,
         "sample": trial.sample,
         "completion": trial.edit.completion,
         "problem": trial.problem,
@@ -100,20 +101,26 @@ def trial_record(stage: str, trial: Trial, kept: bool) -> dict[str, Any]:
         "rewards_by_seed": [score.accuracy for score in trial.scores],
         "probability": trial.probability,
         "proxy": trial.proxy,
+        "settings": trial.edit.settings and trial.edit.settings._asdict(),
         "losses": after.losses if after else [],
         "kept": kept,
         "answers": [
             {
-                "question": question.question,
-                "gold": question.answer,
+                "question": query.question,
+                "gold": query.gold,
                 "before": before.answers[q],
-                "before_correct": before.verdicts[q],
+                "before_correct": _verdict(before, q),
                 "after": after.answers[q] if after else None,
-                "after_correct": after.verdicts[q] if after else None,
+                "after_correct": _verdict(after, q) if after else None,
             }
-            for q, question in enumerate(task.questions)
+            for q, query in enumerate(queries)
         ],
     }
+
+
+def _verdict(score: Score, q: int) -> Verdict:
+    """Of one answer; None too where only the task as a whole has one."""
+    return score.verdicts[q] if len(score.verdicts) == len(score.answers) else None
 
 
 def round_record(number: int, log: RoundLog) -> dict[str, Any]:
@@ -158,12 +165,12 @@ def writing_figures(edits: Sequence[Sequence[SelfEdit]]) -> dict[str, float | No
     }
 
 
-def ungraded(task: Task, score: Score, **where: Any) -> list[dict[str, Any]]:
+def ungraded(task: Task, queries: Sequence[Query], score: Score, **where: Any) -> list[dict[str, Any]]:
     """The answers that a judge failed to grade, as lines of ungraded.jsonl: `experiments.grade` reads them."""
     return [
-        {**where, "passage": task.id, "question": question.question, "gold": question.answer, "answer": answer}
-        for question, answer, verdict in zip(task.questions, score.answers, score.verdicts, strict=True)
-        if verdict is None
+        {**where, "passage": task.id, "question": query.question, "gold": query.gold, "answer": score.answers[q]}
+        for q, query in enumerate(queries)
+        if q < len(score.verdicts) and score.verdicts[q] is None
     ]
 
 
@@ -177,21 +184,40 @@ def mean_losses(trials: Sequence[Sequence[Trial]]) -> list[float]:
 
 
 def summary(table: Sequence[dict[str, Any]]) -> str:
-    """The rows as a terminal shows them, and in words what the last one changed."""
+    """The rows as a terminal shows them, and in words what the last one changed.
+
+    Rows with "solved" and "tried" show them ("29 of 40"); rows whose accuracy has another interval than the bootstrap's
+    name it ("interval": "Wilson").
+    """
     first, last = table[0], table[-1]
     unit = first.get("unit", "passage")
-    wide = max(37, *(len(row["label"]) + 2 for row in table))
-    counted = f"{first['passages']} {unit}s"
+    asked = [f"{first['passages']} {unit}s"]
+    if first.get("questions") is not None:
+        asked.append(f"{first['questions']} {'test inputs' if unit == 'task' else 'questions'}")
+    named = {row.get("interval") for row in table}
+    if named == {None}:
+        intervals = f"95 % intervals, paired by {unit}"
+    else:
+        others = ["bootstrap"] if None in named else []
+        intervals = f"95 % intervals ({', '.join(sorted(filter(None, named)) + others)}), differences paired by {unit}"
+    counts = [f"{row['solved']} of {row['tried']}" if row.get("tried") else "" for row in table]
+    if any(counts):
+        widest = max(map(len, counts))
+        counts = [f"{count:>{widest}}  " for count in ("solved", *counts)]
+    else:
+        counts = ["", *counts]
+    wide = max(37 - len(counts[0]), *(len(row["label"]) + 2 for row in table))
     lines = [
-        f"{counted}, {first['questions']} questions; 95 % intervals, paired by {unit}",
-        f"{'':<{wide}}{'accuracy, %':>19}{'against row above':>24}",
+        f"{', '.join(asked)}; {intervals}",
+        f"{'':<{wide}}{counts[0]}{'accuracy, %':>19}{'against row above':>24}",
     ]
-    for row in table:
+    for row, count in zip(table, counts[1:], strict=True):
         against = "" if row["versus_previous"] is None else _points(row["versus_previous"], sign="+")
-        lines.append(f"{row['label']:<{wide}}{_points(row['accuracy']):>19}{against:>24}".rstrip())
+        lines.append(f"{row['label']:<{wide}}{count}{_points(row['accuracy']):>19}{against:>24}".rstrip())
     change = last["versus_previous"]
     if change and change["low"] is not None:
-        clear = "better" if change["low"] > 0 else "worse" if change["high"] < 0 else "no clear change"
+        rounding = 1e-9  # of sums: the low end of an interval may be exactly nothing
+        clear = "better" if change["low"] > rounding else "worse" if change["high"] < -rounding else "no clear change"
         lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from seal_jax import batching, lora
 from seal_jax.checkpoint import RunFolder
+from seal_jax.constrained import Constraint
 from seal_jax.inner import Chunk, Optimiser, in_chunks, is_finite
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rewards import Score, mean, score, score_base
@@ -29,7 +30,7 @@ from seal_jax.types import Domain, Example, HParams, LanguageModel, Rate, SelfEd
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool, Float
 
-Rule = Literal["best", "improved", "all_improved"]
+Rule = Literal["best", "improved", "all_improved", "all_correct"]
 Signal = Literal["accuracy", "log_likelihood", "probability", "proxy"]
 
 
@@ -44,7 +45,7 @@ class OuterLoop:
     reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
     signal: Signal = "accuracy"  # what the reward is; proxy: a judge's rating of the text, no inner loop
     break_ties: bool = False  # equal accuracies are ordered by log-likelihood; otherwise the first wins
-    select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved: all above it
+    select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved; all_correct
     sft: FineTuning = FineTuning(
         projections=PROJECTIONS,
         rank=64,
@@ -59,6 +60,11 @@ class OuterLoop:
 
     def __post_init__(self) -> None:
         require_at_least(0, rounds=self.rounds, validation=self.validation)
+        if self.select == "all_correct" and self.signal != "accuracy":
+            raise ValueError(
+                "--outer.select all_correct keeps what answers everything right: "
+                f"it needs --outer.signal accuracy, not {self.signal}"
+            )
         if self.signal == "proxy" and (self.select != "best" or self.break_ties):
             raise ValueError(
                 "signal proxy rates a self-edit's text: there is no base to improve on and no likelihood to break ties "
@@ -70,7 +76,7 @@ class OuterLoop:
 class Progress(Protocol):
     """What the loop tells whoever watches (report/progress.py draws it)."""
 
-    def phase(self, name: str, total: int | None = None, unit: str = "passages") -> None: ...
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None: ...
 
     def advance(
         self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
@@ -92,6 +98,7 @@ class Loop(NamedTuple):
     run: RunFolder
     progress: Progress
     rate: Rate | None = None  # the proxy reward's judge
+    constraint: Constraint | None = None  # what a self-edit may look like, token by token
 
 
 class Trial(NamedTuple):
@@ -155,7 +162,7 @@ def write_self_edits(
             limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
             return sample(
                 keys, lm.model, lm.params, None, tokens[index, None], valid[index, None], limits,
-                sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
+                sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh, constraint=loop.constraint,
             )  # fmt: skip
 
         out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False)
@@ -218,7 +225,8 @@ def try_self_edits(
     """
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
     sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
-    groups = batching.by_size(sequences, loop.chunk.planned)
+    epochs = [chosen.epochs if (chosen := edits[p][k].settings) else loop.inner.epochs for p, k in flat]
+    groups = batching.by_size(sequences, loop.chunk.planned, epochs)
     results: dict[tuple[int, int], list[Score]] = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
     loop.progress.phase(f"{name}: inner loop", seeds * len(flat), "self-edits")
 
@@ -244,7 +252,7 @@ def try_self_edits(
             scored = [Score(*values) for values in loop.run.once(piece, work)]
             for member, outcome in zip(members, scored, strict=True):
                 results[member].append(outcome)
-            trained = loop.inner.epochs * sum(len(s.ids) for i in group for s in sequences[i])
+            trained = sum(epochs[i] * len(s.ids) for i in group for s in sequences[i])
             accuracy = mean(outcome.accuracy for outcomes in results.values() for outcome in outcomes)
             loop.progress.advance(len(group), adapters=len(group), tokens=trained, accuracy=accuracy, resumed=resumed)
 
@@ -289,10 +297,12 @@ def select(
     """Which self-edits the model is trained to write.
 
     `best` keeps each task's argmax, gain or not (the paper's code); `improved` keeps it only if it beats the base model
-    (the paper's eq. 2, one a task); `all_improved` keeps every self-edit that does. NaN rewards are never kept. Among
-    equals the higher `tie_break` wins, then the first.
+    (the paper's eq. 2, one a task); `all_improved` keeps every self-edit that does, `all_correct` every one of reward 1
+    (the paper's section 3.3). NaN rewards are never kept. Among equals the higher `tie_break` wins, then the first.
     """
     valid = ~np.isnan(rewards)
+    if rule == "all_correct":
+        return valid & (rewards >= 1)
     if rule == "all_improved":
         return valid & (rewards > baseline[:, None])
     second = np.zeros_like(rewards) if tie_break is None else np.where(np.isnan(tie_break), -np.inf, tie_break)

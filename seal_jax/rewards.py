@@ -7,7 +7,6 @@ is, reliability.py reckons. The base model is scored once a question.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from seal_jax.inner import Chunk
 from seal_jax.lora import Adapter
 from seal_jax.sampler import Read, Sampling, over_groups, read, row_keys, write
 from seal_jax.training import FineTuning, Shapes, train, untrained
-from seal_jax.types import Codec, Grade, LanguageModel, Query, SelfEdit, Verdict
+from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Verdict
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int
@@ -33,7 +32,7 @@ class Score(NamedTuple):
     """One self-edit, tried. `None` where there is no number."""
 
     answers: list[str]  # [Q]
-    verdicts: list[Verdict]  # [Q]
+    verdicts: list[Verdict]  # [Q], or fewer where the domain votes
     log_likelihoods: list[float | None]  # [Q], mean over the gold answer's tokens, nats
     losses: list[float]  # one a step that was trained
     problem: str | None = None  # "diverged", or why there was nothing to train on
@@ -84,7 +83,9 @@ def ask(
     prompts = [[codec.encode(query.prompt) for query in group] for group in queries]
     rows = [batching.left_pad([*group, *([[]] * (width - len(group)))], shapes.question_width) for group in prompts]
     tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
-    limits = np.array([[[max_tokens if q < len(group) else 0] for q in range(width)] for group in queries], np.int32)
+    limits = np.zeros((groups, width, 1), np.int32)
+    for e, group in enumerate(queries):
+        limits[e, : len(group), 0] = [min(max_tokens, query.max_tokens or max_tokens) for query in group]
     golds = _gold_rows(codec, queries, shapes)
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
 
@@ -167,7 +168,7 @@ def score(
     lm: LanguageModel,
     edits: Sequence[SelfEdit],
     queries: Sequence[Sequence[Query]],
-    grade: Grade,
+    grade: GradeTasks,
     config: FineTuning,
     shapes: Shapes,
     *,
@@ -175,38 +176,33 @@ def score(
     max_tokens: int,
     chunk: Chunk,
 ) -> list[Score]:
-    """Trains on each self-edit, asks its task's queries, grades. A diverged adapter answers nothing: all wrong.
+    """Trains on each self-edit, by its own settings if it has any, asks its task's queries, grades.
 
+    A diverged adapter answers nothing: all wrong.
     Every self-edit must yield training sequences: one that does not is scored as no training, by `score_base`.
     """
     sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
-    adapters, losses = train(lm, sequences, config, shapes, seed=seed, chunk=chunk)
+    settings = [edit.settings for edit in edits]
+    adapters, losses = train(lm, sequences, config, shapes, seed=seed, chunk=chunk, settings=settings)
     finite = np.array(inner.is_finite(adapters))
     answers, likely = ask(lm, adapters, queries, shapes, max_tokens=max_tokens, chunk=chunk)
     finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in likely]  # or too large to compute with
-    verdicts = grade_all(grade, queries, [a if ok else [""] * len(a) for a, ok in zip(answers, finite, strict=True)])
+    answers = [group if ok else [""] * len(group) for group, ok in zip(answers, finite, strict=True)]
+    verdicts = grade(queries, answers)
     scores = []
     for e, group in enumerate(queries):
         trained = [float(loss) for loss in losses[e] if math.isfinite(loss)]
         if finite[e]:
             scores.append(Score(answers[e], verdicts[e], likely[e], trained))
         else:
-            scores.append(Score([""] * len(group), [False] * len(group), [None] * len(group), trained, "diverged"))
+            scores.append(Score(answers[e], [False] * len(verdicts[e]), [None] * len(group), trained, "diverged"))
     return scores
-
-
-def grade_all(
-    grade: Grade, queries: Sequence[Sequence[Query]], answers: Sequence[Sequence[str]]
-) -> list[list[Verdict]]:
-    """Grades the answers of all groups in one call, so that a judge elsewhere can be asked many at a time."""
-    verdicts = iter(grade([q for group in queries for q in group], [a for group in answers for a in group]))
-    return [list(itertools.islice(verdicts, len(group))) for group in queries]
 
 
 def score_base(
     lm: LanguageModel,
     queries: Sequence[Sequence[Query]],
-    grade: Grade,
+    grade: GradeTasks,
     config: FineTuning,
     shapes: Shapes,
     *,
@@ -217,5 +213,5 @@ def score_base(
     answers, likely = ask(
         lm, untrained(lm, len(queries), config, chunk), queries, shapes, max_tokens=max_tokens, chunk=chunk
     )
-    verdicts = grade_all(grade, queries, answers)
+    verdicts = grade(queries, answers)
     return [Score(a, v, ll, []) for a, v, ll in zip(answers, verdicts, likely, strict=True)]

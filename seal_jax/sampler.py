@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from seal_jax import lora
+from seal_jax.constrained import Constraint
 from seal_jax.lora import Adapter, LowRank
 from seal_jax.models.transformer import KV, Model
 from seal_jax.types import AnyArray, require_at_least
@@ -127,15 +128,25 @@ def write(
     *,
     sampling: Sampling,
     stop: tuple[int, ...],
+    constraint: Constraint | None = None,
     mesh: Mesh | None = None,
 ) -> Completions:
     """Continues each of E·Q prompts, once read, K times; arguments as for `sample`."""
+    V = prompts.logits.shape[-1]
+    if constraint is not None and constraint.next_state.shape[1] != V:
+        raise ValueError(
+            f"the constraint knows {constraint.next_state.shape[1]} tokens and the model has logits for {V}; "
+            f"call compile_pattern with vocab_size={V}"
+        )
     many = over_groups(partial(_write, model, sampling, stop), mesh, arguments=5)
-    return many(params, adapters, prompts, valid, keys, limits)
+    return many((params, constraint), adapters, prompts, valid, keys, limits)
 
 
 def over_groups(function: Callable, mesh: Mesh | None, *, arguments: int) -> Callable:
-    """`function(params, ...)` with the E groups of its other arguments, and of its result, split over the devices."""
+    """`function(params, ...)` with the E groups of its other arguments, and of its result, split over the devices.
+
+    The first argument, whatever it holds, is whole on each of them.
+    """
     if mesh is None:
         return function
     split, whole = PartitionSpec("adapters"), PartitionSpec()
@@ -156,12 +167,14 @@ class Rows(NamedTuple):
     stopped: Bool[Array, "G R"]
     lengths: Int[Array, "G R"]
     tokens: Int[Array, "G R N"]
+    states: Int[Array, "G R"] | None = None  # of the constraint, where there is one
 
 
 TAIL = 4  # when so few groups are left of every TAIL, they go on alone
 
 
-def _write(model: Model, sampling: Sampling, stop: tuple[int, ...], params, adapters, prompts, valid, keys, limits):
+def _write(model: Model, sampling: Sampling, stop: tuple[int, ...], shared, adapters, prompts, valid, keys, limits):
+    params, constraint = shared
     (E, Q, _), K, N = valid.shape, keys.shape[2], sampling.max_tokens
     # Rows without an adapter need no neighbours that share one: each is a group, and leaves when it is done.
     shape = (E, Q * K) if adapters is not None else (E * Q * K, 1)
@@ -185,12 +198,14 @@ def _write(model: Model, sampling: Sampling, stop: tuple[int, ...], params, adap
         stopped=nothing > 0,
         lengths=nothing,
         tokens=jnp.zeros((*shape, N), jnp.int32),
+        states=None if constraint is None else jnp.broadcast_to(constraint.start, shape),
     )
     tail = shape[0] // TAIL
-    step, rows = _write_until(tail, model, sampling, stop, params, jnp.zeros((), jnp.int32), rows)
+    step, rows = _write_until(tail, model, sampling, stop, params, constraint, jnp.zeros((), jnp.int32), rows)
     if tail:
         unfinished_first = jnp.argsort(rows.done.all(axis=1), stable=True)[:tail]
-        _, few = _write_until(0, model, sampling, stop, params, step, jax.tree.map(lambda x: x[unfinished_first], rows))
+        few = jax.tree.map(lambda x: x[unfinished_first], rows)
+        _, few = _write_until(0, model, sampling, stop, params, constraint, step, few)
         rows = rows._replace(
             **{name: getattr(rows, name).at[unfinished_first].set(getattr(few, name))
                for name in ("stopped", "lengths", "tokens")}
@@ -199,7 +214,14 @@ def _write(model: Model, sampling: Sampling, stop: tuple[int, ...], params, adap
 
 
 def _write_until(
-    left: int, model: Model, sampling: Sampling, stop: tuple[int, ...], params, step: Int[Array, ""], rows: Rows
+    left: int,
+    model: Model,
+    sampling: Sampling,
+    stop: tuple[int, ...],
+    params,
+    constraint: Constraint | None,
+    step: Int[Array, ""],
+    rows: Rows,
 ) -> tuple[Int[Array, ""], Rows]:
     """Writes one token a row after another until at most `left` groups are unfinished."""
     decoder = nnx.merge(model, params)
@@ -227,9 +249,14 @@ def _write_until(
 
     def body(carry):
         step, rows = carry
-        token = pick(rows.keys, rows.logits, jnp.broadcast_to(step, rows.done.shape))
+        logits, states = rows.logits, rows.states
+        if constraint is not None and states is not None:
+            logits = jnp.where(constraint.allowed(states, rows.limits - step), logits, -jnp.inf)
+        token = pick(rows.keys, logits, jnp.broadcast_to(step, rows.done.shape))
         hit = jnp.isin(token, jnp.asarray(stop, token.dtype)) if stop else jnp.zeros_like(rows.done)
         written = ~rows.done & ~hit
+        if constraint is not None and states is not None:
+            states = jnp.where(written, constraint.after(states, token), states)
         seen = rows.in_prompt | ((slots >= T) & (slots <= T + step))
         logits, cache = many(unstacked, rows.cache, token, seen, prompt_length + step, T + step)
         return step + 1, rows._replace(
@@ -239,6 +266,7 @@ def _write_until(
             stopped=rows.stopped | (hit & ~rows.done),
             lengths=rows.lengths + written,
             tokens=rows.tokens.at[:, :, step].set(jnp.where(written, token, 0)),
+            states=states,
         )
 
     return jax.lax.while_loop(unfinished, body, (step, rows))
@@ -255,6 +283,7 @@ def sample(
     *,
     sampling: Sampling,
     stop: tuple[int, ...],
+    constraint: Constraint | None = None,
     mesh: Mesh | None = None,
 ) -> Completions:
     """Continues each of E·Q prompts K times.
@@ -265,10 +294,13 @@ def sample(
         prompts: left-padded; `valid` is False on pads. A row that is all padding costs nothing if its limit is 0.
         limits: new tokens a row may write, at most `sampling.max_tokens`.
         stop: token ids that end a row.
+        constraint: what may be written, made with the same `stop`; whatever else it could be is dropped before
+            temperature, top-k and top-p. A row whose limit is at least `constraint.shortest()` ends as a match.
         mesh: one axis "adapters" that divides E; each device decodes its own groups and stops when they are done.
     """
     once_read = read(model, params, adapters, prompts, valid, mesh=mesh)
-    return write(keys, model, params, adapters, once_read, valid, limits, sampling=sampling, stop=stop, mesh=mesh)
+    rules = {"sampling": sampling, "stop": stop, "constraint": constraint, "mesh": mesh}
+    return write(keys, model, params, adapters, once_read, valid, limits, **rules)
 
 
 def row_keys(seed: int, *ids: Int[AnyArray, "..."]) -> PRNGKeyArray:

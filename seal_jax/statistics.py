@@ -1,16 +1,19 @@
-"""How sure a mean over passages is: percentile bootstrap intervals with the passage as the unit (NumPy, on the host).
+"""How sure a figure is: means over passages by the bootstrap, counts of tasks by Wilson (NumPy, on the host).
 
 The questions of one passage share its adapter, so they are not independent: resampling questions would give intervals
-that are too narrow. Every function here takes one value a passage (its accuracy, its mean log-likelihood) and resamples
-passages. Differences are paired by passage, which removes how hard each passage is.
+that are too narrow. Every bootstrap here takes one value a passage (its accuracy, its mean log-likelihood), resamples
+passages, and gives a percentile interval. Differences are paired by passage, which removes how hard each passage is.
 
 With few passages a percentile interval is too narrow: a nominal 95 % covered 90 % with 12 passages, 94 % with 40 and
-95 % with 200 (normal values, at least 2,000 simulated data sets, 1,000 resamples).
+95 % with 200 (normal values, at least 2,000 simulated data sets, 1,000 resamples). Where each task is either solved or
+not, and tasks are few, `wilson` covers: none solved of 8 is no proof that none can be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +24,7 @@ CHUNK = 2**22  # indices drawn at once, so that 2,067 passages x 10,000 resample
 
 
 class Interval(NamedTuple):
-    """A mean over passages and its 95 % interval, in the unit of the values."""
+    """A mean over passages (or a share of tasks) and its 95 % interval, in the unit of the values."""
 
     mean: float  # NaN without a passage
     low: float  # NaN with fewer than two passages: one passage says nothing of how passages differ
@@ -106,6 +109,31 @@ def bootstrap_ratio(above_P: Sequence[float | None], below_P: Sequence[float | N
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     above_R, below_R = present[:, drawn].sum(axis=2)
     return Interval(float(above / below), *bounds(above_R[below_R > 0] / below_R[below_R > 0]), count, dropped)
+
+
+def wilson(successes: int, tried: int) -> Interval:
+    """The share of successes among independent trials, with Wilson's 95 % score interval; `passages` are the trials.
+
+    The shares p from which the one seen is at most 1.96 standard errors away, sqrt(p (1 - p) / tried) each (Wilson,
+    1927, "Probable inference, the law of succession, and statistical inference", JASA 22; recommended for few trials by
+    Brown, Cai and DasGupta, 2001, "Interval estimation for a binomial proportion", Statistical Science 16). It stays
+    within [0, 1] and has a width where all or none succeed. Several self-edits of one task are not independent: over
+    them the interval speaks of these tasks only, and of other tasks it would be too narrow.
+
+    NaN without a trial. Raises ValueError unless 0 <= successes <= tried.
+    """
+    if not 0 <= successes <= tried:
+        raise ValueError(f"{successes} successes of {tried} trials; expected from 0 to as many as there are trials")
+    if tried == 0:
+        return Interval(np.nan, np.nan, np.nan, 0, 0)
+    share = successes / tried
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    shrunk = 1 + z**2 / tried
+    middle = (share + z**2 / (2 * tried)) / shrunk
+    half = z * math.sqrt(share * (1 - share) / tried + z**2 / (4 * tried**2)) / shrunk
+    # All or none: the bound is the share itself, but for rounding.
+    low, high = 0.0 if successes == 0 else middle - half, 1.0 if successes == tried else middle + half
+    return Interval(share, low, high, tried, 0)
 
 
 def bounds(resampled: np.ndarray) -> tuple[float, float]:

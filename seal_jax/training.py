@@ -13,7 +13,7 @@ import numpy as np
 from seal_jax import batching, inner, lora
 from seal_jax.inner import Chunk, Optimiser
 from seal_jax.lora import Adapter
-from seal_jax.types import HParams, LanguageModel, require_at_least
+from seal_jax.types import HParams, LanguageModel, Settings, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Float
@@ -27,7 +27,7 @@ class FineTuning:
     rank: int = 32  # LoRA r
     alpha: float = 64.0  # LoRA alpha
     learning_rate: float = 1e-3  # decayed linearly to 0
-    epochs: int = 10  # passes over a self-edit's sequences
+    epochs: int = 10  # passes over a self-edit's sequences; where it chooses its own (types.Settings), the most
     batch_size: int = 1  # sequences a step
     optimiser: Optimiser = Optimiser()
     initialisation: Literal["stored", "per_edit"] = "per_edit"  # one A for all self-edits, or a key for each
@@ -61,24 +61,32 @@ def train(
     seed: int,
     chunk: Chunk,
     fixed: Adapter | None = None,
+    settings: Sequence[Settings | None] | None = None,
 ) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
     """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
 
-    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `seed` names the training run:
+    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `settings` are the self-edits'
+    own learning rates and epochs, where they chose any; the rest train by `config`. `seed` names the training run:
     the order of sequences follows from it, and so does the initialisation, together with the self-edit's own tokens
     where that is `per_edit`. Neighbours and chunks have no say in either.
     """
     total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
+    own = [chosen or Settings(config.learning_rate, config.epochs) for chosen in settings or [None] * total]
+    epochs = [chosen.epochs for chosen in own]
     batch = batching.make_batch(
-        edits, epochs=config.epochs, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=seed
-    )
-    steps = [batching.num_steps(len(sequences), epochs=config.epochs, batch_size=batch_size) for sequences in edits]
+        edits, epochs=config.epochs, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=seed,
+        own_epochs=epochs,
+    )  # fmt: skip
+    steps = [
+        batching.num_steps(len(sequences), epochs=each, batch_size=batch_size)
+        for sequences, each in zip(edits, epochs, strict=True)
+    ]
     # One stored initialisation, or one for each self-edit that depends on what it says and not on its neighbours.
     seeds = (
         [seed] * total if config.initialisation == "stored" else [_fingerprint(seed, sequences) for sequences in edits]
     )
     hparams = HParams(
-        learning_rate=np.full(total, config.learning_rate, np.float32),
+        learning_rate=np.asarray([chosen.learning_rate for chosen in own], np.float32),
         num_steps=np.asarray(steps, np.int32),
         alpha=np.full(total, config.alpha, np.float32),
         rank=np.full(total, config.rank, np.int32),

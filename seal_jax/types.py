@@ -7,6 +7,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +31,13 @@ class Example(NamedTuple):
     completion: str
 
 
+class Settings(NamedTuple):
+    """How an adapter is trained, where the self-edit itself says so (paper section 3.3)."""
+
+    learning_rate: float
+    epochs: int  # at most `FineTuning.epochs`
+
+
 class SelfEdit(NamedTuple):
     """What the model wrote for a task, and the training sequences which that yields (paper section 3.1)."""
 
@@ -37,20 +45,26 @@ class SelfEdit(NamedTuple):
     examples: tuple[Example, ...]
     problem: str | None = None  # why it yields no training ("empty completion"); `examples` is then ()
     finished: bool = True  # it ended by itself, rather than at the limit of tokens
+    settings: Settings | None = None  # None: those of the run
 
 
 class Query(NamedTuple):
-    """One question to the adapted model, without the task's text in context (paper section 4.1)."""
+    """One question to the adapted model (paper section 4.1: without the task's text in context)."""
 
     question: str  # as a person reads it
     prompt: str  # as the model reads it, chat template applied
     gold: str
+    about: Any = None  # whatever else the domain's `grade` wants to know of it
+    max_tokens: int | None = None  # of an answer, where that is less than the run's own limit
 
 
 Verdict = bool | None  # right, wrong, or missing (a judge that failed; never counted as wrong)
 
 Grade = Callable[[Sequence[Query], Sequence[str]], list[Verdict]]
 """(queries, one answer for each) -> one verdict for each."""
+
+GradeTasks = Callable[[Sequence[Sequence[Query]], Sequence[Sequence[str]]], list[list[Verdict]]]
+"""([P] tasks' queries, an answer for each) -> [P] tasks' verdicts: one a query, or fewer where the domain votes."""
 
 Rate = Callable[[Task, Sequence[str]], list[float | None]]
 """(task, self-edits written for it) -> how good each looks to a judge, 0 to 1; None where the judge failed."""
@@ -62,7 +76,7 @@ class Domain(NamedTuple):
     prompt: Callable[[Task], str]  # what the model reads before it writes a self-edit
     parse: Callable[[Task, str], SelfEdit]  # its completion -> training sequences
     queries: Callable[[Task], list[Query]]
-    grade: Grade
+    grade: GradeTasks
 
 
 class Codec(NamedTuple):
@@ -73,6 +87,7 @@ class Codec(NamedTuple):
     decode: Callable[[Sequence[int]], str]  # special tokens left out
     end: str  # the text of the token that ends a completion
     stop: tuple[int, ...]  # ids that end a completion
+    vocabulary: Callable[[], Sequence[bytes | None]] | None = None  # what each token adds to a text (constrained.py)
 
 
 class LanguageModel(NamedTuple):
@@ -82,6 +97,16 @@ class LanguageModel(NamedTuple):
     params: dict
     codec: Codec
     mesh: Mesh | None = None  # one axis "adapters"; None is one device
+
+
+def by_query(grade: Grade) -> GradeTasks:
+    """Grades all tasks' answers in one call, each by itself: a judge elsewhere can be asked many at a time."""
+
+    def grade_tasks(queries: Sequence[Sequence[Query]], answers: Sequence[Sequence[str]]) -> list[list[Verdict]]:
+        verdicts = iter(grade([q for task in queries for q in task], [a for task in answers for a in task]))
+        return [list(itertools.islice(verdicts, len(task))) for task in queries]
+
+    return grade_tasks
 
 
 def require_at_least(least: float, **values: float) -> None:

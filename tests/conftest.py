@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import settings
 from jax.sharding import AxisType, Mesh
 
 from seal_jax.models.transformer import Model, ModelConfig, graph, random_params
@@ -19,6 +20,9 @@ from seal_jax.models.transformer import Model, ModelConfig, graph, random_params
 jax.config.update("jax_platforms", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
 jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX
 jax.config.update("jax_disable_most_optimizations", True)  # nearly all of a test's time is compiling
+
+settings.register_profile("seal_jax", deadline=None, derandomize=True)  # no test asserts time; each run is the same
+settings.load_profile("seal_jax")
 
 TINY = ModelConfig(
     vocab_size=61,

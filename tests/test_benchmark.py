@@ -107,7 +107,7 @@ def test_a_number_task_becomes_a_self_edit_of_drawn_lines():
     assert domain.parse(task, "").problem
     assert len(domain.queries(task)) == number_tasks.QUESTIONS
     gold = [query.gold for query in task.queries]
-    assert domain.grade(task.queries, [gold[0], "no", *gold[2:]]) == [True, False, True, True, True]
+    assert domain.grade([task.queries], [[gold[0], "no", *gold[2:]]]) == [[True, False, True, True, True]]
 
 
 def test_the_ids_that_end_a_completion_are_one_in_two_hundred():

@@ -25,7 +25,7 @@ from seal_jax.rest_em import Loop
 from seal_jax.rewards import Score
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict
+from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 from tests.test_rest_em import Silent
 
@@ -57,7 +57,7 @@ DOMAIN = Domain(
     prompt=lambda task: f"write {task.id}",
     parse=parse,
     queries=lambda task: [Query(f"{task.id}?", f"ask {task.id} ?", task.value if task.value in COLOURS else "red")],
-    grade=grade,
+    grade=by_query(grade),
 )
 
 

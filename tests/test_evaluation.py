@@ -23,8 +23,8 @@ from seal_jax.evaluation import (
 )
 from seal_jax.rest_em import RoundLog, Trial
 from seal_jax.rewards import Score
-from seal_jax.statistics import bootstrap_mean, paired_bootstrap
-from seal_jax.types import Example, SelfEdit
+from seal_jax.statistics import bootstrap_mean, paired_bootstrap, wilson
+from seal_jax.types import Example, Query, SelfEdit, Settings
 
 PASSAGES = [
     Passage(f"p{i}", f"Title {i}", f"Context {i}.", (Question("Who?", "Ada"), Question("When?", "1902")))
@@ -41,6 +41,14 @@ def a_trial(
 ) -> Trial:
     edit = SelfEdit("One.\nTwo.", (Example("", "Title\nOne."), Example("Title\n", "Two.")), problem)
     return Trial(PASSAGES[p], sample, edit, scores, base or a_score(False, False, likely=-3.0))
+
+
+def queries(p: int) -> list[Query]:
+    return [Query(q.question, q.question, q.answer) for q in PASSAGES[p].questions]
+
+
+def about(p: int) -> dict[str, str]:
+    return {"passage": PASSAGES[p].id, "title": PASSAGES[p].title, "context": PASSAGES[p].context}
 
 
 BASE = base_stage([a_score(False, False, likely=-3.0) for _ in PASSAGES], "Base model")
@@ -109,7 +117,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         Score(["Ada", "1902"], [True, True], [-0.25, -0.25], [2.5, 0.5]),
     ]
     before = Score(["Bob", ""], [False, None], [-3.0, -5.0], [])
-    record = trial_record("round 1", a_trial(2, scores, sample=3, base=before), kept=True)
+    record = trial_record("round 1", a_trial(2, scores, sample=3, base=before), queries(2), True, about(2))
     assert record == {
         "stage": "round 1",
         "passage": "p2",
@@ -127,6 +135,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         "rewards_by_seed": [0.5, 1.0],
         "probability": pytest.approx((math.exp(-0.5) + math.exp(-1.5) + 2 * math.exp(-0.25)) / 4),
         "proxy": None,
+        "settings": None,
         "losses": [2.0, 1.0],
         "kept": True,
         "answers": [
@@ -152,13 +161,29 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
 
 
 def test_a_self_edit_that_was_only_rated_has_no_answers_after():
-    record = trial_record("round 1", a_trial(2, [])._replace(proxy=0.75), kept=True)
+    record = trial_record("round 1", a_trial(2, [])._replace(proxy=0.75), queries(2), True, about(2))
     assert (record["proxy"], record["reward"], record["losses"], record["problem"]) == (0.75, None, [], None)
     assert {answer["after"] for answer in record["answers"]} == {None}
 
 
+def test_where_the_domain_votes_an_answer_has_no_verdict_of_its_own():
+    trial = a_trial(
+        1, [Score(["1 2", "1 3"], [True], [-0.5, -1.5], [2.0])], base=Score(["", ""], [False], [-3, -5], [])
+    )
+    trial = trial._replace(edit=trial.edit._replace(settings=Settings(1e-4, 2)))
+    record = trial_record("fixed", trial, queries(1), False, {"passage": "p1"})
+    assert (record["reward"], record["base_reward"]) == (1.0, 0.0)
+    assert record["settings"] == {"learning_rate": 1e-4, "epochs": 2}
+    assert [(a["before_correct"], a["after"], a["after_correct"]) for a in record["answers"]] == [
+        (None, "1 2", None),
+        (None, "1 3", None),
+    ]
+
+
 def test_ungraded_answers_are_listed_with_where_they_came_from():
-    found = ungraded(PASSAGES[2], Score(["Ada", "1903"], [True, None], [-0.5, -1.5], []), stage="round 1", sample=3)
+    found = ungraded(
+        PASSAGES[2], queries(2), Score(["Ada", "1903"], [True, None], [-0.5, -1.5], []), stage="round 1", sample=3
+    )
     assert found == [
         {"stage": "round 1", "sample": 3, "passage": "p2", "question": "When?", "gold": "1902", "answer": "1903"}
     ]
@@ -180,14 +205,13 @@ def test_figures_of_writing_by_hand():
 
 
 def test_a_record_without_a_reward_has_no_gain():
-    record = trial_record("passage", a_trial(0, [a_score(None, None, likely=None)]), kept=False)
+    record = trial_record("passage", a_trial(0, [a_score(None, None, likely=None)]), queries(0), False, about(0))
     assert (record["reward"], record["gain"], record["log_likelihood"], record["kept"]) == (None, None, None, False)
-    record = trial_record(
-        "passage", a_trial(0, [a_score(True, True)], base=a_score(None, None, likely=None)), kept=False
-    )
+    unknown = a_trial(0, [a_score(True, True)], base=a_score(None, None, likely=None))
+    record = trial_record("passage", unknown, queries(0), False, about(0))
     assert (record["reward"], record["base_reward"], record["gain"]) == (1.0, None, None)
     lost = a_trial(0, [a_score(True, True), Score(["", ""], [False, False], [None, None], [], "diverged")])
-    record = trial_record("passage", lost, kept=False)
+    record = trial_record("passage", lost, queries(0), False, about(0))
     assert (record["problem"], record["rewards_by_seed"]) == ("diverged", [1.0, 0.0])
     assert json.dumps(record, allow_nan=False)
 
@@ -237,4 +261,45 @@ def test_the_summary_says_what_the_last_row_changed():
     assert worse.splitlines()[-1].endswith("points: worse")
     same = summary(rows([BASE, BASE._replace(name="x")], PASSAGES, 8, seed=0))
     assert same.splitlines()[-1].endswith("points: no clear change")
+    (row,) = rows([BASE], PASSAGES, 8, seed=0)
+    change = {"row": "base", "mean": 0.2, "low": 2e-17, "high": 0.4}  # what summing leaves of 0
+    same = summary([row, row | {"versus_previous": change}])
+    assert same.splitlines()[-1].endswith("points: no clear change")
     assert "nan" not in text.lower()
+
+
+def counted(label: str, solved: int, tried: int, **versus) -> dict:
+    share = dict(zip(("mean", "low", "high"), wilson(solved, tried)[:3], strict=True))
+    counts = {"solved": solved, "tried": tried, "interval": "Wilson", "versus_previous": None}
+    return {"label": label, "unit": "task", "passages": 8, "accuracy": share} | counts | versus
+
+
+def test_the_summary_of_tasks_shows_how_many_were_solved_and_which_interval_it_is():
+    change = {"row": "base", "mean": 0.725, "low": 0.5, "high": 0.9}
+    table = [
+        counted("In-context learning", 0, 8),
+        counted("Own self-edits", 29, 40, versus_previous=change),
+        counted("Fixed settings", 8, 8),
+    ]
+    lines = summary(table).splitlines()
+    assert lines[0] == "8 tasks; 95 % intervals (Wilson), differences paired by task"
+    assert lines[1].split() == ["solved", "accuracy,", "%", "against", "row", "above"]
+    assert [" ".join(line.split()) for line in lines[2:]] == [
+        "In-context learning 0 of 8 0.0 [0.0, 32.4]",
+        "Own self-edits 29 of 40 72.5 [57.2, 83.9] +72.5 [+50.0, +90.0]",
+        "Fixed settings 8 of 8 100.0 [67.6, 100.0]",
+    ]
+    for title, cell in (("solved", "29 of 40"), ("accuracy, %", "83.9]"), ("against row above", "+90.0]")):
+        assert lines[1].index(title) + len(title) == lines[3].index(cell) + len(cell)
+    assert max(map(len, lines)) == 80
+    mixed = [row | {"questions": 11} for row in table]
+    del mixed[0]["interval"], mixed[0]["solved"], mixed[0]["tried"]
+    text = summary(mixed)
+    assert text.startswith("8 tasks, 11 test inputs; 95 % intervals (Wilson, bootstrap), differences paired by task")
+    assert "0 of 8" not in text and "29 of 40" in text
+
+
+def test_the_summary_of_passages_has_no_column_of_counts():
+    text = summary(rows([BASE, PASSAGE], PASSAGES, 8, seed=0))
+    assert text.splitlines()[0] == "4 passages, 8 questions; 95 % intervals, paired by passage"
+    assert text.splitlines()[1] == f"{'accuracy, %':>56}{'against row above':>24}"

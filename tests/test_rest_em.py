@@ -34,7 +34,7 @@ from seal_jax.rest_em import (
 from seal_jax.rewards import Score, log_likelihoods
 from seal_jax.sampler import Sampling, read
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict
+from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 
 
@@ -67,7 +67,7 @@ DOMAIN = Domain(
     prompt=lambda task: f"write {task.id}",
     parse=parse,
     queries=lambda task: [Query(f"{task.id}?", f"ask {task.id} ?", task.value)],
-    grade=grade,
+    grade=by_query(grade),
 )
 
 
@@ -289,7 +289,7 @@ def test_a_completion_that_was_cut_off_is_learned_without_an_end(lm, tmp_path, m
 
 
 def test_a_round_that_keeps_nothing_leaves_the_model_as_it_is(lm, tmp_path):
-    never = DOMAIN._replace(grade=lambda queries, answers: [False] * len(queries))
+    never = DOMAIN._replace(grade=by_query(lambda queries, answers: [False] * len(queries)))
     loop = make_loop(tmp_path / "run", domain=never)
     after, log = rest_em_round(lm, KEYS, OUTER, loop, number=1)
     assert after is lm
@@ -305,7 +305,7 @@ def test_an_sft_that_diverges_does_not_spoil_the_model(lm):
 
 
 def test_a_missing_verdict_is_not_a_wrong_one(lm, tmp_path):
-    silent = make_loop(tmp_path / "run", domain=DOMAIN._replace(grade=lambda asked, _: [None] * len(asked)))
+    silent = make_loop(tmp_path / "run", domain=DOMAIN._replace(grade=by_query(lambda asked, _: [None] * len(asked))))
     after, log = rest_em_round(lm, KEYS, dataclasses.replace(OUTER, select="best"), silent, number=1)
     trials = [trial for row in log.trials for trial in row if trial.problem != "diverged"]
     assert trials
@@ -362,6 +362,8 @@ NAN = math.nan
         ("improved", [0.2, 0.6, 0.4], NAN, []),  # nothing to compare with
         ("all_improved", [0.2, 0.6, 0.8], 0.5, [1, 2]),
         ("all_improved", [0.5, 0.5, 0.6], 0.5, [2]),
+        ("all_correct", [1.0, 0.5, 1.0], 1.0, [0, 2]),  # whatever the base model does
+        ("all_correct", [NAN, 0.9, 0.0], 0.0, []),
         ("all_improved", [NAN, 0.5, 0.2], 0.0, [1, 2]),
         ("all_improved", [0.1, 0.2, 0.3], NAN, []),
     ],

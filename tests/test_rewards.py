@@ -18,7 +18,7 @@ from seal_jax.lora import Adapter
 from seal_jax.rewards import Score, ask, gold_tokens, log_likelihoods, score, score_base
 from seal_jax.sampler import read
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Example, LanguageModel, Query, SelfEdit
+from seal_jax.types import Example, LanguageModel, Query, SelfEdit, Settings, by_query
 from tests import tiny
 
 WORDS = ("ask", "what", "is", "?", "red", "blue", "green", "stone", "salt", "poison")
@@ -94,7 +94,13 @@ def test_answers_and_likelihoods_are_those_of_a_plain_loop(lm, adapters, chunk):
 
 def test_the_base_model_answers_as_it_does_without_an_adapter(lm):
     scores = score_base(
-        lm, GROUPS, lambda asked, given: [True] * len(asked), INNER, SHAPES, max_tokens=MAX_TOKENS, chunk=Chunk(3)
+        lm,
+        GROUPS,
+        by_query(lambda asked, given: [True] * len(asked)),
+        INNER,
+        SHAPES,
+        max_tokens=MAX_TOKENS,
+        chunk=Chunk(3),
     )
     assert [s.answers for s in scores] == [[greedy(lm, None, query.prompt) for query in group] for group in GROUPS]
     assert [s.verdicts for s in scores] == [[True], [True] * 3, [True] * 2]
@@ -143,7 +149,7 @@ def edit(*texts: str) -> SelfEdit:
 
 
 def scores_of(lm, edits, *, config=INNER, queries=QUERIES, seed=0, grade=lambda asked, given: [True] * len(asked)):
-    return score(lm, edits, queries, grade, config, SHAPES, seed=seed, max_tokens=2, chunk=Chunk(2))
+    return score(lm, edits, queries, by_query(grade), config, SHAPES, seed=seed, max_tokens=2, chunk=Chunk(2))
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +228,44 @@ def test_log_likelihood_is_the_mean_of_those_known():
     assert Score(["", ""], [True, True], [-1.0, -2.0], []).log_likelihood == -1.5
     assert Score(["", ""], [True, True], [None, -2.0], []).log_likelihood == -2.0
     assert Score([""], [True], [None], []).log_likelihood is None
+
+
+def test_a_domain_that_votes_gives_one_verdict_a_task(lm):
+    asked = []
+
+    def vote(queries, answers):
+        asked.append([list(group) for group in queries])
+        return [[len(group) > 1] for group in answers]
+
+    found = score(lm, [edit("stone"), edit("salt")], QUERIES, vote, INNER, SHAPES, seed=0, max_tokens=2, chunk=Chunk(2))
+    assert asked == [[list(group) for group in QUERIES]]
+    assert [(s.accuracy, len(s.answers), len(s.log_likelihoods)) for s in found] == [(0.0, 1, 1), (1.0, 2, 2)]
+
+
+def test_self_edits_with_settings_of_their_own_train_together_as_they_would_alone(lm):
+    """Different learning rates and epochs in one batch (paper section 3.3), against a run of each by those settings."""
+    config = dataclasses.replace(INNER, epochs=3)
+    texts = [edit("ask red ? blue", "red is blue"), edit("stone salt")]
+    chosen = [Settings(0.02, 1), Settings(0.005, 3)]
+    both = scores_of(lm, [e._replace(settings=s) for e, s in zip(texts, chosen, strict=True)], config=config)
+    assert [len(s.losses) for s in both] == [2, 3]
+    for e, settings in enumerate(chosen):
+        by_config = dataclasses.replace(config, learning_rate=settings.learning_rate, epochs=settings.epochs)
+        alone = scores_of(lm, [texts[e]] * 2, config=by_config, queries=[QUERIES[e]] * 2)[0]
+        assert alone.answers == both[e].answers
+        np.testing.assert_allclose(both[e].losses, alone.losses, rtol=1e-5)
+        np.testing.assert_allclose(both[e].log_likelihoods, alone.log_likelihoods, rtol=1e-5)
+
+
+def test_more_epochs_than_there_is_room_for_are_refused(lm):
+    with pytest.raises(ValueError, match=r"self-edit 0 asks for 9 epochs; there is room for 1 to 2"):
+        scores_of(lm, [edit("stone")._replace(settings=Settings(0.01, 9))], queries=QUERIES[:1])
+
+
+def test_a_query_may_allow_fewer_tokens_than_the_run(lm):
+    short = [[query._replace(max_tokens=1) for query in group] for group in QUERIES]
+    whole, cut = (scores_of(lm, [edit("stone"), edit("salt")], queries=queries) for queries in (QUERIES, short))
+    for long, one in zip(whole, cut, strict=True):
+        for answer, first in zip(long.answers, one.answers, strict=True):
+            assert len(lm.codec.encode_more(first)) <= 1 and answer.startswith(first)
+    assert any(len(lm.codec.encode_more(a)) > 1 for s in whole for a in s.answers)

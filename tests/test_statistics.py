@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_jax.statistics import bootstrap_mean, bootstrap_ratio, paired_bootstrap
+from seal_jax.statistics import bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
 
 
 def test_same_seed_same_interval_and_another_seed_another():
@@ -84,6 +84,49 @@ def test_a_ratio_is_of_means_and_leaves_out_what_is_incomplete():
     assert constant[:3] == pytest.approx((0.5, 0.5, 0.5))
     assert math.isnan(bootstrap_ratio([0.0, 1.0], [0.0, 0.0], seed=0).mean)
     assert math.isnan(bootstrap_ratio([1.0], [2.0], seed=0).low)
+
+
+@pytest.mark.parametrize(
+    ("successes", "tried", "low", "high"),
+    # Newcombe, 1998, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_the_published_one(successes, tried, low, high):
+    found = wilson(successes, tried)
+    assert found.mean == successes / tried and found.passages == tried
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize("tried", [1, 2, 8, 40, 1000])
+def test_wilsons_interval_holds_the_share_stays_within_bounds_and_treats_failures_as_it_does_successes(tried):
+    found = [wilson(successes, tried) for successes in range(tried + 1)]
+    for interval, mirrored in zip(found, reversed(found), strict=True):
+        assert 0 <= interval.low <= interval.mean <= interval.high <= 1
+        assert interval.high - interval.low > 0  # even where all or none succeed
+        assert interval.low == pytest.approx(1 - mirrored.high, abs=1e-12)
+    assert found[0].low == 0.0 and found[-1].high == 1.0
+    assert [interval.low for interval in found] == sorted(interval.low for interval in found)
+
+
+@pytest.mark.parametrize("tried", [8, 20, 40])
+def test_wilsons_interval_covers_the_truth_on_average(tried):
+    """Exactly reckoned, over all shares; for one share it may be several points off, either way."""
+    successes = np.arange(tried + 1)
+    found = [wilson(int(k), tried) for k in successes]
+    ways = np.array([math.comb(tried, int(k)) for k in successes], float)
+    coverage = []
+    for truth in np.linspace(0.005, 0.995, 199):
+        probability = ways * truth**successes * (1 - truth) ** (tried - successes)
+        coverage.append(sum(p for p, i in zip(probability, found, strict=True) if i.low <= truth <= i.high))
+    assert 0.945 <= np.mean(coverage) <= 0.965
+    assert min(coverage) > 0.8
+
+
+def test_wilsons_interval_of_nothing_is_no_number_and_impossible_counts_are_errors():
+    assert math.isnan(wilson(0, 0).mean) and math.isnan(wilson(0, 0).low)
+    for successes, tried in ((3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=rf"{successes} successes of {tried} trials; expected"):
+            wilson(successes, tried)
 
 
 def test_errors_name_what_is_wrong():

@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from seal_jax.models.hub import ModelFiles, find_model
-from seal_jax.models.tokenizer import _SPLITS, chat, encode, load_tokenizer, stop_tokens
+from seal_jax.models.tokenizer import _SPLITS, chat, encode, load_tokenizer, stop_tokens, vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
 SMOLLM2 = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
@@ -229,3 +229,57 @@ def test_stop_tokens_of_a_folder(tmp_path):
     (tmp_path / "config.json").write_text('{"eos_token_id": 13}')
     expected = {tokenizer.eos_token_id, 11, 12, 13, tokenizer.convert_tokens_to_ids("<|eot_id|>")}
     assert stop_tokens(tokenizer, ModelFiles("m", "safetensors", tmp_path, "test")) == tuple(sorted(expected))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What each token adds to a text
+
+
+def spelled(tokenizer, text: str) -> bytes:
+    """The text of the tokens into which `text` is cut, put together token by token."""
+    pieces = vocabulary(tokenizer)
+    return b"".join(pieces[index] or b"?" for index in tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_smollm2_texts_are_the_pieces_of_their_tokens(smollm2):
+    for case in SMOLLM2["strings"]:
+        if "<|" in case["text"]:  # special tokens add nothing
+            continue
+        assert spelled(smollm2, case["text"]) == case["text"].encode(), case["text"]
+    assert vocabulary(smollm2)[:3] == [None] * 3  # <|endoftext|>, <|im_start|>, <|im_end|>
+
+
+@pytest.mark.parametrize("split", ["smollm", "qwen2", "llama-bpe"])
+def test_byte_level_texts_are_the_pieces_of_their_tokens(split, tmp_path):
+    files, core = byte_level_gguf(tmp_path / "t.gguf", split)
+    tokenizer = load_tokenizer(files)
+    tokenizer.add_tokens(["  ", "naïf ç"])  # plain text, not spelled in letters that stand for bytes
+    text = TEXT + "<think> é日  naïf ç\t\x00\x7f\xad"
+    assert spelled(tokenizer, text) == text.encode()
+    pieces, size = vocabulary(tokenizer), core.get_vocab_size()
+    assert pieces[size : size + 5] == [None, None, b"<think>", b"  ", "naïf ç".encode()]
+    assert {bytes([byte]) for byte in range(256)} <= set(pieces)
+
+
+def test_sentencepiece_texts_are_the_pieces_of_their_tokens(tmp_path):
+    golden = json.loads((GOLDEN / "sentencepiece.json").read_text(encoding="utf-8"))
+    files = write_tokenizer(
+        tmp_path / "t.gguf", golden["tokens"], golden["types"], model="llama", scores=golden["scores"],
+        bos_token_id=1, eos_token_id=2, unk_token_id=0,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(files)
+    for case in golden["strings"]:
+        expected = f" {case['text']}" if case["text"] else ""
+        assert spelled(tokenizer, case["text"]) == expected.encode(), case["text"]
+    pieces = vocabulary(tokenizer)
+    assert pieces[:3] == [None] * 3  # <unk>, <s>, </s>
+    assert {bytes([byte]) for byte in range(256)} <= set(pieces)
+
+
+def test_pieces_of_other_tokenizers_are_refused():
+    core = Tokenizer(BPE())
+    core.decoder = decoders.WordPiece()
+    with pytest.raises(ValueError, match=r"it decodes with \['WordPiece'\]; expected 'ByteLevel'"):
+        vocabulary(PreTrainedTokenizerFast(tokenizer_object=core))
+    with pytest.raises(ValueError, match="it decodes with no decoder"):
+        vocabulary(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.benchmark import workloads
-from seal_jax.types import Codec, Domain, Example, LanguageModel, Query, SelfEdit, Verdict
+from seal_jax.types import Codec, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 
 MEAN_COMPLETION = 200  # tokens
 PROMPT_TOKENS = 200  # of what is read before a self-edit is written
@@ -80,4 +80,4 @@ def make_domain(*, seed: int) -> Domain:
     def grade(queries: Sequence[Query], answers: Sequence[str]) -> list[Verdict]:
         return [answer == query.gold for query, answer in zip(queries, answers, strict=True)]
 
-    return Domain(lambda task: task.prompt, parse, lambda task: task.queries, grade)
+    return Domain(lambda task: task.prompt, parse, lambda task: task.queries, by_query(grade))

@@ -46,7 +46,7 @@ class Stopwatch:
         if event == COMPILE_EVENT:
             self._compiled += duration_secs
 
-    def phase(self, name: str, total: int | None = None, unit: str = "passages") -> None:
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
         """Ends the phase before it."""
         now = time.perf_counter()
         if self._name is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from seal_jax.domains.passages import SPLIT_SOURCES, Passage, Question, load_passages, shuffled
-from seal_jax.types import Domain, Example, Grade, Query, SelfEdit
+from seal_jax.types import Domain, Example, Grade, Query, SelfEdit, by_query
 
 __all__ = [
     "SPLIT_SOURCES",
@@ -112,7 +112,7 @@ def make_domain(
             for q in passage.questions
         ]
 
-    return Domain(prompt, parse_completion, queries, grade)
+    return Domain(prompt, parse_completion, queries, by_query(grade))
 
 
 def parse(

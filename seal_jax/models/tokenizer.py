@@ -7,6 +7,7 @@ file's metadata.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -67,6 +68,7 @@ def make_codec(tokenizer: PreTrainedTokenizerBase, files: ModelFiles) -> Codec:
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         end=tokenizer.eos_token or "",
         stop=stop_tokens(tokenizer, files),
+        vocabulary=lambda: vocabulary(tokenizer),
     )
 
 
@@ -100,6 +102,51 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, files: ModelFiles) -> tuple[
     vocabulary = tokenizer.get_vocab()
     found |= {vocabulary[token] for token in END_TOKENS if token in vocabulary}
     return tuple(sorted(found - {None}))
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
+    """What each token adds to a text, [V], in bytes, since a token may hold half a character; None for special tokens,
+    which add nothing, and for ids without a token.
+
+    Of sentencepiece's tokens it is what they add after the first: a blank that begins a text is not shown by it.
+
+    Raises ValueError for a tokenizer of which that cannot be said token by token.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.loads(core.to_str())["decoder"] if core is not None else None
+    steps = {step["type"] for step in (decoder or {}).get("decoders", [decoder]) if step}
+    if not steps & {"ByteLevel", "ByteFallback"}:
+        raise ValueError(
+            f"decoding cannot be constrained for this tokenizer: it decodes with {sorted(steps) or 'no decoder'}; "
+            "expected 'ByteLevel' (GPT-2, Llama 3, Qwen) or 'ByteFallback' (sentencepiece, Llama 2). Sample without a "
+            "constraint"
+        )
+    spell = _spell_byte_level if "ByteLevel" in steps else _spell_sentencepiece
+    tokens = tokenizer.get_vocab()
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    spelled: list[bytes | None] = [None] * (max(tokens.values()) + 1)
+    for token, index in tokens.items():
+        if index not in special:
+            spelled[index] = spell(token)
+    return spelled
+
+
+# GPT-2 writes bytes as letters: printable Latin-1 as itself, the others, in order, as those from U+0100 on.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_BYTE_OF_LETTER = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF_LETTER |= {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
+
+
+def _spell_byte_level(token: str) -> bytes:
+    if all(letter in _BYTE_OF_LETTER for letter in token):
+        return bytes(_BYTE_OF_LETTER[letter] for letter in token)
+    return token.encode()  # a token that was added as plain text
+
+
+def _spell_sentencepiece(token: str) -> bytes:
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+        return bytes.fromhex(byte[1])
+    return token.replace("▁", " ").encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

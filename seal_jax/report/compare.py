@@ -17,13 +17,14 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from seal_jax.report import plots
-from seal_jax.report.page import holds, write_page
+from seal_jax.report.page import holds, unit_of, write_page
 from seal_jax.report.results import (
     Estimate,
     Json,
     as_count,
     as_number,
     clock,
+    counted,
     entries,
     estimate,
     flat,
@@ -96,13 +97,17 @@ def write_comparison(runs: Sequence[Run], path: Path) -> None:
     keys, labels = _row_keys(runs), _row_labels(runs)
     shared = [key for key in keys if sum(key in run.rows for run in runs) > 1]
     names = [run.label for run in runs]
+    resampled = [row for run in runs for row in run.rows.values() if not row.get("interval")]
     settings = [(name, values) for name, values in settings_that_differ(runs)]
     contents = {
         "headline": _headline(runs, shared, labels),
         "runs": [_overview(run, path.parent) for run in runs],
         "several": len(runs) > 1,
         "experiments": len({run.results.get("name") for run in runs}),
-        "few": min([as_count(row, "passages") for run in runs for row in run.rows.values()] or [0]) < 30,
+        "few": min([as_count(row, "passages") for row in resampled], default=30) < 30,
+        "wilson": any(row.get("interval") == "Wilson" for run in runs for row in run.rows.values()),
+        "unit": _units(keys),
+        "tasks": {key.unit for key in keys} == {"task"},
         "first": names[0],
         "plots": _plots(runs, shared, labels),
         "accuracy": [_accuracy(runs, some, labels) for some in _parts(keys)],
@@ -125,7 +130,8 @@ def comparison_text(runs: Sequence[Run]) -> str:
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     lines = [f"{count}; accuracy in percent with 95 % intervals"]
     if len(runs) > 1:
-        lines.append(f"differences in points, paired by passage, against {_short(runs[0].label, 48)}")
+        by = _units(_row_keys(runs))
+        lines.append(f"differences in points, paired by {by}, against {_short(runs[0].label, 48)}")
     for key in _row_keys(runs):
         lines += ["", _short(labels[key], TERMINAL)]
         for run in runs:
@@ -136,6 +142,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
             if run is not runs[0] and key in runs[0].rows:
                 change = difference(runs[0], run, key)
                 against = "; ".join(filter(None, [_bracketed(change.estimate, sign="+"), change.remark]))
+            against = "; ".join(filter(None, [against, counted(run.rows[key])]))
             line = f"  {_short(run.label, 30):<31}{figure:>20}  {against}"
             lines += textwrap.wrap(
                 line, TERMINAL, subsequent_indent=55 * " ", drop_whitespace=False, replace_whitespace=False
@@ -204,6 +211,11 @@ def _row_keys(runs: Sequence[Run]) -> list[RowKey]:
     return list(dict.fromkeys(key for run in runs for key in run.rows))
 
 
+def _units(keys: Sequence[RowKey]) -> str:
+    """What the intervals of these rows are over: `passage`, or `passage or stream`."""
+    return " or ".join(sorted({key.unit for key in keys})) or "passage"
+
+
 def _row_labels(runs: Sequence[Run]) -> dict[RowKey, str]:
     labels: dict[RowKey, str] = {}
     for run in runs:
@@ -254,7 +266,7 @@ def _headline(runs: Sequence[Run], shared: Sequence[RowKey], labels: dict[RowKey
     if most > 2:
         of = f"Of {most} runs" if most == len(runs) else f"Of the {most} runs (of {len(runs)}) that have it"
         others = [difference(having[key][0], run, key).remark for run in having[key][1:]]
-        caution = " They were not all asked about the same passages." if any(others) else ""
+        caution = f" They were not all asked about the same {key.unit}s." if any(others) else ""
         return f"{of}, “{labels[key]}” is highest, {figures[0]}, and lowest, {figures[1]}.{caution}"
     first, second = having[key]
     change = difference(first, second, key)
@@ -272,15 +284,15 @@ def _overview(run: Run, beside: Path) -> Json:
     page = run.folder / "report.html"
     link = quote(os.path.relpath(page, beside.resolve()).replace(os.sep, "/")) if page.is_file() else None
     seconds = as_number(section(run.results, "timings").get("total"))
-    unit = "streams" if any(key.unit == "stream" for key in run.rows) else "passages"
+    unit = unit_of(rows)
+    passages, questions = (max((as_count(row, name) for row in rows), default=0) for name in ("passages", "questions"))
     return {
         "label": run.label,
         "link": link,
         "experiment": " · ".join(str(run.results[name]) for name in ("name", "preset") if run.results.get(name)),
         "model": _name(run.results.get("model")),
         "data": _name(run.results.get("data")),
-        "asked": f"{max(as_count(row, 'questions') for row in rows)} about "
-        f"{max(as_count(row, 'passages') for row in rows)} {unit}"
+        "asked": f"{f'{questions} about ' if questions or unit != 'task' else ''}{passages} {unit}s"
         if rows
         else "no rows of accuracy",
         "ungraded": as_count(run.results, "ungraded"),
@@ -322,7 +334,11 @@ def _accuracy(runs: Sequence[Run], keys: Sequence[RowKey], labels: dict[RowKey, 
     for run in runs:
         estimates = [estimate(run.rows.get(key, {}), "accuracy") for key in keys]
         if any(key in run.rows for key in keys):
-            cells = [(percent(cell.mean), _between(cell, percent)) for cell in estimates]
+            counts = [counted(run.rows.get(key, {})) for key in keys]
+            cells = [
+                (percent(cell.mean), "; ".join(filter(None, [_between(cell, percent), count])))
+                for cell, count in zip(estimates, counts, strict=True)
+            ]
             rows.append((run.label, cells))
     for where, figures in _paper_figures(runs).items():
         if any(key in figures for key in keys):

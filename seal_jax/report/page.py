@@ -22,14 +22,17 @@ import jinja2
 from markupsafe import Markup
 
 from seal_jax.report import plots
+from seal_jax.report.grids import as_grid, difference, svg
 from seal_jax.report.results import (
     MINUS,
+    NO_BREAK,
     Estimate,
     Json,
     as_count,
     as_number,
     as_numbers,
     clock,
+    counted,
     decimal,
     entries,
     estimate,
@@ -44,11 +47,15 @@ from seal_jax.report.results import (
 from seal_jax.statistics import paired_bootstrap
 
 SHOWN_SELF_EDITS = 3  # best, and as many worst
+SHOWN_GRIDS, OPEN_GRIDS = 24, 4  # puzzles of a part of `grids`; those that are open at first
+DEMONSTRATION_SIDE, TEST_SIDE = 120, 180  # CSS pixels of a grid at most
 SHOWN_CHARACTERS = 4_000  # of one text; the rest is in self_edits.jsonl
+UNITS = ("stream", "task")  # that rows may be over; otherwise passages
 BASE, BEFORE_RL, AFTER_ROUND = "base", "self_edits_round_0", "self_edits_round_"
 OWN_EDIT, ALL_EDITS = "after_own_edit", "after_all_edits"  # of a stream; "_option" follows where something protects
 
 
+SIDES = ("input", "output")
 WRITING = {  # a round's figures of what was written, as far as it has them
     "mean_words": "Words",
     "mean_sequences": "Training sequences",
@@ -100,17 +107,17 @@ def _contents(results: Json, self_edits: list[Json]) -> Json:
         "outline": outline,
         "differences": _differences(results, rows, story),
         "story": [(row, estimate(row, "accuracy")) for row in story],
-        "passages": max((as_count(row, "passages") for row in rows), default=0),
-        "questions": max((as_count(row, "questions") for row in rows), default=0),
         "accuracy_plot": _accuracy_plot(rows),
         "rows": [_table_row(row) for row in rows],
         "paper": _paper(rows),
         "tables": [table for table in map(_table, objects(results, "tables")) if table["columns"]],
         "matrices": [matrix for matrix in map(_matrix, objects(results, "matrices")) if matrix["plot"]],
+        "open_grids": OPEN_GRIDS,
+        "grids": [part for part in map(_grids, objects(results, "grids")) if part["items"]],
         "rounds": [_round(entry, self_edits) for entry in rounds],
         "writing": _writing(rounds),
-        "validation": _validation(section(results, "validation")),
-        "reward_plot": _reward_plot(rounds, self_edits),
+        "validation": _validation(section(results, "validation"), outline["unit"]),
+        "reward_plot": _reward_plot(rounds, self_edits, outline["unit"]),
         "inner_plot": _inner_loss_plot(self_edits, labels),
         "sft_plot": _sft_loss_plot(rounds),
         "best": [_shown(edit, labels) for edit in best],
@@ -166,15 +173,15 @@ def _headline(results: Json, rows: Sequence[Json], story: Sequence[Json], rounds
                 return f"{part['title']}, {model}."
         return f"This run of {model} has no evaluated stage yet."
     names = [row.get("name") for row in story]
-    values = [percent(estimate(row, "accuracy").mean) for row in story]
+    values = [_achieved(row) for row in story]
     if _streams(rows):
         return _forgetting(results, rows, story, model)
     if names[:2] != [BASE, BEFORE_RL]:
         if len(story) == 1:
-            return f"{story[0].get('label') or names[0]}: {model} answers {values[0]} of the questions."
+            return f"{story[0].get('label') or names[0]}: {model} {_achieves(story[0])}."
         return _best(results, rows, story, model)
     verdict = _difference(results, rows, story[0], story[1]).verdict
-    sentence = _first_to_last("After training on its own self-edits", model, values[0], values[1], verdict)
+    sentence = _first_to_last("After training on its own self-edits", model, values[0], story[1], verdict)
     if len(story) < 3:
         return f"{sentence}."
     cause = "one round" if rounds == 1 else f"{rounds} rounds" if rounds else "the rounds"
@@ -191,8 +198,7 @@ def _best(results: Json, rows: Sequence[Json], story: Sequence[Json], model: str
     """The sentence of a run whose rows are alternatives: the best of them against the first, and of how many."""
     first, best = story[0], story[-1]
     labels = [str(row.get("label") or row.get("name")) for row in (first, best)]
-    values = [percent(estimate(row, "accuracy").mean) for row in (first, best)]
-    than = f"{values[0]} of “{labels[0]}”"
+    than = f"{_achieved(first)} of “{labels[0]}”"
     change = {
         "gain": f"more than the {than}",
         "loss": f"less than the {than}",
@@ -201,7 +207,7 @@ def _best(results: Json, rows: Sequence[Json], story: Sequence[Json], model: str
     }[_difference(results, rows, first, best).verdict]
     others = sum(estimate(row, "accuracy").mean is not None for row in rows) - 1
     chosen = f"; the best of {others} rows compared with it" if others > 1 else ""
-    return f"{labels[1]}: {model} answers {values[1]} of the questions, {change}{chosen}."
+    return f"{labels[1]}: {model} {_achieves(best)}, {change}{chosen}."
 
 
 def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], model: str) -> str:
@@ -213,9 +219,9 @@ def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], mode
     assert own is not None and final is not None
     verdict = "unknown" if base is None else _difference(results, rows, base, own).verdict
     if base is None:
-        sentence = f"Right after its own edit, {model} answers {values[1]} of the questions"
+        sentence = f"Right after its own edit, {model} {_achieves(own)}"
     else:
-        sentence = _first_to_last("Right after its own edit", model, values[0], values[1], verdict)
+        sentence = _first_to_last("Right after its own edit", model, values[0], own, verdict)
     kept = {
         "gain": f"after all edits even {values[2]}",
         "loss": f"after all edits only {values[2]}",
@@ -237,22 +243,27 @@ def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], mode
     return f"{sentence}; {kept}. {which[0].upper()}{which[1:]} against forgetting, “{name}”, {helps}."
 
 
-def _first_to_last(cause: str, model: str, first: str, last: str, verdict: str) -> str:
+def _first_to_last(cause: str, model: str, first: str, last: Json, verdict: str) -> str:
     change = {
         "gain": f"up from {first}",
         "loss": f"down from {first}",
         "unclear": f"{first} before: no clear change",
         "unknown": f"{first} before",
     }[verdict]
-    return f"{cause}, {model} answers {last} of the questions, {change}"
+    return f"{cause}, {model} {_achieves(last)}, {change}"
 
 
 def _outline(rows: Sequence[Json], rounds: Sequence[Json]) -> Json:
     """The words that depend on what kind of run it is."""
     names = [str(row.get("name")) for row in rows]
     staged = bool(rounds) or any(name.startswith(AFTER_ROUND) for name in names)
+    unit = unit_of(rows)
     return {
-        "unit": "stream" if any(row.get("unit") == "stream" for row in rows) else "passage",
+        "unit": unit,
+        "questions": unit != "task" or any(as_number(row.get("questions")) is not None for row in rows),
+        "counts": any(counted(row) for row in rows),
+        "intervals": _intervals(rows, unit),
+        "asked": _asked(rows, unit, "held-out " if staged else ""),
         "held_out": "held-out " if staged else "",
         "row": "Stage" if staged else "Row",
         "log_likelihood": any(estimate(row, "log_likelihood").mean is not None for row in rows),
@@ -262,13 +273,69 @@ def _outline(rows: Sequence[Json], rounds: Sequence[Json]) -> Json:
     }
 
 
+def unit_of(rows: Sequence[Json]) -> str:
+    """What the intervals of these rows are over: passages, unless one of them says otherwise."""
+    return next((unit for unit in UNITS for row in rows if row.get("unit") == unit), "passage")
+
+
+def _asked(rows: Sequence[Json], unit: str, held_out: str) -> str:
+    """What the rows' figures are of."""
+    tasks, questions = (max((as_count(row, key) for row in rows), default=0) for key in ("passages", "questions"))
+    about = f"{tasks} {held_out}{unit}{'' if tasks == 1 else 's'}"
+    some = f"{questions} {'test input' if unit == 'task' else 'question'}{'' if questions == 1 else 's'}"
+    if unit == "task":
+        return f"Tried on {about}{f', {some} in all' if questions else ''}."
+    if unit == "stream":
+        return f"Asked{f' {some}' if questions else ''} in {about} of passages, with no passage in view."
+    return f"Asked {some} about {about}, with no passage in view."
+
+
+def _intervals(rows: Sequence[Json], unit: str) -> str:
+    """Which intervals the figures have, and what to keep in mind."""
+    shown = [row for row in rows if estimate(row, "accuracy").low is not None]
+    named = sorted({str(row["interval"]) for row in shown if row.get("interval")})
+    resampled = [row for row in shown if not row.get("interval")]
+    compared = [row for row in rows for key in ("versus_previous", "versus_base") if estimate(row, key).low is not None]
+    few = max((as_count(row, "passages") for row in rows), default=0) < 30
+    caution = f"; so few {unit}s make them somewhat too narrow" if few else ""
+    if not named:
+        return f"Intervals are 95{NO_BREAK}% bootstrap intervals over {unit}s{caution}."
+    over = "tries" if any(as_count(row, "tried") > as_count(row, "passages") for row in shown) else f"{unit}s"
+    said = f"Intervals are 95{NO_BREAK}% {' and '.join(named)} intervals over {over}"
+    if over == "tries":
+        said += f" (at these {unit}s: others may differ by more)"
+    bootstrap = f"bootstrap intervals over {unit}s"
+    if resampled:
+        some = "rows without a count" + (" and of differences" if compared else "")
+        return f"{said}; those of {some} are {bootstrap}{caution}."
+    return f"{said}; those of differences are {bootstrap}{caution}." if compared else f"{said}."
+
+
+def _achieved(row: Json) -> str:
+    """What a row achieved, as it stands in a sentence: `40.0 %`, or `29 of 40 (72.5 %)`."""
+    share = percent(estimate(row, "accuracy").mean)
+    return f"{counted(row)} ({share})" if counted(row) else share
+
+
+def _achieves(row: Json) -> str:
+    """The same with its verb: `answers 40.0 % of the questions`."""
+    if row.get("unit") != "task":
+        return f"answers {_achieved(row)} of the questions"
+    if not counted(row):
+        return f"solves {_achieved(row)} of the tasks"
+    share = percent(estimate(row, "accuracy").mean)
+    if as_count(row, "tried") == as_count(row, "passages"):
+        return f"solves {counted(row)} tasks ({share})"
+    return f"solves its task in {counted(row)} tries ({share})"
+
+
 def _differences(results: Json, rows: Sequence[Json], story: Sequence[Json]) -> list[tuple[Estimate, str]]:
     """Between neighbours of the story: (difference, what it says)."""
     words = {
         "gain": "a clear gain",
         "loss": "a clear loss",
         "unclear": "no clear change",
-        "unknown": "too few passages for an interval",
+        "unknown": f"too few {unit_of(rows)}s for an interval",
     }
     differences = [_difference(results, rows, before, after) for before, after in itertools.pairwise(story)]
     return [(difference, words[difference.verdict]) for difference in differences]
@@ -308,7 +375,7 @@ def _accuracy_plot(rows: Sequence[Json]) -> Markup | None:
     return Markup(plots.dots(drawn, "Accuracy of each stage with its 95 % interval"))
 
 
-def _reward_plot(rounds: Sequence[Json], self_edits: Sequence[Json]) -> Markup | None:
+def _reward_plot(rounds: Sequence[Json], self_edits: Sequence[Json], unit: str) -> Markup | None:
     drawn = []
     for entry in rounds:
         number = entry.get("round")
@@ -318,7 +385,7 @@ def _reward_plot(rounds: Sequence[Json], self_edits: Sequence[Json]) -> Markup |
         kept = as_numbers(edit.get("reward") for edit in edits if edit.get("kept"))
         if everything:
             drawn += [
-                plots.Ridge(f"Round {number}: base, {len(base)} passages", as_numbers(base.values()), plots.NEUTRAL),
+                plots.Ridge(f"Round {number}: base, {len(base)} {unit}s", as_numbers(base.values()), plots.NEUTRAL),
                 plots.Ridge(f"Round {number}: all {len(everything)} self-edits", everything, plots.SOFT),
                 plots.Ridge(f"Round {number}: the {len(kept)} kept", kept, plots.ACCENT),
             ]
@@ -355,6 +422,7 @@ def _table_row(row: Json) -> Json:
         "log_likelihood": estimate(row, "log_likelihood"),
         "passages": row.get("passages"),
         "questions": row.get("questions"),
+        "count": counted(row),
         "paper": as_number(section(row, "paper").get("accuracy")),
     }
 
@@ -431,6 +499,56 @@ def _matrix(matrix: Json) -> Json:
     return {"title": title, "note": matrix.get("note"), "plot": plot}
 
 
+def _grids(part: Json) -> Json:
+    """Puzzles with the attempts at them: what is no grid is left out, but for an attempt, which then says so."""
+    items = [_puzzle(item) for item in objects(part, "items")]
+    drawn = [item for item in items if item["demonstrations"] or item["tested"] or item["attempts"]]
+    return {
+        "title": part.get("title") or "Grids",
+        "note": part.get("note"),
+        "items": drawn[:SHOWN_GRIDS],
+        "more": max(0, len(drawn) - SHOWN_GRIDS),
+    }
+
+
+def _puzzle(item: Json) -> Json:
+    def drawn(value: Any, name: str, largest: int) -> Markup | None:
+        grid = as_grid(value)
+        return Markup(svg(grid, name, largest)) if grid else None
+
+    pairs = [pair for pair in entries(item, "pairs") if isinstance(pair, list) and len(pair) == 2]
+    demonstrations = [
+        [
+            drawn(grid, f"Demonstration {number}, {side}", DEMONSTRATION_SIDE)
+            for grid, side in zip(pair, SIDES, strict=True)
+        ]
+        for number, pair in enumerate(pairs, 1)
+    ]
+    tested = [
+        (title, drawn(item.get(key), title, TEST_SIDE)) for key, title in (("input", "Input"), ("expected", "Expected"))
+    ]
+    expected = as_grid(item.get("expected"))
+    attempts = []
+    for attempt in objects(item, "attempts"):
+        label, grid = str(attempt.get("label") or "Attempt"), as_grid(attempt.get("grid"))
+        wrong = "" if grid is None or expected is None else difference(grid, expected)
+        attempts.append(
+            {
+                "label": label,
+                "drawn": drawn(grid, label, TEST_SIDE),
+                "mark": _mark(attempt.get("right")),
+                "wrong": "no grid" if grid is None else wrong,
+            }
+        )
+    return {
+        "label": item.get("label") or "Puzzle",
+        "demonstrations": [pair for pair in demonstrations if all(pair)],
+        "tested": [(title, grid) for title, grid in tested if grid],
+        "attempts": attempts,
+        "right": sum(attempt["mark"] == "right" for attempt in attempts),
+    }
+
+
 def _writing(rounds: Sequence[Json]) -> Json | None:
     """Length and diversity of the self-edits, a row a round; figures that no round has are left out."""
     names = [name for name in WRITING if any(as_number(entry.get(name)) is not None for entry in rounds)]
@@ -447,7 +565,7 @@ def _writing(rounds: Sequence[Json]) -> Json | None:
     return {"columns": ["Round", *(WRITING[name] for name in names)], "rows": rows}
 
 
-def _validation(validation: Json) -> str | None:
+def _validation(validation: Json, unit: str) -> str | None:
     """How the round was chosen."""
     rewards, chosen = entries(validation, "reward"), as_number(validation.get("chosen_round"))
     if not as_numbers(rewards) or chosen is None:
@@ -456,7 +574,7 @@ def _validation(validation: Json) -> str | None:
     figures = ", ".join(f"{decimal(as_number(reward), 3)} {words}" for reward, words in zip(rewards, when, strict=True))
     choice = "the model before RL" if chosen == 0 else f"round {int(chosen)}"
     passages = as_count(validation, "passages")
-    return f"Mean reward on {passages} validation passages, on which the round was chosen: {figures}. Chosen: {choice}."
+    return f"Mean reward on {passages} validation {unit}s, on which the round was chosen: {figures}. Chosen: {choice}."
 
 
 def _round(entry: Json, self_edits: Sequence[Json]) -> Json:
@@ -498,11 +616,11 @@ def _one_a_passage(ranked: Iterable[Json]) -> list[Json]:
 
 
 def _shown(edit: Json, labels: Mapping[Any, Any]) -> Json:
-    marks = {True: "right", False: "wrong"}
     answers = [
-        answer | {f"{when}_mark": marks.get(answer.get(f"{when}_correct"), "missing") for when in ("before", "after")}
-        for answer in entries(edit, "answers")
+        answer | {f"{when}_mark": _mark(answer.get(f"{when}_correct")) for when in ("before", "after")}
+        for answer in objects(edit, "answers")
     ]
+    marks = {answer[f"{when}_mark"] for answer in answers for when in ("before", "after")}
     return edit | {
         "stage_label": _stage(edit, labels),
         "gain": _gain(edit),
@@ -511,7 +629,12 @@ def _shown(edit: Json, labels: Mapping[Any, Any]) -> Json:
         "by_seed": as_numbers(entries(edit, "rewards_by_seed")),
         "sequences": entries(edit, "sequences"),
         "answers": answers,
+        "voted": marks == {"missing"} and as_number(edit.get("reward")) is not None,  # no answer has its own verdict
     }
+
+
+def _mark(verdict: Any) -> str:
+    return "right" if verdict is True else "wrong" if verdict is False else "missing"
 
 
 def _stage(edit: Json, labels: Mapping[Any, Any]) -> str:

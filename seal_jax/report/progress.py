@@ -63,7 +63,7 @@ class Progress:
     """Shows the stages of a run as they pass; a context manager, so that the terminal is restored whatever happens.
 
     `stages` are the names that `phase` will be called with, in order, so that the reader sees what is still to come. A
-    name not among them is inserted after the current one.
+    name not among them is inserted after the current one. `tasks` is what a stage's units are, if it does not say.
     """
 
     def __init__(
@@ -71,10 +71,11 @@ class Progress:
         stages: Sequence[str] = (),
         *,
         title: str = "SEAL",
+        tasks: str = "passages",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,  # seconds
     ):
-        self._title = title
+        self._title, self._tasks = title, tasks
         self._console = console or Console()
         self._clock = clock
         self._stages = [_Stage(name) for name in stages]
@@ -99,7 +100,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def phase(self, name: str, total: int | None = None, unit: str = "passages") -> None:
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
         """Ends the stage that runs and starts `name`: `total` units of work."""
         self._end_stage()
         upcoming = [i for i in range(self._current + 1, len(self._stages)) if self._stages[i].name == name]
@@ -108,7 +109,7 @@ class Progress:
         else:
             self._current += 1
             self._stages.insert(self._current, _Stage(name))
-        stage = self._stages[self._current]
+        stage, unit = self._stages[self._current], unit or self._tasks
         stage.total, stage.unit, stage.started = total, unit, self._clock()
         self._line(name if total is None else f"{name}: {total} {unit}")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROUNDING = 1e-9  # shares of a few tasks often differ by exactly nothing: what is left of the sums is no difference
 NO_BREAK, MINUS = "\u202f", "\u2212"
 
 Json = dict[str, Any]
@@ -25,7 +26,7 @@ class Estimate(NamedTuple):
         """What a difference with this interval says: "gain", "loss", "unclear" (it spans zero) or "unknown"."""
         if self.low is None or self.high is None:
             return "unknown"
-        return "gain" if self.low > 0 else "loss" if self.high < 0 else "unclear"
+        return "gain" if self.low > ROUNDING else "loss" if self.high < -ROUNDING else "unclear"
 
 
 def read_results(path: Path) -> Json:
@@ -87,6 +88,12 @@ def estimate(entry: Json, key: str) -> Estimate:
     """The mean and interval under this key."""
     values = section(entry, key)
     return Estimate(as_number(values.get("mean")), as_number(values.get("low")), as_number(values.get("high")))
+
+
+def counted(row: Json) -> str:
+    """`29 of 40`, how many tries solved their task; empty where the row does not count."""
+    solved, tried = as_number(row.get("solved")), as_number(row.get("tried"))
+    return "" if solved is None or not tried else f"{int(solved)} of {int(tried)}"
 
 
 # Settings as text

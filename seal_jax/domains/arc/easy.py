@@ -1,0 +1,144 @@
+"""Easy tasks, made here: one known rule each, on grids of a few cells.
+
+For tests, and to show on a CPU what training at test time does to a small model: a whole task, demonstrations, test
+input and answer, is some 100 to 150 digits, spaces and line ends. Each task has one answer: whatever rule of this file
+explains its demonstrations gives the same output for its test input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from seal_jax.domains.arc import augmentations
+from seal_jax.domains.arc.tasks import COLOURS, SPLITS, Grid, Pair, Split, Task, as_grid
+
+COUNT = 44  # tasks a split: four of each rule
+PALETTE = 3  # colours of a task's inputs, beside the background
+MOST_DEMONSTRATIONS = 4
+MOST_CELLS = 36  # of all inputs of a task together, which leaves three demonstrations of 3 x 3
+
+
+class Variant(NamedTuple):
+    """A rule with its parameters: flip, along which axis."""
+
+    rule: str
+    apply: Callable[[Grid], Grid]
+    colours: tuple[int, ...] = ()  # that every input of the task holds, else the rule would not be seen
+
+
+def _variants() -> dict[str, tuple[Variant, ...]]:
+    """All variants of each rule."""
+
+    def recoloured(old: int, new: int) -> Callable[[Grid], Grid]:
+        return lambda grid: as_grid(np.where(grid == old, new, grid))
+
+    def swapped(one: int, other: int) -> Callable[[Grid], Grid]:
+        order = list(range(COLOURS))
+        order[one], order[other] = other, one
+        return augmentations.permute_colours(order).apply
+
+    colours = range(1, COLOURS)
+    found: dict[str, list[Variant]] = {
+        "keep": [Variant("keep", augmentations.IDENTITY.apply)],
+        "flip": [Variant("flip", flip.apply) for flip in augmentations.FLIPS],
+        "rotate": [Variant("rotate", rotation.apply) for rotation in augmentations.ROTATIONS],
+        "transpose": [Variant("transpose", augmentations.TRANSPOSE.apply)],
+        "shift": [Variant("shift", augmentations.shift(*by).apply) for by in ((1, 0), (-1, 0), (0, 1), (0, -1))],
+        "mirror": [Variant("mirror", reflection.apply) for reflection in augmentations.REFLECTIONS],
+        "tile": [Variant("tile", tiling.apply) for tiling in augmentations.REPEAT[:2]],
+        "crop": [
+            Variant("crop", lambda grid: as_grid(grid[:1])),
+            Variant("crop", lambda grid: as_grid(grid[-1:])),
+            Variant("crop", lambda grid: as_grid(grid[:, :1])),
+            Variant("crop", lambda grid: as_grid(grid[:, -1:])),
+        ],
+        "fill": [Variant("fill", recoloured(0, new), (0,)) for new in colours],
+        "recolour": [Variant("recolour", recoloured(*pair), pair[:1]) for pair in itertools.permutations(colours, 2)],
+        "swap": [Variant("swap", swapped(*pair), pair) for pair in itertools.combinations(colours, 2)],
+    }
+    return {rule: tuple(variants) for rule, variants in found.items()}
+
+
+VARIANTS: Mapping[str, tuple[Variant, ...]] = _variants()
+RULES = tuple(VARIANTS)
+
+# Sides of inputs, such that no output has a side over 4
+SHAPES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "mirror": ((2, 2),),
+    "tile": ((2, 2),),
+    "shift": ((3, 3),),  # by one of two rows would be a flip
+    "transpose": ((2, 3), (3, 2), (3, 3)),
+}
+OTHER_SHAPES = ((2, 2), (2, 3), (3, 2), (3, 3))
+
+
+def generate(split: Split, *, count: int = COUNT, seed: int = 0) -> list[Task]:
+    """Tasks with three or four demonstrations and one test input, the rules in turn.
+
+    The same arguments give the same tasks, and a larger `count` only adds to them. Ids name the rule, and a number that
+    is odd in the training split and even in the evaluation split: `easy-flip-3`. No input grid is in both splits.
+
+    Raises:
+      ValueError: no such split, or a negative count.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; expected 'training' or 'evaluation'")
+    if count < 0:
+        raise ValueError(f"count is {count}; expected at least 0")
+    tasks = []
+    for i in range(count):
+        rule, place = RULES[i % len(RULES)], SPLITS.index(split)
+        rng = np.random.default_rng([seed, place, i])
+        tasks.append(_task(rng, f"easy-{rule}-{2 * (i // len(RULES)) + 1 + place}", rule, split))
+    return tasks
+
+
+def _task(rng: np.random.Generator, name: str, rule: str, split: Split) -> Task:
+    while True:  # most draws will do
+        variants = VARIANTS[rule]
+        variant = variants[rng.integers(len(variants))]
+        shapes = SHAPES.get(rule, OTHER_SHAPES)
+        shape = shapes[rng.integers(len(shapes))]
+        demonstrations = min(MOST_DEMONSTRATIONS, MOST_CELLS // (shape[0] * shape[1]) - 1)
+        others = rng.permutation(np.setdiff1d(np.arange(1, COLOURS), variant.colours))
+        palette = np.array([0, *(c for c in variant.colours if c), *others])[: PALETTE + 1]
+        pairs: list[Pair] = []
+        for _ in range(100):
+            grid = as_grid(rng.choice(palette, shape))
+            if _of_split(grid) == split and not any(np.array_equal(grid, pair.input) for pair in pairs):
+                pair = Pair(grid, variant.apply(grid))
+                shown = rule == "keep" or not np.array_equal(*pair)
+                if shown and np.isin(variant.colours, grid).all():
+                    pairs.append(pair)
+            if len(pairs) > demonstrations:
+                task = Task(name, tuple(pairs[:-1]), tuple(pairs[-1:]))
+                if has_one_answer(task):
+                    return task
+                break
+
+
+def explanations(task: Task) -> list[Variant]:
+    """The variants of all rules that make each demonstration's output of its input."""
+    return [
+        variant
+        for variants in VARIANTS.values()
+        for variant in variants
+        if all(np.array_equal(variant.apply(pair.input), pair.output) for pair in task.train)
+    ]
+
+
+def has_one_answer(task: Task) -> bool:
+    """Whether all that explains the demonstrations gives the tests' outputs."""
+    return all(
+        np.array_equal(variant.apply(pair.input), pair.output) for variant in explanations(task) for pair in task.test
+    )
+
+
+def _of_split(grid: Grid) -> Split:
+    """Each grid is for one split alone: half of all grids, as a hash of their cells falls."""
+    return SPLITS[hashlib.sha256(bytes(grid.shape) + grid.tobytes()).digest()[0] % 2]

@@ -1,0 +1,82 @@
+"""Grids of digits (ARC's puzzles and the attempts at them) as inline SVG in the ten colours that people know them by.
+
+The colours mean digits, so they are the same on a light and on a dark page; lines between the cells keep black on
+black apart. A figure's title holds the digits, for readers who do not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+LARGEST_SIDE = 30  # cells; ARC's
+# The digits 0 to 9 as the ARC testing interface shows them (github.com/fchollet/ARC-AGI, apps/css/common.css)
+COLOURS = (
+    "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
+)  # fmt: skip
+CELL = 18  # CSS pixels of a cell, where the grid is small enough
+LINE = "#62666e"  # between cells: tells neighbours of one colour apart, and black from a dark page
+
+GridRows = list[list[int]]
+
+
+def as_grid(value: Any) -> GridRows | None:
+    """Rows of digits as results.json has them; None for anything that is no grid."""
+    if not isinstance(value, list) or not 1 <= len(value) <= LARGEST_SIDE:
+        return None
+    for row in value:
+        if not isinstance(row, list) or not 1 <= len(row) <= LARGEST_SIDE or len(row) != len(value[0]):
+            return None
+        if not all(type(digit) is int and 0 <= digit <= 9 for digit in row):
+            return None
+    return value
+
+
+def svg(grid: GridRows, name: str, largest: int) -> str:
+    """A grid as an `svg` element, no side longer than `largest` CSS pixels; `name` says what it is of."""
+    height, width = len(grid), len(grid[0])
+    cell = min(CELL, largest / max(height, width))
+    digits = " / ".join(" ".join(map(str, row)) for row in grid)
+    cells = "".join(
+        f'<path fill="{COLOURS[digit]}" d="{path}"/>' for digit in range(10) if (path := _cells(grid, digit))
+    )
+    lines = "".join(f"M0 {y}h{width}" for y in range(height + 1)) + "".join(
+        f"M{x} 0v{height}" for x in range(width + 1)
+    )
+    return (
+        f'<svg class="grid" role="img" width="{_pixels(cell * width)}" height="{_pixels(cell * height)}" '
+        f'viewBox="0 0 {width} {height}"><title>{escape(name)}, {height} by {width}: {digits}</title>'
+        f'<g shape-rendering="crispEdges">{cells}</g>'
+        f'<path d="{lines}" fill="none" stroke="{LINE}" vector-effect="non-scaling-stroke"/></svg>'
+    )
+
+
+def difference(attempt: GridRows, expected: GridRows) -> str:
+    """In words how far an attempt is from what was expected; "" where they are equal."""
+    sides = [(len(grid), len(grid[0])) for grid in (attempt, expected)]
+    if sides[0] != sides[1]:
+        return f"{sides[0][0]} × {sides[0][1]} instead of {sides[1][0]} × {sides[1][1]}"
+    wrong = sum(a != e for rows in zip(attempt, expected, strict=True) for a, e in zip(*rows, strict=True))
+    if not wrong:
+        return ""
+    return f"{wrong} of {sides[0][0] * sides[0][1]} cells wrong"
+
+
+def _cells(grid: Sequence[Sequence[int]], digit: int) -> str:
+    """The cells that hold this digit, as a path: a rectangle for each run in a row."""
+    runs = []
+    for y, row in enumerate(grid):
+        x = 0
+        while x < len(row):
+            end = x
+            while end < len(row) and row[end] == digit:
+                end += 1
+            if end > x:
+                runs.append(f"M{x} {y}h{end - x}v1h-{end - x}z")
+            x = end + 1
+    return "".join(runs)
+
+
+def _pixels(length: float) -> str:
+    return f"{length:.1f}".removesuffix(".0")
