@@ -1,4 +1,4 @@
-"""What the paper reports for knowledge incorporation (SEAL, arXiv 2506.10943), as data, and beside a run of ours.
+"""What the paper reports (SEAL, arXiv 2506.10943), as data, and beside a run of ours.
 
 Every figure is one that the paper prints, with the setting it was made under. `beside` puts it next to a row of a run
 and names in a few words each setting that differs. A setting that a run does not have, or that the paper does not give,
@@ -67,6 +67,8 @@ SCALE_3B = {"base": 25.1, "self_edits_round_0": 31.9, "self_edits_round_2": 37.0
 ENTIGRAPH = {"entigraph_pairs": 46.2, "entigraph_triples": 56.0}  # n = 200, full fine-tuning; triples: with the pairs
 CONTINUAL = {"base": 30.7, "after_own_edit": 41.5, "after_all_edits": 24.7}  # 64 streams of 8 passages
 STREAMS, STREAM_LENGTH = 64, 8
+ARC = {"base": 0.0, "fixed": 100.0, "self_edits_round_0": 20.0, "self_edits_round_1": 72.5}  # section 4.2, 8 tasks
+ARC_MODEL, ARC_TASKS = "Llama-3.2-1B-Instruct", 8
 SQUAD = ("squad", "tfds:squad")  # what --data calls the paper's passages
 
 # Names that rows of our experiments have, where they are not the paper's own.
@@ -113,6 +115,30 @@ OUTER: dict[str, tuple[str, Any]] = {
     "outer.sft.batch_size": ("SFT batch", 10),
 }
 CPT_COMPLETIONS = ("completions a passage", 5)
+ARC_SETTINGS: dict[str, tuple[str, Any]] = {
+    "inner.projections": ("LoRA on", ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]),
+    "inner.rank": ("rank", 128),
+    "inner.alpha": ("alpha", 16),
+    "inner.batch_size": ("batch", 2),
+    "inner.optimiser.schedule": ("learning-rate schedule", "cosine"),
+    "inner.optimiser.warmup_steps": ("warm-up steps", 11),
+    "training_set.cap": ("training sequences at most", 250),
+    "inference.leave_one_out": ("leave-one-out prompts", True),
+    "inference.permutations": ("permutations of the demonstrations", 2),
+}
+ARC_WRITING: dict[str, tuple[str, Any]] = {
+    "sampling.temperature": ("temperature", 0.8),
+    "constrained": ("constrained decoding", False),
+}
+ARC_OUTER: dict[str, tuple[str, Any]] = {
+    "outer.samples": ("self-edits a task", 15),
+    "outer.select": ("selection:", "all_correct"),
+    "outer.sft.rank": ("SFT rank", 16),
+    "outer.sft.alpha": ("SFT alpha", 16),
+    "outer.sft.learning_rate": ("SFT learning rate", 5e-5),
+    "outer.sft.epochs": ("SFT epochs", 8),
+    "outer.sft.batch_size": ("SFT batch", 5),
+}
 
 
 def paper_row(
@@ -127,9 +153,9 @@ def paper_row(
     """The paper's figure for a row of an experiment; None where it has no such row.
 
     Args:
-      experiment: "squad", "evaluate_edits", "cpt" or "continual".
+      experiment: "squad", "evaluate_edits", "cpt", "continual" or "arc".
       row: "base", "passage", "self_edits_round_0" to "_2", "external"; "entigraph_pairs" and "entigraph_triples";
-        continual: "base", "after_own_edit", "after_all_edits".
+        continual: "base", "after_own_edit", "after_all_edits"; arc: "base", "fixed", "self_edits_round_0" and "_1".
       prompt: of the self-edits. One that the paper has no figures for is answered with "implications", its default.
       model: a Qwen2.5-3B is answered with the figures of that size, anything else with Qwen2.5-7B's.
       n, method: cpt only. A pair that the paper does not have is answered with its nearest: the same method before
@@ -144,6 +170,9 @@ def paper_row(
         where = f"continual self-edits, {STREAMS} streams of {STREAM_LENGTH}"
         prompt_used = None if row == "base" else "implications"
         return Paper(_fraction(CONTINUAL[row]), where, row, experiment, tested=STREAMS, prompt=prompt_used)
+    if experiment == "arc" and row in ARC:
+        where = "few-shot reasoning (section 4.2), filtered tasks"
+        return Paper(_fraction(ARC[row]), where, row, experiment, model=ARC_MODEL, data="ARC-AGI-1", tested=ARC_TASKS)
     if experiment not in ("squad", "evaluate_edits", "cpt"):
         return None
     if row in ENTIGRAPH:
@@ -181,7 +210,7 @@ def beside(
       settings: of the run, `as_json(config)`. `model`, `data`, `prompt`, `style`, `writer`, `grader.kind`,
         `grader.model`, and what ASKING, INNER, WRITING and OUTER name; cpt: `n`, `method`, `completions`; continual:
         `stream_length`.
-      experiment: "squad", "evaluate_edits", "cpt", "continual"; others have no figures.
+      experiment: "squad", "evaluate_edits", "cpt", "continual", "arc"; others have no figures.
       names: row's name -> the paper's, where they differ: {"iter2": "self_edits_round_2"}. A name that is mapped to ""
         has no figure.
     """
@@ -240,6 +269,8 @@ def _ratio(a: int, b: int) -> float:
 
 
 def _beside(figure: Paper, row: Json, flat: Mapping[str, Any], experiment: str) -> Json:
+    if experiment == "arc":
+        return {"accuracy": figure.accuracy, "where": figure.where, "differs": _arc_differs(figure, row, flat)}
     differs = [*_what_is_asked(figure, row, flat, experiment), *_what_is_learnt(figure, flat, experiment)]
     return {"accuracy": figure.accuracy, "where": figure.where, "differs": differs}
 
@@ -270,6 +301,24 @@ def _what_is_asked(figure: Paper, row: Json, flat: Mapping[str, Any], experiment
     if experiment == "continual" and length is not None and length != STREAM_LENGTH:
         differs.append(f"streams of {STREAM_LENGTH} there, of {length} here")
     return differs + _compare(ASKING, flat)
+
+
+def _arc_differs(figure: Paper, row: Json, flat: Mapping[str, Any]) -> list[str]:
+    """Few-shot reasoning: the model, the tasks, how they were asked, trained on, and what was learned before."""
+    differs: list[str] = []
+    if _model(flat.get("model", "")).lower() != figure.model.lower():
+        differs.append(f"model: {figure.model} there, {_model(flat.get('model', ''))} here")
+    if flat.get("data") != "arc-agi-1":
+        differs.append(f"data: {figure.data} there, {_model(flat.get('data', ''))} here")
+    if row.get("passages") not in (None, figure.tested):
+        differs.append(f"{figure.tested} tasks there, {row['passages']} here")
+    settings = {name: value for name, value in ARC_SETTINGS.items() if name.startswith("inference.")}
+    if figure.row != "base":
+        settings = ARC_SETTINGS
+    differs += _compare(settings, flat)
+    if _rounds(figure.row) is not None:
+        differs += _compare(ARC_WRITING, flat)
+    return differs + (_compare(ARC_OUTER, flat) if _rounds(figure.row) else [])
 
 
 def _what_is_learnt(figure: Paper, flat: Mapping[str, Any], experiment: str) -> list[str]:
@@ -313,6 +362,8 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, list | tuple):
         names = [str(name).removesuffix("_proj") for name in value]
         return "all seven projections" if len(names) == len(PROJECTIONS) else ", ".join(names)

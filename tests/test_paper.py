@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from experiments import squad
+from experiments import arc, squad
 from experiments.paper import PROMPTS, TABLE_2, beside, paper_row
 from seal_jax.checkpoint import as_json
 
@@ -180,3 +180,18 @@ def test_recorded_text_is_not_compared_by_the_prompt_of_the_run():
 
 def test_what_a_run_does_not_have_is_not_compared():
     assert differs("self_edits_round_2", {}) == ["judge: GPT-4.1 there, lexical here"]
+
+
+def test_arc_rows_stand_beside_the_papers_with_what_differs():
+    rows = [{"name": name, "passages": 10} for name in ("base", "fixed", "self_edits_round_0", "self_edits_round_1")]
+    found = beside(rows, as_json(arc.PAPER), "arc")
+    assert [row["paper"]["accuracy"] for row in found] == [0.0, 1.0, 0.2, 0.725]
+    assert [row["paper"]["differs"] for row in found] == [["8 tasks there, 10 here"]] * 4
+    demo = beside(rows, as_json(arc.DEMO), "arc")
+    assert "model: Llama-3.2-1B-Instruct there, smollm2-135m here" in demo[0]["paper"]["differs"]
+    assert "data: ARC-AGI-1 there, easy here" in demo[0]["paper"]["differs"]
+    assert not any(words.startswith(("rank", "constrained", "self-edits")) for words in demo[0]["paper"]["differs"])
+    assert "rank 128 there, 16 here" in demo[1]["paper"]["differs"]
+    assert "constrained decoding off there, on here" in demo[2]["paper"]["differs"]
+    assert "self-edits a task 15 there, 4 here" in demo[3]["paper"]["differs"]
+    assert beside([{"name": "self_edits_round_2"}], as_json(arc.PAPER), "arc")[0]["paper"] is None
