@@ -126,28 +126,28 @@ PAPER = Config(
 DEMO = Config(
     "demo",
     data="easy",
-    sampling=Sampling(max_tokens=112, temperature=0.8),
+    sampling=Sampling(max_tokens=112, temperature=1.2),
     answer_tokens=48,
-    fixed=Choice(True, False, False, False, "output_tokens", 1e-3, 2),
+    fixed=Choice(True, False, False, False, "output_tokens", 2e-3, 2),
     constrained=True,
-    training_set=arc.TrainingSet(cap=24, max_tokens=256, bounds=Bounds(learning_rate=(1e-4, 1e-2), epochs=(1, 4))),
+    training_set=arc.TrainingSet(cap=12, max_tokens=192, bounds=Bounds(learning_rate=(1e-3, 1e-2), epochs=(1, 2))),
     inference=arc.Inference(leave_one_out=False, permutations=1, transformations=("transpose",)),
     inner=FineTuning(
         projections=LORA_ON,
         rank=16,
         alpha=16.0,
-        learning_rate=1e-3,
-        epochs=4,
+        learning_rate=2e-3,
+        epochs=2,
         batch_size=2,
         optimiser=Optimiser(schedule="cosine", warmup_steps=2),
         initialisation="stored",
-        chunk=12,
-        width_cuts=(64, 96, 128, 160),
+        chunk=10,
+        width_cuts=(96, 128, 160),
     ),
     outer=dataclasses.replace(
-        PAPER.outer, passages=6, samples=4, sft=dataclasses.replace(PAPER.outer.sft, learning_rate=2e-4, epochs=3)
+        PAPER.outer, passages=10, samples=2, sft=dataclasses.replace(PAPER.outer.sft, learning_rate=2e-4, epochs=3)
     ),
-    evaluation=Evaluation(tasks=8, samples=2),
+    evaluation=Evaluation(tasks=10, samples=1),
 )
 
 SMOKE = dataclasses.replace(
@@ -195,7 +195,9 @@ def choose_tasks(config: Config) -> Data:
         found = tasks.load_tasks(config.data, split)
         if config.tasks == "paper":
             found = tasks.by_id(found, tasks.PAPER_TASKS[split])
-        inputs.append([(task.id, cells(task)) for task in found])
+        inputs.append(
+            [(task.id, [grid.tolist() for pair in (*task.train, *task.test) for grid in pair]) for task in found]
+        )
         return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
 
     train, held_out = read("training"), read("evaluation")

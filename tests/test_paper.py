@@ -193,5 +193,5 @@ def test_arc_rows_stand_beside_the_papers_with_what_differs():
     assert not any(words.startswith(("rank", "constrained", "self-edits")) for words in demo[0]["paper"]["differs"])
     assert "rank 128 there, 16 here" in demo[1]["paper"]["differs"]
     assert "constrained decoding off there, on here" in demo[2]["paper"]["differs"]
-    assert "self-edits a task 15 there, 4 here" in demo[3]["paper"]["differs"]
+    assert "self-edits a task 15 there, 2 here" in demo[3]["paper"]["differs"]
     assert beside([{"name": "self_edits_round_2"}], as_json(arc.PAPER), "arc")[0]["paper"] is None
