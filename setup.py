@@ -45,6 +45,8 @@ EXTRAS = {
     # what the live parity tests and the benchmark compare with; the goldens were made with this very torch
     "peers": ["torch==2.13.0", "peft>=0.21,<0.22"],
     "judge": ["openai>=2,<4"],  # any OpenAI-compatible endpoint as grader
+    "wandb": ["wandb>=0.30,<0.32"],  # metrics on Weights & Biases
+    "trackio": ["trackio>=0.40,<0.44"],  # metrics on this machine or a Hugging Face space; wants pillow < 13
     "dev": [
         "openai>=2,<4",
         "hypothesis>=6.150,<7",

@@ -38,6 +38,7 @@ from seal_jax.models.transformer import ModelConfig
 from seal_jax.report.metrics import MetricsWriter
 from seal_jax.report.page import write_report
 from seal_jax.report.progress import Progress
+from seal_jax.report.trackers import Tracker, require
 from seal_jax.rest_em import Loop, Trial, try_base
 from seal_jax.rewards import Score, mean
 from seal_jax.sampler import Sampling
@@ -74,6 +75,8 @@ class RunConfig:
     """Of everything that is drawn: tasks, self-edits, adapters, orders."""
     devices: int | None = None
     """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+    tracker: Tracker = Tracker()
+    """Where metrics are shown, beside metrics.jsonl."""
 
 
 class Speaker(NamedTuple):
@@ -229,12 +232,19 @@ def opened(
       OSError: no room on the disk, or another process runs in the folder.
     """
     started = time.monotonic()
+    require(config.tracker)
     require_room(run_folder, needed=ROOM)
     fingerprint = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
     folder = RunFolder(run_folder, {**identity(config), "inputs": fingerprint})
     with contextlib.closing(folder):
         speaker = load(config, config.model)
-        with Progress(phases, title="SEAL", tasks=unit) as progress, MetricsWriter(folder.path) as metrics:
+        with (
+            Progress(phases, title="SEAL", tasks=unit) as progress,
+            MetricsWriter(
+                folder.path, config.tracker, name=f"{experiment}-{config.preset}", settings=as_json(config),
+                say=progress.note,
+            ) as metrics,
+        ):  # fmt: skip
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
             ready = prepare(speaker, folder, progress.note)
@@ -273,8 +283,9 @@ def load(config: RunConfig, name: str) -> Speaker:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """What makes a run the same run: all settings but how a judge elsewhere is spoken to."""
+    """What makes a run the same run: all settings but where metrics go and how a judge elsewhere is spoken to."""
     settings = as_json(config)
+    del settings["tracker"]
     if "grader" in settings:
         settings["grader"] = {name: settings["grader"][name] for name in ("kind", "model", "dtype", "base_url")}
     return settings
