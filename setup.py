@@ -47,7 +47,9 @@ EXTRAS = {
     "judge": ["openai>=2,<4"],  # any OpenAI-compatible endpoint as grader
     "wandb": ["wandb>=0.30,<0.32"],  # metrics on Weights & Biases
     "trackio": ["trackio>=0.40,<0.44"],  # metrics on this machine or a Hugging Face space; wants pillow < 13
+    "slurm": ["submitit>=1.5,<2"],  # ablations as jobs on a cluster
     "dev": [
+        "submitit>=1.5,<2",
         "openai>=2,<4",
         "hypothesis>=6.150,<7",
         "ruff>=0.17,<0.18",

@@ -27,7 +27,7 @@ from experiments.knowledge import Knowledge
 from experiments.session import Experiment
 from seal_jax import plan
 from seal_jax.domains import squad
-from seal_jax.domains.passages import load_recorded
+from seal_jax.domains.passages import recorded_together
 from seal_jax.reliability import choose_best, reward_reliability
 from seal_jax.rest_em import Trial, rate_self_edits, try_self_edits, write_self_edits
 from seal_jax.rewards import Score
@@ -104,7 +104,7 @@ def choose_passages(config: Config) -> Data:
     Raises:
         ValueError: fewer than the run needs, or (from a file) fewer with at least two self-edits.
     """
-    source = _recorded_together(config.edits) if config.edits else squad.load_passages(config.data, "train")
+    source = recorded_together(config.edits) if config.edits else squad.load_passages(config.data, "train")
     usable = [p for p in source if not config.edits or len(p.completions) >= 2]
     if len(usable) < config.passages:
         what = f"{', '.join(config.edits)}: {len(usable)} passages with two self-edits or more" if config.edits else (
@@ -113,15 +113,6 @@ def choose_passages(config: Config) -> Data:
         raise ValueError(f"{what}; --passages asks for {config.passages}")
     chosen = squad.shuffled(usable, config.seed)[: config.passages]
     return Data(chosen, bool(config.edits), [knowledge.prompt_texts(config), source])
-
-
-def _recorded_together(paths: Sequence[str]) -> list[squad.Passage]:
-    """The passages of all sources, each with all of its recorded self-edits."""
-    together: dict[str, squad.Passage] = {}
-    for passage in (passage for path in paths for passage in load_recorded(path)):
-        earlier = together.get(passage.id, passage._replace(completions=()))
-        together[passage.id] = earlier._replace(completions=earlier.completions + passage.completions)
-    return list(together.values())
 
 
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def trial_record(
     `about` says which task it is. The answers after are those of the first training seed; there are none under the
     proxy reward. Where the domain votes, an answer has no verdict of its own (null): the reward is the vote's.
     """
-    before = trial.base
+    before, chosen = trial.base, trial.edit.settings
     after = trial.scores[0] if trial.scores else None
     accuracy, base = trial.accuracy, before.accuracy
     return {
@@ -101,7 +101,7 @@ def trial_record(
         "rewards_by_seed": [score.accuracy for score in trial.scores],
         "probability": trial.probability,
         "proxy": trial.proxy,
-        "settings": trial.edit.settings and trial.edit.settings._asdict(),
+        "settings": chosen and {name: value for name, value in chosen._asdict().items() if value is not None},
         "losses": after.losses if after else [],
         "kept": kept,
         "answers": [

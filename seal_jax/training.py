@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seal_jax import batching, inner, lora
@@ -65,13 +66,17 @@ def train(
 ) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
     """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
 
-    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `settings` are the self-edits'
-    own learning rates and epochs, where they chose any; the rest train by `config`. `seed` names the training run:
-    the order of sequences follows from it, and so does the initialisation, together with the self-edit's own tokens
-    where that is `per_edit`. Neighbours and chunks have no say in either.
+    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `settings` are what the rows
+    have of their own: a self-edit's learning rate and epochs where it chose any, or a cell's of an ablation; what is
+    not said there is `config`'s. `seed` names the training run: the order of sequences follows from it, and so does
+    the initialisation, together with the self-edit's own tokens where that is `per_edit`. Neighbours and chunks have
+    no say in either.
+
+    Raises:
+        ValueError: a row that wants more epochs, a larger rank or other projections than `config` has.
     """
     total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
-    own = [chosen or Settings(config.learning_rate, config.epochs) for chosen in settings or [None] * total]
+    own = own_settings(config, settings or [None] * total)
     epochs = [chosen.epochs for chosen in own]
     batch = batching.make_batch(
         edits, epochs=config.epochs, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=seed,
@@ -88,15 +93,49 @@ def train(
     hparams = HParams(
         learning_rate=np.asarray([chosen.learning_rate for chosen in own], np.float32),
         num_steps=np.asarray(steps, np.int32),
-        alpha=np.full(total, config.alpha, np.float32),
-        rank=np.full(total, config.rank, np.int32),
+        alpha=np.asarray([chosen.alpha for chosen in own], np.float32),
+        rank=np.asarray([chosen.rank for chosen in own], np.int32),
         seed=np.asarray(seeds, np.int32),
     )
     fresh = fresh_adapters(lm, hparams, config, chunk)
+    if any(set(chosen.projections) != set(config.projections) for chosen in own):
+        fresh = _only(fresh, [chosen.projections for chosen in own])
     trained, metrics = inner.adapt_many(
         lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh, fixed=fixed
     )
     return trained, np.asarray(metrics.loss)
+
+
+def own_settings(config: FineTuning, settings: Sequence[Settings | None]) -> list[FineTuning]:
+    """How each row is trained: `config`, but for what the row has of its own.
+
+    Raises:
+        ValueError: a row that does not fit into the program that `config` describes (names it).
+    """
+    own = []
+    for e, chosen in enumerate(settings):
+        said = {name: value for name, value in (chosen._asdict() if chosen else {}).items() if value is not None}
+        row = dataclasses.replace(config, **said)
+        if row.rank > config.rank:
+            raise ValueError(f"self-edit {e} asks for rank {row.rank}; the program has room for 1 to {config.rank}")
+        if not row.projections or not set(row.projections) <= set(config.projections):
+            raise ValueError(
+                f"self-edit {e} asks for an adapter on {list(row.projections)}; the program has {config.projections}"
+            )
+        own.append(row)
+    return own
+
+
+def _only(adapters: Adapter, projections: Sequence[Sequence[str]]) -> Adapter:
+    """Fresh adapters, each with zeros in the projections that it leaves out.
+
+    With A and B both zero so is the gradient of either, exactly: they stay so, as columns past the rank do.
+    """
+
+    def kept(name: str) -> np.ndarray:
+        return np.array([name in own for own in projections])[:, None, None, None]
+
+    return adapters.replace(a={name: jnp.where(kept(name), w, 0) for name, w in adapters.a.items()})
 
 
 def log_likelihoods(

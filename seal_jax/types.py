@@ -32,10 +32,14 @@ class Example(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How an adapter is trained, where the self-edit itself says so (paper section 3.3)."""
+    """What an adapter has of its own in a program that trains many: a self-edit's choice (paper section 3.3), or the
+    cell of an ablation. None is the run's."""
 
     learning_rate: float
     epochs: int  # at most `FineTuning.epochs`
+    rank: int | None = None  # at most `FineTuning.rank`
+    alpha: float | None = None
+    projections: tuple[str, ...] | None = None  # among `FineTuning.projections`; nothing changes in the others
 
 
 class SelfEdit(NamedTuple):

@@ -117,6 +117,18 @@ def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
     return _check_records(list(by_stage[chosen].values()), str(file))
 
 
+def recorded_together(paths: Iterable[str | Path]) -> list[Passage]:
+    """The passages of several files or run folders, each passage once, with the self-edits of all of them in order.
+
+    Raises what `load_recorded` raises.
+    """
+    together: dict[str, Passage] = {}
+    for passage in (passage for path in paths for passage in load_recorded(path)):
+        earlier = together.get(passage.id, passage._replace(completions=()))
+        together[passage.id] = earlier._replace(completions=earlier.completions + passage.completions)
+    return list(together.values())
+
+
 def shuffled(passages: Sequence[Passage], seed: int) -> list[Passage]:
     """The passages in an order that depends on the seed alone.
 

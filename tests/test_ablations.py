@@ -1,0 +1,311 @@
+"""An ablation whole, on a tiny random model: one program, each cell as if alone, nothing lost, a page that tells."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import ablations, session
+from experiments.ablations import DEMO, PAPER, PRESETS, SMOKE, Config, programs_of, read_search, settings_of
+from seal_jax import inner, rest_em
+from seal_jax.checkpoint import RunFolder
+from seal_jax.inner import Optimiser
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning
+from tests import tiny
+
+TWELVE = ("inner.learning_rate=1e-2,3e-2", "inner.rank=1,2,4", "inner.epochs=1,3")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """Two passages, one self-edit each; a random model answers nothing right, so cells are told by likelihood."""
+    return dataclasses.replace(
+        SMOKE,
+        model=str(tiny.model_folder(tmp_path_factory.mktemp("model"))),
+        prompt="implications",
+        sampling=Sampling(max_tokens=12),
+        answer_tokens=4,
+        inner=FineTuning(rank=4, alpha=8.0, learning_rate=2e-2, epochs=3, chunk=4, width_cuts=()),
+        metric="log_likelihood",
+        ablation=None,
+        grid=TWELVE,
+        devices=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def twelve(config, tmp_path_factory) -> tuple[dict, Path, int]:
+    """(results, folder, training programs compiled) of the grid of twelve."""
+    folder = tmp_path_factory.mktemp("twelve")
+    before = inner._adapt_chunk._cache_size()
+    results = ablations.run(config, folder, "the command")
+    return results, folder, inner._adapt_chunk._cache_size() - before
+
+
+def losses(folder: Path, label: str) -> list[list[float]]:
+    """A cell's loss curves, one a self-edit."""
+    for path in folder.rglob("cells/*.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        if records[0]["stage"] == label:
+            return [record["losses"] for record in records]
+    raise AssertionError(label)
+
+
+def without_times(results: dict) -> dict:
+    results = json.loads(json.dumps(results))
+    assert results.pop("timings")
+    return results
+
+
+def test_twelve_cells_of_the_inner_loop_are_one_program(twelve):
+    results, _, compiled = twelve
+    assert compiled == 1
+    assert len(results["cells"]) == 12
+    assert [cell["adapters"] for cell in results["cells"]] == [2] * 12
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_a_cell_equals_its_separate_run(twelve, config, tmp_path, number):
+    """Alone it is trained by a program of its own rank and epochs, in other company, and with other pads."""
+    results, folder, _ = twelve
+    cell = results["cells"][number - 1]
+    alone = dataclasses.replace(config, grid=tuple(f"{name}={value}" for name, value in cell["values"].items()))
+    (found,) = ablations.run(alone, tmp_path, "the command")["cells"]
+    for metric in ("accuracy", "log_likelihood", "probability"):
+        for passage, value in cell["per_passage"][metric].items():
+            assert found["per_passage"][metric][passage] == pytest.approx(value, abs=1e-5)
+    assert found["per_passage"].keys() == cell["per_passage"].keys()
+    mine, others = (losses(path, cell["label"]) for path in (folder, tmp_path))
+    for a, b in zip(mine, others, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_cells_differ_and_are_compared(twelve):
+    results, folder, _ = twelve
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert (folder / "report.html").exists()
+    means = [cell["log_likelihood"]["mean"] for cell in results["cells"]]
+    assert len({round(mean, 6) for mean in means}) == 12
+    best = results["cells"][int(np.argmax(means))]
+    assert results["recommendation"].startswith(f"Use {best['label']}: ")
+    assert f"{100 * best['best_in']:.0f} % of 10,000 bootstrap resamples" in results["recommendation"]
+    assert sum(cell["best_in"] for cell in results["cells"]) == pytest.approx(1)
+    assert best["against_best"] == {"mean": 0, "low": 0, "high": 0}
+    assert results["rows"][0]["name"] == "base"
+    assert results["rows"][1]["name"] == f"cell_{best['number']}"
+    assert len(results["rows"]) == 13
+    assert [row["versus_base"] is None for row in results["rows"]] == [True] + [False] * 12
+    records = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    assert {record["stage"] for record in records} == {best["label"]}
+
+
+def test_the_page_has_main_effects_and_a_map_of_every_pair(twelve):
+    results, folder, _ = twelve
+    cells, effects = results["tables"]
+    assert cells["note"].startswith(results["recommendation"])
+    assert len(cells["rows"]) == 12
+    fields = [row[:3] for row in effects["rows"]]
+    assert fields == [
+        ["inner.learning_rate", "0.01", 6], ["inner.learning_rate", "0.03", 6],
+        ["inner.rank", "1", 4], ["inner.rank", "2", 4], ["inner.rank", "4", 4],
+        ["inner.epochs", "1", 6], ["inner.epochs", "3", 6],
+    ]  # fmt: skip
+    assert [(len(m["rows"]), len(m["columns"])) for m in results["matrices"]] == [(2, 3), (2, 2), (3, 2)]
+    rate_by_epochs = results["matrices"][1]["values"]
+    chosen = [c for c in results["cells"] if c["values"]["inner.learning_rate"] == 0.01]
+    ones = [c["log_likelihood"]["mean"] for c in chosen if c["values"]["inner.epochs"] == 1]
+    assert rate_by_epochs[0][0] == pytest.approx(math.exp(np.mean(ones)))
+    page = (folder / "report.html").read_text()
+    assert "Main effects" in page
+    assert "inner.learning_rate (down) and inner.rank (across)" in page
+
+
+def test_one_table_holds_every_figure(twelve):
+    results, folder, _ = twelve
+    lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+    assert [line["kind"] for line in lines] == ["cell"] * 12 + ["main effect"] * 7 + ["crossing"] * (6 + 4 + 6)
+    for line, cell in zip(lines, results["cells"], strict=False):
+        assert (line["inner.rank"], int(line["cell"])) == (str(cell["values"]["inner.rank"]), cell["number"])
+        for end, key in (("", "mean"), ("_low", "low"), ("_high", "high")):
+            assert float(line[f"log_likelihood{end}"]) == cell["log_likelihood"][key]
+            assert float(line[f"against_best{end}"]) == cell["against_best"][key]
+    effect = lines[12]
+    assert (effect["inner.learning_rate"], effect["inner.rank"], effect["cells"]) == ("0.01", "", "6")
+
+
+class Killed(Exception):
+    """As if the process had ended."""
+
+
+@pytest.mark.parametrize("after", [6, 13])
+def test_killed_and_started_again_it_ends_with_the_same_numbers(twelve, config, tmp_path, monkeypatch, after):
+    append, done = RunFolder._append, []
+
+    def dying(self, line):
+        append(self, line)
+        done.append(json.loads(line)["name"])
+        if len(done) == after:
+            raise Killed
+
+    monkeypatch.setattr(RunFolder, "_append", dying)
+    with pytest.raises(Killed):
+        ablations.run(config, tmp_path, "the command")
+    monkeypatch.setattr(RunFolder, "_append", append)
+    assert any("try/" in name for name in done)
+    assert without_times(ablations.run(config, tmp_path, "the command")) == without_times(twelve[0])
+
+
+def test_a_larger_grid_keeps_the_cells_that_are_finished(config, tmp_path, monkeypatch):
+    small = dataclasses.replace(config, grid=("inner.rank=2,4",))
+    first = ablations.run(small, tmp_path, "the command")
+    trained, score = [], rest_em.score
+
+    def counting(lm, edits, *arguments, **named):
+        trained.extend((edit.settings.rank, edit.settings.learning_rate) for edit in edits)
+        return score(lm, edits, *arguments, **named)
+
+    monkeypatch.setattr(rest_em, "score", counting)
+    larger = dataclasses.replace(config, grid=("inner.rank=2,4,1", "inner.learning_rate=2e-2,1e-2"))
+    second = ablations.run(larger, tmp_path, "the command")
+    assert sorted(set(trained)) == [(1, 1e-2), (1, 2e-2), (2, 1e-2), (4, 1e-2)]
+    assert len(trained) == 4 * 2
+    for before, after in zip(first["cells"], (second["cells"][0], second["cells"][2]), strict=True):
+        assert before["per_passage"] == after["per_passage"]
+    trained.clear()
+    monkeypatch.setattr(ablations, "run_part", lambda *_: pytest.fail("nothing was left to run"))
+    assert without_times(ablations.run(larger, tmp_path, "the command")) == without_times(second)
+
+
+def test_a_folder_of_other_settings_is_refused(config, tmp_path):
+    one = dataclasses.replace(config, grid=("inner.rank=4",))
+    ablations.run(one, tmp_path, "the command")
+    with pytest.raises(ValueError, match=r"holds a run of another config.*\n  answer_tokens: 4 there, 5 now"):
+        ablations.run(dataclasses.replace(one, answer_tokens=5), tmp_path, "the command")
+
+
+def test_other_fields_make_programs_and_runs_of_their_own(config, tmp_path):
+    mixed = dataclasses.replace(
+        config, grid=("sampling.max_tokens=12,8", "inner.batch_size=1,2", "training_seed=0,1")
+    )  # fmt: skip
+    search = read_search(mixed)
+    assert [part.label for part in search.parts] == ["max_tokens=12", "max_tokens=8"]
+    programs = programs_of(search.parts[0].cells)
+    assert [(program.label, [len(group) for group in program.groups]) for program in programs] == [
+        ("batch_size=1", [1, 1]),
+        ("batch_size=2", [1, 1]),
+    ]
+    results = ablations.run(mixed, tmp_path, "the command")
+    values = [cell["log_likelihood"]["mean"] for cell in results["cells"]]
+    assert len({round(value, 6) for value in values}) == 8
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+    # A training seed is another training of the same self-edit; the run's own seed is another choice of everything.
+    stage = {cell["number"]: cell["label"] for cell in results["cells"]}
+    a, b = (losses(tmp_path, stage[number]) for number in (1, 2))
+    assert a != b
+    own = dataclasses.replace(config, grid=("inner.batch_size=1",), training_seed=1)
+    (alone,) = ablations.run(own, tmp_path / "own", "the command")["cells"]
+    assert alone["log_likelihood"]["mean"] == pytest.approx(values[1], abs=1e-5)
+
+
+def test_rows_of_one_program_are_what_may_differ(config):
+    def count(*grid: str, **changes) -> int:
+        search = read_search(dataclasses.replace(config, grid=grid, **changes))
+        assert len(search.parts) == 1
+        return len(programs_of(search.cells))
+
+    assert count("inner.rank=2,4", "inner.alpha=1,2", "inner.projections=q_proj,v_proj+q_proj") == 1
+    assert count("inner.optimiser.schedule=linear,cosine", "inner.rank=2,4") == 2
+    assert count("inner.optimiser.warmup_steps=0,2") == 2
+    assert count("inner.optimiser.dropout=0,0.1") == 2
+    assert count("inner.initialisation=stored,per_edit", "training_seed=0,1") == 1
+    dropping = dataclasses.replace(config.inner, optimiser=Optimiser(dropout=0.1))
+    assert count("inner.projections=q_proj,v_proj", inner=dropping) == 2  # their masks depend on each other
+
+
+def test_a_diverged_cell_is_told_and_never_chosen(config, tmp_path):
+    wild = dataclasses.replace(config, grid=("inner.learning_rate=1e-2,1e38",))
+    results = ablations.run(wild, tmp_path, "the command")
+    good, bad = results["cells"]
+    assert bad["problems"] == {"diverged": 2}
+    assert bad["log_likelihood"]["mean"] is None
+    assert results["recommendation"].startswith("Use learning_rate=0.01")
+    assert "no other cell to choose" in results["recommendation"]
+    assert "diverged" in (tmp_path / "report.html").read_text()
+    assert good["problems"] == {}
+
+
+def test_recorded_self_edits_are_taken_as_they_are(config, tmp_path):
+    path, texts = tmp_path / "edits.json", ["The lamp stands.\nIt stands.", "A lamp."]
+    chosen = ablations.choose_passages(settings_of(config)).passages
+    records = [{**passage._asdict(), "questions": [], "completions": texts} for passage in chosen]
+    for record, passage in zip(records, chosen, strict=True):
+        record["questions"] = [question._asdict() for question in passage.questions]
+    path.write_text(json.dumps(records))
+    recorded = dataclasses.replace(config, edits=(str(path),), samples=2, grid=("inner.rank=2,4",))
+    results = ablations.run(recorded, tmp_path / "run", "the command")
+    assert [cell["adapters"] for cell in results["cells"]] == [4, 4]
+    lines = (tmp_path / "run" / "self_edits.jsonl").read_text()
+    assert [json.loads(line)["completion"] for line in lines.splitlines()] == 2 * texts
+    with pytest.raises(ValueError, match=r"2 passages with self-edits; --passages asks for 3"):
+        ablations.run(dataclasses.replace(recorded, passages=3), tmp_path / "more", "the command")
+
+
+def test_mistakes_come_before_any_folder(config, tmp_path):
+    for grid, message in (
+        (("prompt=facts,rewrit",), r"rewrit"),
+        (("passages=2,9999",), r"--passages asks for 9999"),
+        ((), r"the grid is empty"),
+        (("inner.batch_size=0",), r"cell batch_size=0"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            ablations.run(dataclasses.replace(config, grid=grid), tmp_path / "run", "the command")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"nothing to search"):
+        read_search(dataclasses.replace(config, grid=None))
+    with pytest.raises(FileNotFoundError, match=r"'targts'; did you mean targets\?"):
+        read_search(dataclasses.replace(config, grid=None, ablation="targts"))
+
+
+def test_a_command_line_is_the_same_search(tmp_path):
+    parsed, _ = session.parse(
+        ablations.EXPERIMENT, ["demo", "--grid", "inner.learning-rate=1e-4,1e-3", "inner.rank=8,32", "--random", "3"]
+    )
+    search = read_search(parsed)
+    assert (len(search.cells), search.drawn) == (3, True)
+    empty, _ = session.parse(ablations.EXPERIMENT, ["demo", "--grid"])
+    with pytest.raises(ValueError, match=r"the grid is empty"):
+        read_search(empty)
+    path = tmp_path / "mine.toml"
+    path.write_text("[grid]\ninner.rank = [2, 4]\n")
+    mine, _ = session.parse(ablations.EXPERIMENT, ["smoke", "--ablation", str(path)])
+    assert [cell.label for cell in read_search(mine).cells] == ["rank=2", "rank=4"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_search(preset):
+    search = read_search(PRESETS[preset][1])
+    assert len(search.cells) == {"demo": 12, "paper": 160, "smoke": 8}[preset]
+    assert len(search.parts) == 1
+    assert len(programs_of(search.cells)) == {"demo": 1, "paper": 2, "smoke": 2}[preset]
+
+
+def test_the_paper_preset_is_the_papers_inner_loop_but_for_what_is_searched():
+    assert (PAPER.model, PAPER.data, PAPER.style) == ("Qwen/Qwen2.5-7B", "squad", "raw")
+    assert PAPER.inner == FineTuning()
+    assert settings_of(DEMO).inner.chunk == 16
+
+
+def test_the_plan_counts_cells_and_programs(config, tmp_path):
+    plan = ablations.describe(dataclasses.replace(config, grid=(*TWELVE, "inner.batch_size=1,2")), tmp_path / "run")
+    assert "24 cells over inner.learning_rate, inner.rank, inner.epochs, inner.batch_size" in plan
+    assert "1 run, 2 compiled programs" in plan
+    assert "12 cells: batch_size=2" in plan
+    assert not (tmp_path / "run").exists()

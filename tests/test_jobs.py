@@ -1,0 +1,137 @@
+"""Work sent away comes back, one failure does not stop the others, and a cluster that is not there is said to be so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import ablations, jobs
+from experiments.ablations import SMOKE, Config
+from experiments.jobs import Jobs, Task
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning
+from tests import tiny
+
+LOCAL = Jobs("local", gpus=0, cpus=1, memory=4)
+
+
+@pytest.fixture
+def job_environment(monkeypatch, tmp_path):
+    """Jobs are processes of their own that import from the clone."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(jobs.ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the functions of this file
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("SEAL_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def note(path: Path, other: Path) -> float:
+    """Says when it began, and whether the other had begun."""
+    path.write_text("begun")
+    time.sleep(0.2)
+    return os.getpid() if not other.exists() else -os.getpid()
+
+
+def fail() -> None:
+    raise ValueError("a rank of nothing")
+
+
+def test_results_come_back_from_other_processes_one_at_a_time(job_environment, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    said, done = [], {}
+    results = jobs.run(
+        LOCAL, {"a": Task(note, a, b), "b": Task(note, b, a)}, tmp_path / "jobs", say=said.append, done=done.__setitem__
+    )
+    assert results == done
+    assert results["a"] > 0 > results["b"]  # a ended before b began
+    assert os.getpid() not in map(abs, results.values())
+    assert len(said) == 2
+
+
+def test_a_job_that_fails_is_told_and_does_not_stop_the_others(job_environment, tmp_path):
+    done = {}
+    with pytest.raises(OSError, match=r"1 of 2 jobs failed: bad \(ValueError: a rank of nothing; its log: .*\.err\)"):
+        jobs.run(
+            LOCAL,
+            {"bad": Task(fail), "good": Task(os.getpid)},
+            tmp_path / "jobs",
+            say=lambda _: None,
+            done=done.__setitem__,
+        )
+    assert done.keys() == {"good"}
+
+
+def test_a_task_that_is_stopped_is_sent_again_as_it_is(job_environment):
+    sent = Task(os.path.join, "a", "b").checkpoint()
+    assert sent.function() == "a/b"
+
+
+def test_a_cluster_that_is_not_there_is_said_to_be_so(job_environment, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"this machine has no sbatch.*--jobs.where local or here"):
+        jobs.executor(Jobs("slurm"), tmp_path)
+
+
+def test_submitit_that_is_not_installed_is_said_to_be_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"submitit, which is not installed: pip install -e '.\[slurm\]'"):
+        jobs.executor(LOCAL, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"split": 0}, {"at_once": 0}, {"hours": 0}, {"gpus": -1}])
+def test_what_no_job_can_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} is {next(iter(wrong.values()))}; expected at least"):
+        Jobs(**wrong)
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return dataclasses.replace(
+        SMOKE,
+        model=str(tiny.model_folder(tmp_path / "model")),
+        prompt="implications",
+        sampling=Sampling(max_tokens=12),
+        answer_tokens=4,
+        inner=FineTuning(rank=2, alpha=8.0, learning_rate=2e-2, epochs=1, chunk=2, width_cuts=()),
+        metric="log_likelihood",
+        ablation=None,
+        grid=("inner.learning_rate=1e-2,3e-2",),
+        devices=1,
+    )
+
+
+@pytest.mark.slow
+def test_an_ablation_in_jobs_is_the_ablation(job_environment, config, tmp_path):
+    """Its cells are shared out, but they meet the same self-edits, written once."""
+    here = ablations.run(config, tmp_path / "here", "the command")
+    away = dataclasses.replace(config, jobs=dataclasses.replace(LOCAL, split=2))
+    found = ablations.run(away, tmp_path / "away", "the command")
+    assert found["recommendation"].split(":")[0] == here["recommendation"].split(":")[0]
+    for mine, other in zip(found["cells"], here["cells"], strict=True):
+        for passage, value in other["per_passage"]["log_likelihood"].items():
+            assert mine["per_passage"]["log_likelihood"][passage] == pytest.approx(value, abs=1e-5)
+    folders = sorted((tmp_path / "away" / "parts").iterdir())
+    assert len(folders) == 3  # the part, which wrote the self-edits, and two shares of it
+    written = []
+    for folder in folders:
+        journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+        written.append([entry["value"] for entry in journal if "write" in entry["name"]])
+    assert written[0] == written[1] == written[2] != []
+    assert len((tmp_path / "away" / "self_edits.jsonl").read_text().splitlines()) == 2
+    again = ablations.run(away, tmp_path / "away", "the command")  # nothing is left to send
+    assert again["cells"] == found["cells"]
+
+
+def test_a_search_that_cannot_be_sent_away_trains_nothing(config, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"no sbatch"):
+        ablations.run(dataclasses.replace(config, jobs=Jobs("slurm")), tmp_path / "run", "the command")
+    assert not (tmp_path / "run" / "parts").exists()
