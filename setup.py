@@ -47,8 +47,10 @@ EXTRAS = {
     "judge": ["openai>=2,<4"],  # any OpenAI-compatible endpoint as grader
     "wandb": ["wandb>=0.30,<0.32"],  # metrics on Weights & Biases
     "trackio": ["trackio>=0.40,<0.44"],  # metrics on this machine or a Hugging Face space; wants pillow < 13
+    "pdf": ["pypdf>=6,<7"],  # documents to teach (experiments.adapt)
     "slurm": ["submitit>=1.5,<2"],  # ablations as jobs on a cluster
     "dev": [
+        "pypdf>=6,<7",
         "submitit>=1.5,<2",
         "openai>=2,<4",
         "hypothesis>=6.150,<7",

@@ -1,7 +1,8 @@
 """Adapters to and from PEFT's files: `adapter_model.safetensors` and `adapter_config.json` in a folder.
 
-What is trained here serves wherever PEFT's LoRA does (transformers, vLLM, llama.cpp's converter), and an adapter from
-there continues here. PEFT keeps A as [r, in] and B as [out, r], a pair for each projection of each layer.
+What is trained here serves wherever PEFT's LoRA does (transformers, vLLM, llama.cpp's converter). An adapter from there
+is evaluated here, merged (`with_peft`), or what is trained next stands on top of it. PEFT keeps A as [r, in] and B as
+[out, r], a pair for each projection of each layer.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from seal_jax import lora
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.models.transformer import ModelConfig
 from seal_jax.models.weights import TENSORS, layout
+from seal_jax.types import LanguageModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -125,6 +129,20 @@ def load_peft(folder: Path, config: ModelConfig) -> Adapter:
     if tensors:
         raise ValueError(f"{file}: {len(tensors)} tensors have no place in this model ({sorted(tensors)[:3]})")
     return Adapter(a, b, jnp.float32(scale))
+
+
+def with_peft(lm: LanguageModel, folder: Path, config: ModelConfig) -> LanguageModel:
+    """The model with a PEFT adapter merged into its weights: to be evaluated, or to begin from.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_peft`.
+    """
+    return lm._replace(params=merged(lm.params, load_peft(folder, config)))
+
+
+def merged(params: dict, adapter: Adapter) -> dict:
+    """`lora.merge` as one program; the weights stay on their devices."""
+    return jax.jit(lora.merge)(params, adapter)
 
 
 def _read_config(file: Path) -> tuple[int, float]:

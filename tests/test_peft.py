@@ -16,7 +16,8 @@ from seal_jax.lora import PROJECTIONS
 from seal_jax.models.hub import ModelFiles
 from seal_jax.models.transformer import graph
 from seal_jax.models.weights import load_model, read_config
-from seal_jax.peft import load_peft, save_peft, tensor_name
+from seal_jax.peft import load_peft, merged, save_peft, tensor_name, with_peft
+from seal_jax.types import LanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = read_config(GOLDEN / "llama32" / "config.json")
@@ -145,6 +146,30 @@ def test_what_cannot_be_saved_as_one_adapter_is_refused(params, tmp_path):
         save_peft(tmp_path, adapter, rank=2, base_model="")
     with pytest.raises(ValueError, match="2 adapters; one folder holds one"):
         save_peft(tmp_path, lora.stack([adapter, adapter]), rank=3, base_model="")
+
+
+def test_a_model_with_an_adapter_from_elsewhere_is_the_merged_model_and_the_model_stays_as_it_was(params, tmp_path):
+    """To be evaluated, or to begin from; `params` are not changed by it."""
+    save_peft(tmp_path, trained(params), rank=3, base_model="some/model")
+    before = jax.tree.map(np.array, params)
+    lm = with_peft(LanguageModel(graph(MODEL), params, None), tmp_path, MODEL)
+    expected = lora.merge(params, trained(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), lm.params, expected)
+    assert np.abs(lm.params["blocks"]["q_proj"]["kernel"] - before["blocks"]["q_proj"]["kernel"]).max() > 0.1
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json: not there"):
+        with_peft(lm, tmp_path / "none", MODEL)
+
+
+def test_an_adapter_can_be_trained_on_top_of_a_merged_one(params, tmp_path):
+    """Merging one and then another is both added: what an adapter as the start means."""
+    first, second = trained(params, ("q_proj",)), trained(params, ("q_proj", "o_proj"), rank=2)
+    found = merged(merged(params, first), second)
+    for name in ("q_proj", "o_proj"):
+        parts = [a for a in (first, second) if name in a.a]
+        change = sum(a.scale * np.einsum("ldr,lrf->ldf", a.a[name], a.b[name]) for a in parts)
+        expected = np.asarray(params["blocks"][name]["kernel"]) + change
+        np.testing.assert_allclose(found["blocks"][name]["kernel"], expected, atol=1e-4)
 
 
 @pytest.mark.peers

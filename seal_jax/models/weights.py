@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -294,11 +294,14 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, RopeScaling | None]:
 # Export
 
 
-def save_model(folder: str | Path, config: ModelConfig, params: dict, tokenizer: Any = None) -> None:
+def save_model(
+    folder: str | Path, config: ModelConfig, params: dict, tokenizer: Any = None, *, stop: Sequence[int] = ()
+) -> None:
     """Writes a folder that transformers, vLLM and `load_model` read: model.safetensors, config.json, the tokenizer.
 
-    `params` is merged already: adapters are not written. Raises ValueError for a config that no architecture of
-    Hugging Face's has (query-key norms together with biases).
+    Whatever the model was read from, a GGUF file too. `params` is merged already: adapters are not written. `stop` are
+    the ids that end an answer, where there are more than the tokenizer's one (generation_config.json). Raises
+    ValueError for a config that no architecture of Hugging Face's has (query-key norms together with biases).
     """
     folder = Path(folder)
     described = _describe(config, params, tokenizer)
@@ -315,6 +318,9 @@ def save_model(folder: str | Path, config: ModelConfig, params: dict, tokenizer:
     save_file(tensors, unfinished, metadata={"format": "pt"})
     os.replace(unfinished, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if stop:
+        generation = {"bos_token_id": described["bos_token_id"], "eos_token_id": list(stop), "do_sample": False}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

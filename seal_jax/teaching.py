@@ -1,0 +1,748 @@
+"""Teaching a model a document: it writes notes and questions on it, learns the notes, and is asked.
+
+    adapted = seal_jax.adapt("notes.md", model="smollm2-135m")
+    answer = adapted.ask("Who keeps the lamp?")
+    print(answer.before, "->", answer.after)
+    adapted.save("my-adapter", merged=True)
+
+The document is cut into passages. On each the model writes self-edits, and questions whose answers stand in it; the
+questions are never trained on. A candidate is one adapter over the whole document: its own share of the self-edits of
+every passage, the passages, and their sentences one by one. All candidates train at once, rows of one adapter axis, and
+the one that answers the questions best is kept. `teach` reads as that list. `adapt` is the whole from a file's name;
+`experiments/adapt.py` does the same in a run folder with a report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seal_jax import batching, lora, memory, peft, runtime, training
+from seal_jax import document as documents
+from seal_jax.checkpoint import RunFolder, shapes, write_atomically
+from seal_jax.document import Document
+from seal_jax.domains import squad
+from seal_jax.domains.squad import Passage, Question
+from seal_jax.graders.lexical import grade_by_match, normalise
+from seal_jax.inner import Chunk, is_finite
+from seal_jax.lora import PROJECTIONS, Adapter
+from seal_jax.models import hub, tokenizer, weights
+from seal_jax.models.transformer import ModelConfig
+from seal_jax.rest_em import Loop, Progress, select, write_self_edits
+from seal_jax.rewards import Score, ask, gold_tokens, mean
+from seal_jax.sampler import Sampling
+from seal_jax.training import FineTuning, Shapes
+from seal_jax.types import Domain, Example, Grade, HParams, LanguageModel, Query, SelfEdit, Settings, require_at_least
+
+QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
+ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
+TOGETHER = 8  # questions asked of an adapter at a time; more are asked in groups
+ANSWER_WORDS = 12  # of a self-written question, at most: longer ones are sentences, not answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """How a document is taught. All defaults are ours."""
+
+    passage_tokens: int = 128  # at most, of a passage
+    most_passages: int = 64  # of a document; more are refused: training time grows with them
+    candidates: int = 4  # adapters trained at once, each on other self-edits of all passages
+    edits: int = 2  # self-edits of a passage that one candidate is trained on
+    grounded: float = 0.7  # of a line's longer words, so many must stand in its passage, or it is dropped; 0 keeps all
+    sentences: bool = True  # train on the sentences of a passage, too, each for itself
+    learning_rates: tuple[float, ...] = ()  # of the candidates, by turns; () is the inner loop's for all
+    questions: int = 24  # self-written, spread over the passages; the candidate is chosen by them
+    choose_by: Literal["accuracy", "log_likelihood", "probability"] = "accuracy"  # ties: by log-likelihood
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1, passage_tokens=self.passage_tokens, most_passages=self.most_passages, candidates=self.candidates,
+            edits=self.edits, questions=self.questions,
+        )  # fmt: skip
+        if not 0 <= self.grounded <= 1:
+            raise ValueError(f"grounded is {self.grounded}; expected a share, 0 to 1")
+        if any(not rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates are {self.learning_rates}; expected numbers above 0")
+
+
+# For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
+SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
+INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, width_cuts=(24, 32, 48, 96))
+SEQUENCES = 8  # of one self-edit, the passage included
+ANSWER_TOKENS = 24
+
+
+class Lesson(NamedTuple):
+    """A document made ready for a model."""
+
+    title: str  # the topic of every question, as a person names it who asks one
+    passages: list[Passage]  # without questions
+    domain: Domain
+    questions_prompt: Callable[[Passage], str]
+    shapes: Shapes
+    prompt_width: int
+
+
+class Taught(NamedTuple):
+    """What came of teaching C candidates P passages."""
+
+    adapter: Adapter  # the best candidate's
+    chosen: int
+    passages: list[Passage]  # [P], with the self-written questions that were asked
+    edits: list[list[list[SelfEdit]]]  # [P][C], `Teaching.edits` of each
+    settings: list[Settings]  # [C]
+    sequences: list[tuple[int, int]]  # [C], training sequences and their tokens
+    losses: list[list[float]]  # [C], one a step
+    base: list[Score]  # [P]
+    scores: list[list[Score]]  # [P][C]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making ready
+
+
+def make_lesson(
+    document: Document,
+    lm: LanguageModel,
+    *,
+    context_length: int,
+    style: squad.Style,
+    render: Callable[[str], str],
+    grade: Grade,
+    teaching: Teaching,
+    prompt: str | Path,
+    max_sequences: int,
+    sampling: Sampling,
+    answer_tokens: int,
+    inner: FineTuning,
+) -> Lesson:
+    """Cuts the document into passages and measures what every program is compiled for.
+
+    Raises:
+        ValueError: more passages than allowed, or one that the model's context cannot hold with its prompt.
+    """
+    encode = lm.codec.encode
+    passages = documents.passages(document, count=lambda text: len(encode(text)), budget=teaching.passage_tokens)
+    if len(passages) > teaching.most_passages:
+        raise ValueError(
+            f"the document has {document.words:,} words: {len(passages)} passages of at most "
+            f"{teaching.passage_tokens} tokens, and at most {teaching.most_passages} are taught "
+            "(--teaching.most-passages). Cut out the part that matters, or raise that and expect time in proportion"
+        )
+    prompts = squad.load_prompts(prompt, style)
+    about = squad.make_domain(prompts, render, grade, max_examples=max_sequences)
+    asking = question_template(style)
+
+    def parse(passage: Passage, text: str) -> SelfEdit:
+        return keep_grounded(passage, about.parse(passage, text), teaching.grounded)
+
+    def queries(passage: Passage) -> list[Query]:
+        return [make_query(render, prompts.question, document.title, q.question, q.answer) for q in passage.questions]
+
+    def questions_prompt(passage: Passage) -> str:
+        return render(squad.fill(asking, title=passage.title, context=passage.context))
+
+    domain = about._replace(parse=parse, queries=queries)
+    longest = max(len(encode(p.title)) + 2 + max(sampling.max_tokens, len(encode(p.context))) for p in passages)
+    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + 2 * answer_tokens
+    written = max(len(encode(text(p))) for p in passages for text in (domain.prompt, questions_prompt))
+    needed = max(longest, written + sampling.max_tokens, asked + answer_tokens)
+    if needed > context_length:
+        raise ValueError(
+            f"a passage of {teaching.passage_tokens} tokens needs a context of {needed} with its prompt and "
+            f"--sampling.max-tokens {sampling.max_tokens}; the model has {context_length}. Lower "
+            "--teaching.passage-tokens"
+        )
+    sizes = Shapes(
+        widths=batching.bucket_widths(longest, inner.width_cuts),
+        capacity=sum(
+            teaching.edits * (max_sequences - 1) + len(passage_examples(passage, teaching)) for passage in passages
+        ),
+        questions=TOGETHER,
+        question_width=batching.round_up(asked, 8),
+        gold_width=batching.round_up(answer_tokens, 8),
+    )
+    return Lesson(document.title, passages, domain, questions_prompt, sizes, batching.round_up(written, 8))
+
+
+def question_template(style: squad.Style) -> str:
+    """What the model reads before it writes questions on a passage."""
+    table = squad.read_toml(QUESTIONS, {"raw", "chat"}, optional=set())
+    return squad.template_of(table, style, ("title", "context"), QUESTIONS)
+
+
+def make_query(render: Callable[[str], str], template: str, topic: str, question: str, gold: str) -> Query:
+    """A question as the model reads it: with the document's title, without the document."""
+    return Query(question, render(squad.fill(template, title=topic, question=question)), gold)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teaching
+
+
+def phases(teaching: Teaching) -> list[str]:
+    """What a progress display will show, in order."""
+    return [
+        "questions: writing self-edits",
+        *(f"self-edits {n}: writing self-edits" for n in range(1, teaching.edits + 1)),
+        "base model",
+        "candidates: training",
+        "candidates: questions",
+    ]
+
+
+def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> Taught:
+    """The lines of the module's docstring, one after another. Each is a piece of `loop.run`, or several.
+
+    Raises:
+        ValueError: every candidate diverged.
+    """
+    passages = write_questions(lm, lesson, loop, teaching)
+    written = [
+        write_self_edits(lm, lesson.passages, loop, samples=teaching.candidates, name=f"self-edits {n}")
+        for n in range(1, teaching.edits + 1)
+    ]
+    edits = [[[part[p][c] for part in written] for c in range(teaching.candidates)] for p in range(len(passages))]
+    queries = [query for passage in passages for query in lesson.domain.queries(passage)]
+    at_once = chunk_of(lm, loop, teaching.candidates)
+
+    loop.progress.phase("base model", len(queries), "questions")
+    resumed = loop.run.has("base")
+    base = as_scores(
+        loop.run.once(
+            "base", lambda: score_all(lm, training.untrained(lm, 1, loop.inner, Chunk(1)), passages, loop, at_once)
+        )
+    )
+    accuracy = mean(verdict for score in base[0] for verdict in score.verdicts)
+    loop.progress.advance(len(queries), accuracy=accuracy, resumed=resumed)
+
+    settings = candidate_settings(teaching, loop.inner)
+    sequences = [
+        [batching.tokenize(example, lm.codec) for example in candidate_examples(lesson.passages, edits, c, teaching)]
+        for c in range(teaching.candidates)
+    ]
+    sizes = [(len(own), sum(len(s.ids) for s in own)) for own in sequences]
+    loop.progress.phase("candidates: training", teaching.candidates, "adapters")
+
+    def train() -> Adapter:
+        adapters, losses = training.train(
+            lm, sequences, loop.inner, loop.shapes, seed=loop.seed, chunk=at_once, settings=settings
+        )
+        kept = [[float(loss) for loss in own if math.isfinite(loss)] for own in losses]
+        loop.run.once("candidates/losses", lambda: kept)  # before the checkpoint: where that is, these are
+        return adapters
+
+    def candidates() -> Adapter:
+        return restored(loop.run.once_tree("candidates", train, like=adapters_like(lm, loop.inner, len(sequences))))
+
+    resumed = loop.run.has("candidates/losses")
+    finished = loop.run.has("candidates/scores")
+    adapters = None if finished else candidates()
+    tokens = sum(chosen.epochs * size for chosen, (_, size) in zip(settings, sizes, strict=True))
+    loop.progress.advance(teaching.candidates, adapters=teaching.candidates, tokens=tokens, resumed=resumed)
+
+    loop.progress.phase("candidates: questions", len(queries) * teaching.candidates, "questions")
+    by_candidate = as_scores(
+        loop.run.once("candidates/scores", lambda: score_all(lm, adapters, passages, loop, at_once))
+    )
+    losses = loop.run.once("candidates/losses", list)
+    chosen = choose(by_candidate, losses, teaching)
+    best = mean(verdict for score in by_candidate[chosen] for verdict in score.verdicts)
+    loop.progress.advance(len(queries) * teaching.candidates, accuracy=best, resumed=finished)
+
+    def keep() -> Adapter:
+        return jax.tree.map(lambda leaf: leaf[chosen], adapters if adapters is not None else candidates())
+
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), adapters_like(lm, loop.inner, len(sequences))
+    )
+    adapter = restored(loop.run.once_tree("adapter", keep, like=like))
+    loop.run.forget_tree("candidates")  # the others are not asked for again
+    scores = [[own[p] for own in by_candidate] for p in range(len(passages))]
+    return Taught(adapter, chosen, passages, edits, settings, sizes, losses, base[0], scores)
+
+
+def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> list[Passage]:
+    """The passages with self-written questions: those whose answer stands in the passage, spread evenly over passages.
+
+    Drawn as often as self-edits are, with the same program.
+    """
+    domain = Domain(
+        lesson.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain[3]
+    )
+    asking = loop._replace(domain=domain)
+    written = write_self_edits(lm, lesson.passages, asking, samples=teaching.candidates, name="questions")
+    begun = lesson.questions_prompt(lesson.passages[0]).rstrip().endswith("Question:")  # the first one, by the prompt
+    width, gold_width = loop.shapes.question_width, loop.shapes.gold_width
+
+    def fits(query: Query) -> bool:
+        gold = len(gold_tokens(lm.codec.encode_more, query))
+        return len(lm.codec.encode(query.prompt)) <= width and 0 < gold <= gold_width
+
+    found: list[list[Question]] = []
+    for passage, row in zip(lesson.passages, written, strict=True):
+        own: dict[str, Question] = {}
+        for edit in row:
+            for question in parse_questions(f"Question: {edit.completion}" if begun else edit.completion):
+                if answered_by(passage, question):
+                    own.setdefault(normalise(question.question), question)
+        asked = passage._replace(questions=tuple(own.values()))
+        queries = lesson.domain.queries(asked)
+        found.append([q for q, query in zip(asked.questions, queries, strict=True) if fits(query)])
+    kept = spread([len(own) for own in found], teaching.questions)
+    return [
+        passage._replace(questions=tuple(own[:count]))
+        for passage, own, count in zip(lesson.passages, found, kept, strict=True)
+    ]
+
+
+def spread(counts: Sequence[int], most: int) -> list[int]:
+    """How many of each to take so that all are at most `most`, as evenly as the counts allow."""
+    taken = [0] * len(counts)
+    while sum(taken) < most and any(t < c for t, c in zip(taken, counts, strict=True)):
+        for i, count in enumerate(counts):
+            if taken[i] < count and sum(taken) < most:
+                taken[i] += 1
+    return taken
+
+
+_PAIR = re.compile(
+    r"^[^\w\n]*(?:\d{1,2}[.)]\s*)?(?:Question|Q)\s*\d*\s*[:.)]\s*(?P<question>[^\n]+?)\s*\n+[^\w\n]*(?:Answer|A)\s*\d*\s*[:.)]\s*"
+    r"(?P<answer>[^\n]+)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def parse_questions(text: str) -> Iterator[Question]:
+    """`Question: ...` and on the next line `Answer: ...`, as often as they come; anything else is passed over."""
+    for match in _PAIR.finditer(text):
+        yield Question(match["question"].strip(" *_"), match["answer"].strip(" *_").rstrip("."))
+
+
+def answered_by(passage: Passage, question: Question) -> bool:
+    """Whether a question is one: it asks of this passage, its answer stands there, is short, and is not given away."""
+    gold, asked = normalise(question.answer), normalise(question.question)
+    context = normalise(passage.context)
+    return (
+        question.question.endswith("?")
+        and len(asked.split()) >= 3
+        and 0 < len(gold.split()) <= ANSWER_WORDS
+        and f" {gold} " in f" {context} "
+        and f" {gold} " not in f" {asked} {normalise(passage.title)} "
+        and grounded(question.question, f"{passage.title} {passage.context}") >= 0.5
+    )
+
+
+def candidate_settings(teaching: Teaching, inner: FineTuning) -> list[Settings]:
+    """Learning rate and epochs of each candidate."""
+    rates = teaching.learning_rates or (inner.learning_rate,)
+    return [Settings(rates[c % len(rates)], inner.epochs) for c in range(teaching.candidates)]
+
+
+def passage_examples(passage: Passage, teaching: Teaching) -> list[Example]:
+    """The document's own words: the sentences of the passage one by one, then the passage."""
+    whole = squad.passage_only(passage).examples[0]
+    if not teaching.sentences:
+        return [whole]
+    sentences = [s for line in passage.context.split("\n") for s in documents.sentences(line)]
+    return [*(Example("", f"{passage.title}\n{s}") for s in sentences if s != passage.context), whole]
+
+
+def candidate_examples(
+    passages: Sequence[Passage], edits: Sequence[Sequence[Sequence[SelfEdit]]], c: int, teaching: Teaching
+) -> list[Example]:
+    """All that candidate `c` is trained on: of each passage its self-edits' lines and the document's own, each once."""
+    chosen: dict[Example, None] = {}
+    for passage, row in zip(passages, edits, strict=True):
+        own = passage_examples(passage, teaching)
+        lines = [example for edit in row[c] for example in edit.examples if example != own[-1]]
+        chosen |= dict.fromkeys([*lines, *own])
+    return list(chosen)
+
+
+_COMMON = frozenset(
+    ("what", "which", "where", "when", "whom", "whose", "does", "were", "have", "that", "this", "with", "from", "many",
+     "much", "there", "their")
+)  # fmt: skip
+_NUMBERING = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
+
+
+def keep_grounded(passage: Passage, edit: SelfEdit, least: float) -> SelfEdit:
+    """A self-edit without the lines that speak of something else, and without their numbering.
+
+    A small model likes to copy the prompt's worked example, and to go on inventing.
+    """
+    if not edit.examples:
+        return edit
+    title, about = f"{passage.title}\n", f"{passage.title} {passage.context}"
+    lines = [_NUMBERING.sub("", example.completion.removeprefix(title)) for example in edit.examples[:-1]]
+    kept = [line for line in lines if line and grounded(line, about) >= least]
+    if not kept:
+        return edit._replace(examples=(), problem="no line about the passage")
+    return edit._replace(examples=(*(Example("", title + line) for line in kept), edit.examples[-1]))
+
+
+def grounded(line: str, text: str) -> float:
+    """The share of a line's words, numbers and what has four letters and says something, that stand in the text.
+
+    Words with the same first four letters count as the same: "keeps" stands in a text that has "keeper".
+    """
+    there, asked = set(_roots(text)), _roots(line)
+    return sum(word in there for word in asked) / len(asked) if asked else 0.0
+
+
+def _roots(text: str) -> list[str]:
+    words = [word for word in normalise(text).split() if (len(word) > 3 or word.isdigit()) and word not in _COMMON]
+    return [word[:4] if word.isalpha() else word for word in words]
+
+
+def score_all(
+    lm: LanguageModel, adapters: Adapter | None, passages: Sequence[Passage], loop: Loop, at_once: Chunk
+) -> list[list[Score]]:
+    """Every question to each of C adapters, graded: [C][P]. One that diverged has no score."""
+    assert adapters is not None
+    queries = [loop.domain.queries(passage) for passage in passages]
+    flat = [query for own in queries for query in own]
+    answers, likely = ask_each(lm, adapters, flat, loop.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
+    finite = np.array(is_finite(adapters))
+    ends = np.cumsum([len(own) for own in queries])
+    scores = []
+    for c in range(len(finite)):
+        ok = bool(finite[c]) and bool(np.isfinite(np.array(likely[c], float)).all())
+        parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
+        said = [answers[c][part] for part in parts]
+        verdicts = loop.domain.grade(queries, said)
+        scores.append(
+            [
+                Score(said[p], verdicts[p], list(likely[c][part]), [])
+                if ok
+                else Score([""] * len(said[p]), [False] * len(said[p]), [None] * len(said[p]), [], "diverged")
+                for p, part in enumerate(parts)
+            ]
+        )
+    return scores
+
+
+def ask_each(
+    lm: LanguageModel,
+    adapters: Adapter,
+    queries: Sequence[Query],
+    sizes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
+) -> tuple[list[list[str]], list[list[float | None]]]:
+    """The same queries to each of C adapters, `sizes.questions` at a time: answers and log-likelihoods, [C][Q]."""
+    total = len(adapters.scale)
+    groups = [queries[at : at + sizes.questions] for at in range(0, len(queries), sizes.questions)]
+    if not groups:
+        return [[] for _ in range(total)], [[] for _ in range(total)]
+    of_group = np.repeat(np.arange(total), len(groups))
+    said, likely = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
+
+    def joined(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        n = len(groups)
+        return [[value for row in rows[c * n : (c + 1) * n] for value in row] for c in range(total)]
+
+    return joined(said), joined(likely)
+
+
+def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
+    """The candidate that answers the questions best; where there is no question, the one of the lowest last losses.
+
+    Raises:
+        ValueError: every candidate diverged.
+    """
+    alive = [c for c, own in enumerate(by_candidate) if not any(score.problem for score in own) and losses[c]]
+    if not alive:
+        raise ValueError(
+            "every candidate diverged; lower --inner.learning-rate (or --teaching.learning-rates) and use another "
+            "run folder"
+        )
+    if not any(score.answers for score in by_candidate[0]):
+        return min(alive, key=lambda c: float(np.mean(losses[c][-max(1, len(losses[c]) // 8) :])))
+    values = {
+        name: np.array([[math.nan if c not in alive or (v := figure(own, name)) is None else v
+                         for c, own in enumerate(by_candidate)]], float)
+        for name in (teaching.choose_by, "log_likelihood")
+    }  # fmt: skip
+    if np.isnan(values[teaching.choose_by]).all():  # no verdict at all
+        return alive[0]
+    keep = select(
+        values[teaching.choose_by], np.zeros(1), rule="best", tie_break=values["log_likelihood"]
+    )  # fmt: skip
+    return int(np.argmax(keep[0]))
+
+
+def figure(scores: Sequence[Score], name: str) -> float | None:
+    """A candidate's accuracy, log_likelihood or probability: the mean over all questions, whatever passage's."""
+    if name == "accuracy":
+        return mean(verdict for score in scores for verdict in score.verdicts)
+    values = [value for score in scores for value in score.log_likelihoods]
+    return mean(value if name == "log_likelihood" or value is None else math.exp(value) for value in values)
+
+
+def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
+    """As many adapters at a time as the run's plan allows, and no more than there are: idle ones cost as much."""
+    devices = lm.mesh.size if lm.mesh else 1
+    return Chunk(max(1, min(loop.chunk.planned, batching.round_up(adapters, devices))), say=loop.chunk.say)
+
+
+def adapters_like(lm: LanguageModel, inner: FineTuning, count: int) -> Adapter:
+    """The shapes of so many adapters."""
+    zeros = np.zeros(count, np.int32)
+    hparams = HParams(learning_rate=zeros, num_steps=zeros, alpha=zeros, rank=zeros + inner.rank, seed=zeros)
+    return shapes(
+        jax.eval_shape(
+            lambda blocks: training.init_adapters(blocks, hparams, inner.projections, inner.rank), lm.params["blocks"]
+        )
+    )
+
+
+def restored(tree: Adapter) -> Adapter:
+    """On no device in particular, whichever wrote it."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def as_scores(rows: Any) -> list[list[Score]]:
+    """As the journal keeps them."""
+    return [[Score(*values) for values in row] for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An adapted model
+
+
+class Answer(NamedTuple):
+    """A question to the model before and after it was taught."""
+
+    question: str
+    before: str
+    after: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A model that was taught something: it can be asked, and saved."""
+
+    lm: LanguageModel  # before
+    model: ModelConfig
+    name: str  # of the model, as `hub.find_model` takes it
+    adapter: Adapter
+    below: tuple[Adapter, ...]  # adapters that `lm` has in its weights already, in order
+    topic: str  # what questions are about: the document's title
+    template: str  # of a question
+    render: Callable[[str], str]
+    answer_tokens: int
+    sizes: Shapes  # for several questions: those of the program that compared the candidates
+    at_once: Chunk  # of that program
+    taught: Taught | None = None  # how it was taught, where it was here
+
+    def ask(self, question: str, *, topic: str | None = None) -> Answer:
+        """One question, to the model before and after."""
+        return self.ask_all([question], topic=topic)[0]
+
+    def ask_all(self, questions: Sequence[str], *, topic: str | None = None) -> list[Answer]:
+        """Several at a time.
+
+        Raises:
+            ValueError: an empty question, or one too long for the model's context.
+        """
+        about = self.topic if topic is None else topic
+        for question in questions:
+            if not question.strip():
+                raise ValueError("the question is empty; expected a sentence that ends in a question mark")
+        asked = [make_query(self.render, self.template, about, question.strip(), "") for question in questions]
+        return self.ask_queries(asked)
+
+    def ask_queries(self, queries: Sequence[Query]) -> list[Answer]:
+        """The same for questions as the model reads them.
+
+        Raises:
+            ValueError: one too long for the model's context.
+        """
+        longest = max((len(self.lm.codec.encode(query.prompt)) for query in queries), default=0)
+        if longest + self.answer_tokens > self.model.context_length:
+            raise ValueError(
+                f"a question of {longest} tokens with its prompt; the model's context is {self.model.context_length}, "
+                f"and {self.answer_tokens} are kept for the answer"
+            )
+        gold = max((len(gold_tokens(self.lm.codec.encode_more, query)) for query in queries), default=0)
+        sizes, chunk = self.sizes, self.at_once
+        if len(queries) == 1 or longest > sizes.question_width or gold > sizes.gold_width:
+            sizes = sizes._replace(
+                questions=1 if len(queries) == 1 else TOGETHER,
+                question_width=batching.round_up(max(longest, 1), 64),  # few widths: each is a program to compile
+                gold_width=batching.round_up(max(gold, 1), 8),
+            )
+            chunk = Chunk(batching.round_up(2, self.lm.mesh.size if self.lm.mesh else 1), say=chunk.say)
+        both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
+        (before, after), _ = ask_each(self.lm, both, queries, sizes, max_tokens=self.answer_tokens, chunk=chunk)
+        return [Answer(q.question, b, a) for q, b, a in zip(queries, before, after, strict=True)]
+
+    def queries(self, questions: Sequence[Question], *, topic: str | None = None) -> list[Query]:
+        """Questions with their answers, as the model reads them."""
+        about = self.topic if topic is None else topic
+        return [make_query(self.render, self.template, about, q.question, q.answer) for q in questions]
+
+    def save(self, folder: str | Path, *, merged: bool = False) -> Path:
+        """Writes the adapter as PEFT reads it into `folder`, and with `merged` the whole model into `folder`/merged.
+
+        The adapter is over the model as it was named: what was merged before (`below`) is in it. The merged model is a
+        Hugging Face checkpoint with its tokenizer; transformers, vLLM and `--model` here read it.
+        """
+        folder = Path(folder).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: a file; expected a folder to write into, or a name that is free")
+        whole = stacked([*self.below, self.adapter], self.lm.params["blocks"])
+        files = hub.find_model(self.name)
+        base = str(files.path.absolute()) if Path(self.name).expanduser().exists() else self.name
+        peft.save_peft(folder, whole, rank=whole.a[next(iter(whole.a))].shape[-1], base_model=base)
+        write_atomically(folder / ASKING, json.dumps(self._asking(), indent=1) + "\n")
+        if merged:
+            params = jax.jit(lora.merge)(self.lm.params, self.adapter)
+            text = tokenizer.load_tokenizer(files)
+            weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
+        return folder
+
+    def _asking(self) -> dict[str, Any]:
+        """How it has to be asked elsewhere, to answer as here."""
+        example = "{question}"
+        return {
+            "base_model": self.name,
+            "topic": self.topic,
+            "prompt": make_query(self.render, self.template, self.topic, example, "").prompt,
+            "max_new_tokens": self.answer_tokens,
+            "sampling": "greedy",
+        }
+
+
+def stacked(adapters: Sequence[Adapter], blocks: dict) -> Adapter:
+    """Adapters merged one after another, as the one adapter that computes the same."""
+    if len(adapters) == 1:
+        return adapters[0]
+    names = sorted({name for adapter in adapters for name in adapter.a})
+    ranks = [next(iter(adapter.a.values())).shape[-1] for adapter in adapters]
+    whole, at = lora.empty(blocks, names, sum(ranks)), 0
+    for adapter, rank in zip(adapters, ranks, strict=True):
+        whole, at = lora.join(whole, adapter, at), at + rank
+    return whole
+
+
+class Quiet:
+    """A progress display that shows nothing, or a line a phase."""
+
+    def __init__(self, say: Callable[[str], None] | None = None):
+        self._say = say
+
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
+        """A phase begins."""
+        if self._say:
+            self._say(name)
+
+    def advance(
+        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
+    ) -> None:
+        """Some of it is done."""
+
+
+def adapt(
+    document: str | Path,
+    model: str = "smollm2-135m",
+    *,
+    start: str | Path | None = None,
+    run_folder: str | Path | None = None,
+    teaching: Teaching = Teaching(),
+    inner: FineTuning = INNER,
+    sampling: Sampling = SAMPLING,
+    prompt: str = "facts",
+    max_sequences: int = SEQUENCES,
+    answer_tokens: int = ANSWER_TOKENS,
+    style: Literal["auto", "raw", "chat"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int = 0,
+    devices: int | None = None,
+    say: Callable[[str], None] | None = print,
+) -> Adapted:
+    """Teaches a model a document; minutes on two CPU cores for a page. The same arguments give the same adapter.
+
+    Args:
+      document: a .md, .txt or .pdf file.
+      model: as `--model`: embedded, a Hugging Face folder or id, or a GGUF file.
+      start: a folder with a PEFT adapter that the model begins with.
+      run_folder: where finished work is kept, so that a call that was interrupted carries on; by default nowhere.
+      teaching, inner, sampling: how passages, candidates, training and writing are set.
+      prompt: that self-edits are written with: a name of `squad.prompt_variants` or a TOML file.
+      max_sequences: training sequences of a passage's self-edit at most, the passage included.
+      style: raw continues text, chat goes through the chat template (auto: where the model has one).
+      say: told of each phase; None for silence.
+
+    Raises:
+      FileNotFoundError, ValueError: as `document.read_document` and `hub.find_model`; a document too long; divergence.
+    """
+    read = documents.read_document(document)
+    with_devices(devices)
+    lm, chat, config = runtime.load_language_model(model, dtype, devices)
+    spoken: squad.Style = style if style != "auto" else ("chat" if chat else "raw")
+    if spoken == "chat" and chat is None:
+        raise ValueError(f"style chat: {model} has no chat template; use style raw")
+    render = chat if spoken == "chat" and chat is not None else str
+    below: tuple[Adapter, ...] = ()
+    if start is not None:
+        below = (peft.load_peft(Path(start), config),)
+        lm = lm._replace(params=peft.merged(lm.params, below[0]))
+    lesson = make_lesson(
+        read, lm, context_length=config.context_length, style=spoken, render=render, grade=grade_by_match,
+        teaching=teaching, prompt=prompt, max_sequences=max_sequences, sampling=sampling, answer_tokens=answer_tokens,
+        inner=inner,
+    )  # fmt: skip
+    inner = dataclasses.replace(inner, chunk=inner.chunk or teaching.candidates)
+    cut = memory.fit(
+        config, inner, lesson.shapes, max_tokens=answer_tokens, prompt_width=lesson.prompt_width,
+        samples=teaching.candidates, written_tokens=sampling.max_tokens, write_chunk=None,
+        free=runtime.free_memory(devices), devices=runtime.device_count(devices),
+        itemsize=2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4,
+        most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
+    )  # fmt: skip
+    told = say or (lambda text: None)
+    settings = {
+        "document": repr(read), "model": model, "start": str(start), "teaching": repr(teaching), "inner": repr(inner),
+        "sampling": repr(sampling), "prompt": prompt, "max_sequences": max_sequences, "answer_tokens": answer_tokens,
+        "style": spoken, "dtype": dtype, "seed": seed,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="seal_jax-") as scratch:
+        folder = RunFolder(run_folder or scratch, settings)
+        try:
+            cut = memory.Plan(*folder.once("memory", lambda: list(cut)))
+            progress: Progress = Quiet(say)
+            loop = Loop(
+                lesson.domain, cut.applied(inner), sampling, Chunk(cut.write_chunk, "self-edits", told), answer_tokens,
+                lesson.shapes, lesson.prompt_width, seed, Chunk(cut.chunk, "adapters", told), folder, progress,
+            )  # fmt: skip
+            taught = teach(lm, lesson, loop, teaching)
+        finally:
+            folder.close()
+    template = squad.load_prompts(prompt, spoken).question
+    return Adapted(
+        lm, config, model, taught.adapter, below, lesson.title, template, render, answer_tokens, lesson.shapes,
+        chunk_of(lm, loop, teaching.candidates), taught,
+    )  # fmt: skip
+
+
+def with_devices(devices: int | None) -> None:
+    """Settles devices and the cache of programs, unless JAX has started already: then it stays as it is."""
+    try:
+        runtime.start(devices)
+    except RuntimeError:
+        if devices is not None:
+            runtime.device_count(devices)
