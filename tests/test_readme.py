@@ -1,4 +1,4 @@
-"""Every experiment's command that the documents show is one that its command line takes."""
+"""Every experiment's command that the documents show is one that its command line takes; small ones can be planned."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
-from experiments import session
+from experiments import grade, report, session
 from experiments.benchmark import command as benchmark
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OWN_COMMAND_LINE = {"parity", "grade", "report"}  # their arguments are files, checked when they run
+OWN_COMMAND_LINE = {"grade": grade.Config, "report": report.Command}  # their files are looked for when they run
 
 
 def commands() -> list[str]:
@@ -31,10 +32,18 @@ def commands() -> list[str]:
     return sorted(set(found))
 
 
+def is_small(command: str) -> bool:
+    """Whether it is an experiment on the embedded model and data: `demo` or `smoke`, and no file or hub named."""
+    words = shlex.split(command)
+    elsewhere = any("/" in word or word.endswith((".json", ".jsonl", ".md")) for word in words[1:])
+    return len(words) > 1 and words[1] in ("demo", "smoke") and not elsewhere
+
+
 def test_the_documents_show_commands():
     assert {name.split()[0] for name in commands()} >= {
         f"experiments.{name}" for name in ("squad", "cpt", "continual", "evaluate_edits", "rewards", "grade", "report")
     }
+    assert len(list(filter(is_small, commands()))) > 10
 
 
 @pytest.mark.parametrize("command", commands())
@@ -43,5 +52,22 @@ def test_a_command_that_is_shown_is_understood(command: str):
     module = name.removeprefix("experiments.")
     if module == "benchmark":
         benchmark.parse(arguments)
+    elif module == "parity":
+        assert not arguments
+    elif module in OWN_COMMAND_LINE and (arguments or module != "grade"):
+        tyro.cli(OWN_COMMAND_LINE[module], args=arguments)
     elif module not in OWN_COMMAND_LINE:
         session.parse(importlib.import_module(name).EXPERIMENT, arguments)
+
+
+@pytest.mark.parametrize("command", filter(is_small, commands()))
+def test_what_a_small_command_would_do_can_be_planned(command: str, tmp_path):
+    """As with --dry-run: its data is read and cut, its memory reckoned."""
+    name, *arguments = shlex.split(command)
+    experiment = importlib.import_module(name).EXPERIMENT
+    config, _ = session.parse(experiment, arguments)
+    if getattr(config, "edits", None) == () and experiment.name == "evaluate_edits":
+        pytest.skip("needs files of self-edits")
+    plan = experiment.plan(config, tmp_path / "run")
+    assert "Inner loop, at most" in plan
+    assert "together" in plan
