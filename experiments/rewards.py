@@ -35,6 +35,7 @@ from seal_jax.statistics import paired_bootstrap
 from seal_jax.training import FineTuning
 from seal_jax.types import require_at_least
 
+TIES_BROKEN = "accuracy, then likelihood"  # the default: OuterLoop.break_ties
 PAPERS_SEEDS = 3  # training runs behind a reward of the paper's: what costs are compared with
 
 
@@ -162,9 +163,15 @@ def reward_table(
     accuracy = rewards_by_seed(trials, "accuracy", config.seeds)
     counts = [k for k in (1, 2, PAPERS_SEEDS) if k <= config.seeds]
     rows = []
-    for signal in ("accuracy", "log_likelihood", "probability"):
-        rewards = rewards_by_seed(trials, signal, config.seeds)
-        untrained = np.array([getattr(score, signal) for score in base], float)
+    likelihood = rewards_by_seed(trials, "log_likelihood", config.seeds)
+    compared = {
+        signal: (rewards_by_seed(trials, signal, config.seeds), [getattr(score, signal) for score in base])
+        for signal in ("accuracy", "log_likelihood", "probability")
+    }
+    # Likelihoods are negative and some nats, accuracies a whole question apart: only equal accuracies change places.
+    compared[TIES_BROKEN] = (accuracy + 1e-6 * likelihood, compared["accuracy"][1])
+    for signal in ("accuracy", TIES_BROKEN, "log_likelihood", "probability"):
+        rewards, untrained = compared[signal][0], np.array(compared[signal][1], float)
         for seeds in counts:
             found = reward_reliability(rewards, seeds=seeds, seed=config.seed)
             choice = choose_best(rewards, accuracy, untrained, seeds=seeds)

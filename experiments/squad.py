@@ -66,7 +66,14 @@ class Config(Knowledge):
 # pads carry no loss (the reference trains on them); the base model is scored once a question, not once a self-edit;
 # answers are graded by normalised match, not by GPT-4.1 (graders/lexical.py says how far the two agree); the adapter's
 # initialisation and the order of sequences come from the run's seed, not from the clock.
-PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad", style="raw")
+PAPER = Config(
+    "paper",
+    model="Qwen/Qwen2.5-7B",
+    dtype="bfloat16",
+    data="squad",
+    style="raw",
+    outer=OuterLoop(break_ties=False),
+)
 
 DEMO = Config(
     "demo",
@@ -81,7 +88,6 @@ DEMO = Config(
         passages=5,
         samples=4,
         reward_seeds=1,
-        break_ties=True,
         select="improved",
         sft=dataclasses.replace(OuterLoop.sft, rank=16, alpha=32.0, epochs=3, batch_size=2),
     ),

@@ -44,7 +44,7 @@ class OuterLoop:
     samples: int = 5  # self-edits a passage
     reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
     signal: Signal = "accuracy"  # what the reward is; proxy: a judge's rating of the text, no inner loop
-    break_ties: bool = False  # equal accuracies are ordered by log-likelihood; otherwise the first wins
+    break_ties: bool = True  # equal accuracies are ordered by log-likelihood; the paper's code: the first wins
     select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved; all_correct
     sft: FineTuning = FineTuning(
         projections=PROJECTIONS,

@@ -118,7 +118,9 @@ def test_rewards_are_compared_over_seeds_and_a_kill_costs_nothing(command: Comma
     found = results(folder)
     (table,) = found["tables"]
     assert [(row[0], row[1]) for row in table["rows"]] == [
-        (reward, seeds) for reward in ("accuracy", "log-likelihood", "probability") for seeds in (1, 2)
+        (reward, seeds)
+        for reward in ("accuracy", "accuracy, then likelihood", "log-likelihood", "probability")
+        for seeds in (1, 2)
     ]
     assert [row[6] for row in table["rows"][:2]] == ["0.33", "0.67"]
     assert "3 passages, 6 self-edits, 2 training seeds each" in table["note"]
