@@ -476,19 +476,23 @@ def grids_of(held_out: Sequence[Task], base: Sequence[Score], stages: Sequence[S
 def describe(config: Config, run_folder: Path) -> str:
     """The plan of a run: what it reads, trains and needs. Loads no weights."""
     data, inner, outer, test = choose_tasks(config), config.inner, config.outer, config.evaluation
-    capacity, held_out = config.training_set.cap, len(data.held_out)
+    capacity, held_out, bounds = config.training_set.cap, len(data.held_out), config.training_set.bounds
+    # A self-edit has its bound of steps: many epochs of few sequences, or few of many.
+    epochs = max(1, min(inner.epochs, bounds.steps * inner.batch_size // capacity))
+    longest_run = dataclasses.replace(inner, epochs=epochs)
     most = max(map(cells, data.everything))
     longest = min(
         4 * 2 * most, config.training_set.max_tokens
     )  # a digit and a space a cell; augmented grids are larger
     steps = {"sequences": capacity, "tokens": capacity * longest}
-    work = [plan.inner_work("fixed settings", held_out, inner, seeds=test.seeds, **steps)]
+    by_hand = dataclasses.replace(inner, epochs=config.fixed.epochs)
+    work = [plan.inner_work("fixed settings", held_out, by_hand, seeds=test.seeds, **steps)]
     for number in range(outer.rounds + 1):
         if number > 0:
             count = outer.passages * outer.samples
-            work.append(plan.inner_work(f"round {number}", count, inner, seeds=outer.reward_seeds, **steps))
+            work.append(plan.inner_work(f"round {number}", count, longest_run, seeds=outer.reward_seeds, **steps))
         name = stage_name(number)
-        work.append(plan.inner_work(name, held_out * test.samples, inner, seeds=test.seeds, **steps))
+        work.append(plan.inner_work(name, held_out * test.samples, longest_run, seeds=test.seeds, **steps))
     sides = [
         len(inference.views(
             task, leave_one_out=config.inference.leave_one_out, permutations=config.inference.permutations,
@@ -503,7 +507,6 @@ def describe(config: Config, run_folder: Path) -> str:
         question_width=batching.round_up(2 * most + PROMPT_TOKENS, 8),
         gold_width=batching.round_up(2 * max(pair.output.size for task in data.everything for pair in task.test), 8),
     )
-    bounds = config.training_set.bounds
     lines = [
         f"{sum(map(len, data.rounds))} tasks to learn from, {outer.passages} a round: {config.data}",
         f"{held_out} to evaluate on, {sum(len(task.test) for task in data.held_out)} test inputs, "
