@@ -157,6 +157,7 @@ def test_a_run_leaves_all_that_is_promised(undisturbed):
     assert claimed.pop("inputs")  # which passages and prompts it read
     judge = claimed.pop("grader")  # but for how a judge elsewhere is spoken to
     assert judge.items() <= found["settings"].pop("grader").items()
+    assert found["settings"].pop("tracker") == {"kind": "tensorboard", "project": "seal_jax"}  # nor where metrics go
     assert claimed == found["settings"]
     names = [piece["name"] for piece in lines(folder / "journal.jsonl")]
     assert len(names) == len(set(names))
