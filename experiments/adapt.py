@@ -28,13 +28,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 import tyro
 
 from experiments import cpt, knowledge, session
 from experiments.knowledge import Knowledge
 from experiments.session import Experiment, Prepared, Session, Speaker
-from seal_jax import batching, evaluation, peft, plan, teaching
+from seal_jax import batching, evaluation, lora, peft, plan, teaching
 from seal_jax import document as documents
 from seal_jax.checkpoint import RunFolder
 from seal_jax.document import Document
@@ -233,7 +232,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
         adapted = Adapted(
             here.lm, here.model, config.model, taught.adapter if taught else peft_adapter(config, here),
             tuple(below), lessons[0].title if lessons else topic_of(config),
-            squad.load_prompts(config.prompt, here.style).question, here.writer.render, config.answer_tokens,
+            squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens,
             here.loop.shapes, teaching.chunk_of(here.lm, here.loop, config.teaching.candidates), taught,
         )  # fmt: skip
         results = finish(config, here, inputs, adapted)
@@ -243,11 +242,11 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
 
 def begin_with(config: Config, here: Session) -> list[Adapter]:
     """Merges what the run begins with into the session's model, and returns those adapters in order."""
-    below = [] if config.seal is None else seal_rounds(config, here)
+    below = [] if config.seal is None else cpt.seal_rounds(as_cpt(config), here.lm)
     if config.adapter is not None and config.document is not None:  # without a document it is what is asked
         below.append(peft_adapter(config, here))
     for adapter in below:
-        here.lm = here.lm._replace(params=peft.merged(here.lm.params, adapter))
+        here.lm = here.lm._replace(params=lora.merge(here.lm.params, adapter))
     return below
 
 
@@ -255,20 +254,6 @@ def peft_adapter(config: Config, here: Session) -> Adapter:
     """The adapter that `--adapter` names."""
     assert config.adapter is not None
     return peft.load_peft(config.adapter, here.model)
-
-
-def seal_rounds(config: Config, here: Session) -> list[Adapter]:
-    """The adapters of all rounds of RL of the run that `--seal` names, as `cpt.merge_rounds` merges them."""
-    settings = cpt.trained_by(as_cpt(config))
-    tuning, found = settings["outer"]["sft"], []
-    like = cpt.adapter_shapes(here.lm, tuple(tuning["projections"]), tuning["rank"])
-    assert config.seal is not None
-    for number in range(1, settings["outer"]["rounds"] + 1):
-        path = (config.seal / "checkpoints" / f"round_{number}").absolute()
-        if path.exists():  # a round that kept nothing left the model as it was
-            with ocp.StandardCheckpointer() as checkpointer:
-                found.append(teaching.restored(checkpointer.restore(path, like)))
-    return found
 
 
 def topic_of(config: Config) -> str:

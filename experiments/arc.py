@@ -447,7 +447,7 @@ def what_failed(stages: Sequence[Shown]) -> dict[str, Any]:
 
 def grids_of(held_out: Sequence[Task], base: Sequence[Score], stages: Sequence[Shown], here: Session) -> dict[str, Any]:
     """The evaluation tasks as the report draws them: attempts after each stage's first self-edit, and what is right."""
-    texts, items = prompts.load_prompts(here.style), []
+    texts, items = prompts.load_prompts(here.writer.style), []
     for p, task in enumerate(held_out):
         queries = here.loop.domain.queries(task)
         tried = [("In-context learning", base[p])]

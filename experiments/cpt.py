@@ -34,7 +34,7 @@ from experiments.entigraph import Kind, Limits
 from experiments.knowledge import Knowledge
 from experiments.session import Experiment, Session
 from seal_jax import batching, evaluation, full_training, lora, memory, plan, runtime
-from seal_jax.checkpoint import require_room, shapes
+from seal_jax.checkpoint import require_room
 from seal_jax.domains import squad
 from seal_jax.full_training import FullTuning
 from seal_jax.inner import Chunk, is_finite
@@ -43,7 +43,7 @@ from seal_jax.models.transformer import ModelConfig
 from seal_jax.rest_em import Trial, try_base, write_self_edits
 from seal_jax.rewards import Score
 from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, train
+from seal_jax.training import FineTuning, adapter_shapes, train
 from seal_jax.types import Example, LanguageModel, SelfEdit, require_at_least
 
 
@@ -264,27 +264,25 @@ def trained_by(config: Config) -> dict[str, Any]:
     return settings
 
 
-def merge_rounds(config: Config, lm: LanguageModel) -> LanguageModel:
-    """The model after all rounds of RL of the run that `--seal` names: their adapters merged, one after the other."""
+def seal_rounds(config: Config, lm: LanguageModel) -> list[Adapter]:
+    """The adapters of all rounds of RL of the run that `--seal` names, in order."""
     settings = trained_by(config)
-    tuning, params = settings["outer"]["sft"], lm.params
-    like = adapter_shapes(lm, tuple(tuning["projections"]), tuning["rank"])
+    sft, found = settings["outer"]["sft"], []
+    like = adapter_shapes(lm, FineTuning(projections=tuple(sft["projections"]), rank=sft["rank"]))
     assert config.seal is not None
     for number in range(1, settings["outer"]["rounds"] + 1):
         path = (config.seal / "checkpoints" / f"round_{number}").absolute()
         if path.exists():  # a round that kept nothing left the model as it was
             with ocp.StandardCheckpointer() as checkpointer:
-                params = jax.jit(lora.merge)(params, checkpointer.restore(path, like))
-    return lm._replace(params=params)
+                found.append(checkpointer.restore(path, like))
+    return found
 
 
-def adapter_shapes(lm: LanguageModel, projections: tuple[str, ...], rank: int) -> Adapter:
-    """What a checkpoint of one adapter holds."""
-
-    def fresh() -> Adapter:
-        return lora.init(jax.random.key(0), lm.params["blocks"], projections, max_rank=rank, rank=rank, alpha=1.0)
-
-    return shapes(jax.eval_shape(fresh))
+def merge_rounds(config: Config, lm: LanguageModel) -> LanguageModel:
+    """The model after those rounds: their adapters merged, one after the other."""
+    for adapter in seal_rounds(config, lm):
+        lm = lm._replace(params=lora.merge(lm.params, adapter))
+    return lm
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,7 +322,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
         longest_written=lambda lm: longest_text(config, lm, data),
     ) as here:  # fmt: skip
         if config.method == "full":
-            size = full_training.disk(here.model, itemsize=session.itemsize(config))
+            size = full_training.disk(here.model, itemsize=runtime.itemsize(config.dtype))
             require_room(run_folder, needed=size * len(labels))
         base = here.try_base(data.asked, name="questions")
         stages = [evaluation.base_stage(base, "Base model")]
@@ -411,7 +409,8 @@ def learn(
         return full_training.train_all_weights(
             lm, sequences, config.full, seed=config.seed, say=here.progress.note,
             on_step=lambda rows, real: here.progress.advance(rows, tokens=real),
-            free=runtime.free_memory(config.devices), itemsize=session.itemsize(config), run=here.folder, name=name,
+            free=runtime.free_memory(config.devices), itemsize=runtime.itemsize(config.dtype),
+            run=here.folder, name=name,
         )[0]  # fmt: skip
     here.progress.phase(f"{name}: training", 1, "adapters")
 
@@ -429,9 +428,9 @@ def learn(
         return lora.take(adapters, 0)
 
     resumed = here.folder.has(f"{name}/losses")
-    adapter = here.folder.once_tree(name, adapt, like=adapter_shapes(lm, config.inner.projections, config.inner.rank))
+    adapter = here.folder.once_tree(name, adapt, like=adapter_shapes(lm, config.inner))
     here.progress.advance(1, adapters=1, tokens=config.inner.epochs * tokens, resumed=resumed)
-    return lm._replace(params=jax.jit(lora.merge)(lm.params, adapter))
+    return lm._replace(params=lora.merge(lm.params, adapter))
 
 
 def row_tuning(config: Config, here: Session) -> FineTuning:
@@ -520,7 +519,11 @@ def full_memory(config: Config, model: ModelConfig, data: Data) -> list[str]:
     words = max(len(f"{p.title} {p.context}".split()) for p in data.passages)
     width = batching.round_up(max(math.ceil(1.4 * words), config.sampling.max_tokens), 8)  # a fair rule for English
     need = full_training.need(
-        model, config.full, width=width, devices=runtime.device_count(config.devices), itemsize=session.itemsize(config)
+        model,
+        config.full,
+        width=width,
+        devices=runtime.device_count(config.devices),
+        itemsize=runtime.itemsize(config.dtype),
     )
     return full_training.lines(need, runtime.free_memory(config.devices))
 

@@ -23,8 +23,9 @@ from flax import nnx
 from seal_jax import batching
 from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
+from seal_jax.domains.templates import fill, load_template
 from seal_jax.rest_em import Loop, write_self_edits
-from seal_jax.types import Domain, Example, LanguageModel, SelfEdit, Task, require_at_least
+from seal_jax.types import Domain, Example, LanguageModel, SelfEdit, Style, Task, require_at_least
 
 Kind = Literal["pairs", "triples"]  # triples: the pairs, and triples too (as the paper's baseline)
 
@@ -62,17 +63,15 @@ class Relation(NamedTuple):
     entities: tuple[str, ...]
 
 
-def load_prompts(style: squad.Style, folder: Path = PROMPT_FOLDER) -> Prompts:
+def load_prompts(style: Style, folder: Path = PROMPT_FOLDER) -> Prompts:
     """The prompts in one style; a folder of your own holds `entities.toml`, `pair.toml` and `triple.toml`.
 
     Raises:
-      FileNotFoundError, ValueError: as `squad.load_prompts`.
+      FileNotFoundError, ValueError: as `load_template`.
     """
 
     def load(name: str, *placeholders: str) -> str:
-        path = folder / f"{name}.toml"
-        table = squad.read_toml(path, {"raw", "chat"}, optional=set())
-        return squad.template_of(table, style, ("title", "context", *placeholders), path)
+        return load_template(folder / f"{name}.toml", style, "title", "context", *placeholders)
 
     return Prompts(load("entities"), load("pair", *NAMES[:2]), load("triple", *NAMES))
 
@@ -103,7 +102,7 @@ def write(
       ValueError: a prompt that the model's context cannot hold.
     """
     listing = Domain(
-        prompt=lambda passage: render(squad.fill(prompts.entities, title=passage.title, context=passage.context)),
+        prompt=lambda passage: render(fill(prompts.entities, title=passage.title, context=passage.context)),
         parse=lambda passage, text: SelfEdit(text, ()),
         queries=lambda passage: [],
         grade=loop.domain.grade,
@@ -195,7 +194,7 @@ def _first_answer(completion: str) -> str:
 def _relation_prompt(prompts: Prompts, relation: Relation) -> str:
     passage, names = relation.passage, dict(zip(NAMES, relation.entities, strict=False))
     template = prompts.pair if len(names) == 2 else prompts.triple
-    return squad.fill(template, title=passage.title, context=passage.context, **names)
+    return fill(template, title=passage.title, context=passage.context, **names)
 
 
 def _prompt_width(lm: LanguageModel, domain: Domain, tasks: Sequence[Task], max_tokens: int) -> int:

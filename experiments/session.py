@@ -43,11 +43,9 @@ from seal_jax.rest_em import Loop, Trial, try_base
 from seal_jax.rewards import Score, mean
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, LanguageModel, Rate, Task
+from seal_jax.types import Domain, LanguageModel, Rate, Style, Task
 
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
-
-Style = Literal["raw", "chat"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,6 @@ class Session:
     started: float
     writer: Speaker  # of the self-edits: the same model, unless the experiment has another
     about: Callable[[Task], dict[str, Any]]  # which task a line of self_edits.jsonl is about
-    style: Style  # of the learner's prompts
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of self_edits.jsonl
     closing: list[str] = dataclasses.field(default_factory=list)  # printed once the progress display is gone
     ungraded: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -261,7 +258,7 @@ def opened(
             )  # fmt: skip
             session = Session(
                 experiment, config, command, speaker.lm, speaker.model, loop, folder, progress, metrics,
-                ready.judge, started, ready.writer or speaker, ready.about, speaker.style,
+                ready.judge, started, ready.writer or speaker, ready.about,
             )  # fmt: skip
             yield session
     print(*session.closing, sep="\n")
@@ -274,12 +271,7 @@ def load(config: RunConfig, name: str) -> Speaker:
         ValueError: a chat style for a model without a chat template.
     """
     lm, chat, model = runtime.load_language_model(name, config.dtype, config.devices)
-    style = config.style if config.style != "auto" else ("chat" if chat else "raw")
-    if style == "raw":
-        return Speaker(lm, model, style, str)
-    if chat is None:
-        raise ValueError(f"--style chat: {name} has no chat template; use --style raw")
-    return Speaker(lm, model, style, chat)
+    return Speaker(lm, model, *runtime.in_style(config.style, chat, name))
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -289,11 +281,6 @@ def identity(config: RunConfig) -> dict[str, Any]:
     if "grader" in settings:
         settings["grader"] = {name: settings["grader"][name] for name in ("kind", "model", "dtype", "base_url")}
     return settings
-
-
-def itemsize(config: RunConfig) -> int:
-    """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
-    return 2 if config.dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
 
 
 def fit(config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int) -> memory.Plan:
@@ -310,7 +297,7 @@ def fit(config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int
         write_chunk=config.write_chunk,
         free=runtime.free_memory(config.devices),
         devices=runtime.device_count(config.devices),
-        itemsize=itemsize(config),
+        itemsize=runtime.itemsize(config.dtype),
         most=memory.MOST_ON_CPU if on_cpu else memory.MOST,
     )
 
@@ -373,7 +360,7 @@ def describe_memory(
     config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int
 ) -> list[str]:
     """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
-    devices, size = runtime.device_count(config.devices), itemsize(config)
+    devices, size = runtime.device_count(config.devices), runtime.itemsize(config.dtype)
     cut = fit(config, model, shapes, prompt_width, samples)
     inner, each = cut.applied(config.inner), math.ceil(cut.chunk / devices)
     training = memory.training(model, inner, adapters=each, width=shapes.widths[-1], itemsize=size)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 
@@ -192,11 +191,6 @@ class explained:
                 errno.ENOSPC,
                 f"{self.path}: the disk is full. What was finished is kept: make room, then run the same command again",
             ) from error
-
-
-def shapes(tree: Any) -> Any:
-    """The `like` of `once_tree`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def as_json(config: Any) -> dict:

@@ -190,6 +190,7 @@ def _gather(adapters: Adapter, index: Array) -> Adapter:  # one program, rather 
     return jax.tree.map(lambda leaf: leaf[index], adapters)
 
 
+@jax.jit
 def merge(params: dict, adapter: Adapter) -> dict:
     """Folds one adapter into the weights: `W + scale · A B`. The sum is taken in float32, then rounded once."""
 

@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
@@ -137,12 +136,7 @@ def with_peft(lm: LanguageModel, folder: Path, config: ModelConfig) -> LanguageM
     Raises:
         FileNotFoundError, ValueError: as `load_peft`.
     """
-    return lm._replace(params=merged(lm.params, load_peft(folder, config)))
-
-
-def merged(params: dict, adapter: Adapter) -> dict:
-    """`lora.merge` as one program; the weights stay on their devices."""
-    return jax.jit(lora.merge)(params, adapter)
+    return lm._replace(params=lora.merge(lm.params, load_peft(folder, config)))
 
 
 def _read_config(file: Path) -> tuple[int, float]:

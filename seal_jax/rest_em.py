@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-import jax
 import numpy as np
 
 from seal_jax import batching, lora
@@ -24,8 +23,8 @@ from seal_jax.inner import Chunk, Optimiser, in_chunks, is_finite
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rewards import Score, mean, score, score_base
 from seal_jax.sampler import Completions, Sampling, row_keys, sample
-from seal_jax.training import FineTuning, Shapes, init_adapters, train
-from seal_jax.types import Domain, Example, HParams, LanguageModel, Rate, SelfEdit, Task, require_at_least
+from seal_jax.training import FineTuning, Shapes, adapter_shapes, train
+from seal_jax.types import Domain, Example, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool, Float
@@ -372,23 +371,15 @@ def rest_em_round(
         loop.run.once(f"{name}/sft losses", lambda: losses)  # before the checkpoint: where that is, these are
         return adapter
 
-    adapter = loop.run.once_tree(f"round_{number}", learn, like=_adapter_shapes(lm, config.sft))
+    adapter = loop.run.once_tree(f"round_{number}", learn, like=adapter_shapes(lm, config.sft))
     losses = loop.run.once(f"{name}/sft losses", list)
     loop.progress.advance(len(pairs))
-    return lm._replace(params=jax.jit(lora.merge)(lm.params, adapter)), RoundLog(trials, keep, losses)
+    return lm._replace(params=lora.merge(lm.params, adapter)), RoundLog(trials, keep, losses)
 
 
 def _array(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
     values = [[getattr(trial, field) for trial in row] for row in trials]
     return np.array([[math.nan if value is None else value for value in row] for row in values])
-
-
-def _adapter_shapes(lm: LanguageModel, config: FineTuning) -> Adapter:
-    one = HParams(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int32))
-    abstract = jax.eval_shape(
-        lambda b, h: init_adapters(b, h, config.projections, config.rank), lm.params["blocks"], one
-    )
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract)
 
 
 def stable_hash(text: str) -> int:

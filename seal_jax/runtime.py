@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seal_jax.types import Style
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
@@ -90,6 +93,27 @@ def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any
     mesh = make_mesh(devices)
     lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), place(params, mesh), codec, mesh)
     return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config
+
+
+def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[Style, Callable[[str], str]]:
+    """How model `name`, with or without a chat template, is spoken to: in chat or raw style (auto: as it is made), and
+    a prompt -> as it then reads it.
+
+    Raises:
+        ValueError: a chat style for a model without a chat template.
+    """
+    if style == "raw" or (style == "auto" and chat is None):
+        return "raw", str
+    if chat is None:
+        raise ValueError(f"style chat: {name} has no chat template; use style raw (--style raw)")
+    return "chat", chat
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
+    import jax
+
+    return 2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
 
 
 def describe_machine() -> dict[str, Any]:

@@ -29,10 +29,11 @@ import numpy as np
 
 from seal_jax import batching, lora, memory, peft, runtime, training
 from seal_jax import document as documents
-from seal_jax.checkpoint import RunFolder, shapes, write_atomically
+from seal_jax.checkpoint import RunFolder, write_atomically
 from seal_jax.document import Document
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Passage, Question
+from seal_jax.domains.templates import fill, load_template
 from seal_jax.graders.lexical import grade_by_match, normalise
 from seal_jax.inner import Chunk, is_finite
 from seal_jax.lora import PROJECTIONS, Adapter
@@ -42,7 +43,7 @@ from seal_jax.rest_em import Loop, Progress, select, write_self_edits
 from seal_jax.rewards import Score, ask, gold_tokens, mean
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, Example, Grade, HParams, LanguageModel, Query, SelfEdit, Settings, require_at_least
+from seal_jax.types import Domain, Example, Grade, LanguageModel, Query, SelfEdit, Settings, Style, require_at_least
 
 QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
@@ -116,7 +117,7 @@ def make_lesson(
     lm: LanguageModel,
     *,
     context_length: int,
-    style: squad.Style,
+    style: Style,
     render: Callable[[str], str],
     grade: Grade,
     teaching: Teaching,
@@ -150,7 +151,7 @@ def make_lesson(
         return [make_query(render, prompts.question, document.title, q.question, q.answer) for q in passage.questions]
 
     def questions_prompt(passage: Passage) -> str:
-        return render(squad.fill(asking, title=passage.title, context=passage.context))
+        return render(fill(asking, title=passage.title, context=passage.context))
 
     domain = about._replace(parse=parse, queries=queries)
     longest = max(len(encode(p.title)) + 2 + max(sampling.max_tokens, len(encode(p.context))) for p in passages)
@@ -175,15 +176,14 @@ def make_lesson(
     return Lesson(document.title, passages, domain, questions_prompt, sizes, batching.round_up(written, 8))
 
 
-def question_template(style: squad.Style) -> str:
+def question_template(style: Style) -> str:
     """What the model reads before it writes questions on a passage."""
-    table = squad.read_toml(QUESTIONS, {"raw", "chat"}, optional=set())
-    return squad.template_of(table, style, ("title", "context"), QUESTIONS)
+    return load_template(QUESTIONS, style, "title", "context")
 
 
 def make_query(render: Callable[[str], str], template: str, topic: str, question: str, gold: str) -> Query:
     """A question as the model reads it: with the document's title, without the document."""
-    return Query(question, render(squad.fill(template, title=topic, question=question)), gold)
+    return Query(question, render(fill(template, title=topic, question=question)), gold)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,7 +243,9 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
         return adapters
 
     def candidates() -> Adapter:
-        return restored(loop.run.once_tree("candidates", train, like=adapters_like(lm, loop.inner, len(sequences))))
+        return restored(
+            loop.run.once_tree("candidates", train, like=training.adapter_shapes(lm, loop.inner, len(sequences)))
+        )
 
     resumed = loop.run.has("candidates/losses")
     finished = loop.run.has("candidates/scores")
@@ -263,10 +265,7 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
     def keep() -> Adapter:
         return jax.tree.map(lambda leaf: leaf[chosen], adapters if adapters is not None else candidates())
 
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), adapters_like(lm, loop.inner, len(sequences))
-    )
-    adapter = restored(loop.run.once_tree("adapter", keep, like=like))
+    adapter = restored(loop.run.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.inner)))
     loop.run.forget_tree("candidates")  # the others are not asked for again
     scores = [[own[p] for own in by_candidate] for p in range(len(passages))]
     return Taught(adapter, chosen, passages, edits, settings, sizes, losses, base[0], scores)
@@ -278,7 +277,7 @@ def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Tea
     Drawn as often as self-edits are, with the same program.
     """
     domain = Domain(
-        lesson.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain[3]
+        lesson.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain.grade
     )
     asking = loop._replace(domain=domain)
     written = write_self_edits(lm, lesson.passages, asking, samples=teaching.candidates, name="questions")
@@ -498,17 +497,6 @@ def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
     return Chunk(max(1, min(loop.chunk.planned, batching.round_up(adapters, devices))), say=loop.chunk.say)
 
 
-def adapters_like(lm: LanguageModel, inner: FineTuning, count: int) -> Adapter:
-    """The shapes of so many adapters."""
-    zeros = np.zeros(count, np.int32)
-    hparams = HParams(learning_rate=zeros, num_steps=zeros, alpha=zeros, rank=zeros + inner.rank, seed=zeros)
-    return shapes(
-        jax.eval_shape(
-            lambda blocks: training.init_adapters(blocks, hparams, inner.projections, inner.rank), lm.params["blocks"]
-        )
-    )
-
-
 def restored(tree: Adapter) -> Adapter:
     """On no device in particular, whichever wrote it."""
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
@@ -599,7 +587,7 @@ class Adapted:
         """Writes the adapter as PEFT reads it into `folder`, and with `merged` the whole model into `folder`/merged.
 
         The adapter is over the model as it was named: what was merged before (`below`) is in it. The merged model is a
-        Hugging Face checkpoint with its tokenizer; transformers, vLLM and `--model` here read it.
+        Hugging Face checkpoint with its tokenizer; transformers and `--model` here read it.
         """
         folder = Path(folder).expanduser()
         if folder.exists() and not folder.is_dir():
@@ -610,7 +598,7 @@ class Adapted:
         peft.save_peft(folder, whole, rank=whole.a[next(iter(whole.a))].shape[-1], base_model=base)
         write_atomically(folder / ASKING, json.dumps(self._asking(), indent=1) + "\n")
         if merged:
-            params = jax.jit(lora.merge)(self.lm.params, self.adapter)
+            params = lora.merge(self.lm.params, self.adapter)
             text = tokenizer.load_tokenizer(files)
             weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
         return folder
@@ -693,14 +681,11 @@ def adapt(
     read = documents.read_document(document)
     with_devices(devices)
     lm, chat, config = runtime.load_language_model(model, dtype, devices)
-    spoken: squad.Style = style if style != "auto" else ("chat" if chat else "raw")
-    if spoken == "chat" and chat is None:
-        raise ValueError(f"style chat: {model} has no chat template; use style raw")
-    render = chat if spoken == "chat" and chat is not None else str
+    spoken, render = runtime.in_style(style, chat, model)
     below: tuple[Adapter, ...] = ()
     if start is not None:
         below = (peft.load_peft(Path(start), config),)
-        lm = lm._replace(params=peft.merged(lm.params, below[0]))
+        lm = lm._replace(params=lora.merge(lm.params, below[0]))
     lesson = make_lesson(
         read, lm, context_length=config.context_length, style=spoken, render=render, grade=grade_by_match,
         teaching=teaching, prompt=prompt, max_sequences=max_sequences, sampling=sampling, answer_tokens=answer_tokens,
@@ -711,7 +696,7 @@ def adapt(
         config, inner, lesson.shapes, max_tokens=answer_tokens, prompt_width=lesson.prompt_width,
         samples=teaching.candidates, written_tokens=sampling.max_tokens, write_chunk=None,
         free=runtime.free_memory(devices), devices=runtime.device_count(devices),
-        itemsize=2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4,
+        itemsize=runtime.itemsize(dtype),
         most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
     )  # fmt: skip
     told = say or (lambda text: None)

@@ -177,6 +177,17 @@ def untrained(lm: LanguageModel, count: int, config: FineTuning, chunk: Chunk) -
     return fresh_adapters(lm, hparams, config, chunk)
 
 
+def adapter_shapes(lm: LanguageModel, config: FineTuning, count: int | None = None) -> Adapter:
+    """What a checkpoint of one adapter holds, or of `count` that train together (`RunFolder.once_tree`)."""
+    nothing = np.zeros(count or 1, np.int32)
+    hparams = HParams(learning_rate=nothing, num_steps=nothing, alpha=nothing, rank=nothing, seed=nothing)
+    many = jax.eval_shape(
+        lambda blocks: init_adapters(blocks, hparams, config.projections, config.rank), lm.params["blocks"]
+    )
+    own = 1 if count is None else 0  # axes to drop
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[own:], leaf.dtype), many)
+
+
 @partial(jax.jit, static_argnames=("projections", "max_rank"))
 def init_adapters(blocks: dict, hparams: HParams, projections: tuple[str, ...], max_rank: int) -> Adapter:
     """E fresh adapters from E seeds, ranks and alphas: `lora.init`, vmapped."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool, Float, Int
 
 AnyArray = jax.Array | np.ndarray  # made on the host, used on the device
+
+Style = Literal["raw", "chat"]  # a prompt is text to be continued (base models), or a user's message (instruct models)
 
 Task = Any  # what a domain is about: a `Passage`, an ARC puzzle. It has an `id: str`, unique in its data set.
 

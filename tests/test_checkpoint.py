@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from seal_jax import checkpoint
-from seal_jax.checkpoint import RunFolder, as_json, differences, require_room, shapes, write_atomically
+from seal_jax.checkpoint import RunFolder, as_json, differences, require_room, write_atomically
 from seal_jax.inner import Optimiser
 from seal_jax.rewards import Score
 from seal_jax.training import FineTuning
@@ -105,9 +105,9 @@ def test_a_tree_is_made_once_and_returns_exactly(tmp_path, dtype):
     tree = {"a": {"q": jnp.arange(6).reshape(2, 3).astype(dtype) / 3}, "scale": jnp.asarray(0.1)}
     tree["a"]["q"] = tree["a"]["q"].astype(dtype)
     run, work = RunFolder(tmp_path / "run", {}), Counted(tree)
-    first = run.once_tree("round_1", work, like=shapes(tree))
+    first = run.once_tree("round_1", work, like=jax.eval_shape(lambda: tree))
     run.close()
-    second = RunFolder(tmp_path / "run", {}).once_tree("round_1", not_again, like=shapes(tree))
+    second = RunFolder(tmp_path / "run", {}).once_tree("round_1", not_again, like=jax.eval_shape(lambda: tree))
     assert work.times == 1
     for found in (first, second):
         assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, tree)
@@ -118,15 +118,15 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
     """A process killed while Orbax writes leaves the piece undone, and the next one does it."""
     tree = {"w": jnp.arange(4.0)}
     script = (
-        "import os, sys, jax.numpy as jnp, orbax.checkpoint as ocp\n"
-        "from seal_jax.checkpoint import RunFolder, shapes\n"
+        "import os, sys, jax, jax.numpy as jnp, orbax.checkpoint as ocp\n"
+        "from seal_jax.checkpoint import RunFolder\n"
         "rename = os.rename\n"
         "def killed(a, b, *rest, **options):\n"
         "    os.kill(os.getpid(), 9) if str(b).endswith('round_1') else rename(a, b, *rest, **options)\n"
         "os.rename = os.replace = killed\n"
         "import pathlib; pathlib.Path.rename = pathlib.Path.replace = killed\n"
         "tree = {'w': jnp.arange(4.0) + 7}\n"
-        f"RunFolder({str(tmp_path / 'run')!r}, {{}}).once_tree('round_1', lambda: tree, shapes(tree))\n"
+        f"RunFolder({str(tmp_path / 'run')!r}, {{}}).once_tree('round_1', lambda: tree, jax.eval_shape(lambda: tree))\n"
         "print('not killed')\n"
     )
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -134,7 +134,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "checkpoints" / "round_1").exists()
     assert any((tmp_path / "run" / "checkpoints").iterdir())  # what it had begun
     run, work = RunFolder(tmp_path / "run", {}), Counted(tree)
-    np.testing.assert_array_equal(run.once_tree("round_1", work, shapes(tree))["w"], tree["w"])
+    np.testing.assert_array_equal(run.once_tree("round_1", work, jax.eval_shape(lambda: tree))["w"], tree["w"])
     assert work.times == 1
 
 
@@ -256,7 +256,7 @@ def test_a_disk_too_full_for_a_checkpoint_says_so_and_leaves_none(small_disk):
     run = RunFolder(small_disk / "run", {})
     tree = {"w": jnp.asarray(np.random.default_rng(0).normal(size=200_000))}
     with pytest.raises(OSError, match="the disk is full"):
-        run.once_tree("round_1", lambda: tree, shapes(tree))
+        run.once_tree("round_1", lambda: tree, jax.eval_shape(lambda: tree))
     assert not (small_disk / "run" / "checkpoints" / "round_1").exists()
 
 

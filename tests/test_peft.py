@@ -16,7 +16,7 @@ from seal_jax.lora import PROJECTIONS
 from seal_jax.models.hub import ModelFiles
 from seal_jax.models.transformer import graph
 from seal_jax.models.weights import load_model, read_config
-from seal_jax.peft import load_peft, merged, save_peft, tensor_name, with_peft
+from seal_jax.peft import load_peft, save_peft, tensor_name, with_peft
 from seal_jax.types import LanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -164,7 +164,7 @@ def test_a_model_with_an_adapter_from_elsewhere_is_the_merged_model_and_the_mode
 def test_an_adapter_can_be_trained_on_top_of_a_merged_one(params, tmp_path):
     """Merging one and then another is both added: what an adapter as the start means."""
     first, second = trained(params, ("q_proj",)), trained(params, ("q_proj", "o_proj"), rank=2)
-    found = merged(merged(params, first), second)
+    found = lora.merge(lora.merge(params, first), second)
     for name in ("q_proj", "o_proj"):
         parts = [a for a in (first, second) if name in a.a]
         change = sum(a.scale * np.einsum("ldr,lrf->ldf", a.a[name], a.b[name]) for a in parts)

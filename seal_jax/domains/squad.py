@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from seal_jax.domains.passages import SPLIT_SOURCES, Passage, Question, load_passages, shuffled
-from seal_jax.types import Domain, Example, Grade, Query, SelfEdit, by_query
+from seal_jax.domains.templates import fill, load_template, read_toml, template_of
+from seal_jax.types import Domain, Example, Grade, Query, SelfEdit, Style, by_query
 
 __all__ = [
     "SPLIT_SOURCES",
@@ -32,7 +32,6 @@ __all__ = [
     "shuffled",
 ]
 
-Style = Literal["raw", "chat"]
 
 PROMPT_FOLDER = Path(__file__).parent / "prompts" / "squad"
 QUESTION_FILE = PROMPT_FOLDER / "question.toml"
@@ -66,18 +65,15 @@ def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Pa
       FileNotFoundError: no variant and no file of that name; the nearest variant is suggested.
       ValueError: not TOML, a key or placeholder that is missing or unknown; says which file and which key.
     """
-    if style not in ("raw", "chat"):
-        raise ValueError(f"style is {style!r}; expected 'raw' (base models) or 'chat' (instruct models)")
     path = _prompt_file(name_or_path)
-    table = read_toml(path, {"raw", "chat", "split"}, optional={"keep_after"})
+    table = read_toml(path, required=frozenset({"split"}), optional=frozenset({"keep_after"}))
     if table["split"] not in ("line", "question"):
         raise ValueError(f"{path}: split is {table['split']!r}; expected 'line' or 'question'")
-    question_table = read_toml(Path(question_path), {"raw", "chat"}, optional=set())
     return Prompts(
         name=path.stem,
         style=style,
         self_edit=template_of(table, style, ("title", "context"), path),
-        question=template_of(question_table, style, ("title", "question"), Path(question_path)),
+        question=load_template(question_path, style, "title", "question"),
         split=table["split"],
         keep_after=table.get("keep_after"),
     )
@@ -177,11 +173,6 @@ def _after_heading(text: str, heading: str) -> str:
     return text[match.end() :] if match else text
 
 
-def fill(template: str, **values: str) -> str:
-    # One pass, so that braces in a passage are never read as placeholders.
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
-
-
 def _prompt_file(name_or_path: str | Path) -> Path:
     path = PROMPT_FOLDER / f"{name_or_path}.toml"
     if str(name_or_path) in prompt_variants():
@@ -196,37 +187,3 @@ def _prompt_file(name_or_path: str | Path) -> Path:
         f"no prompt and no file is called {str(name_or_path)!r}: {hint}The variants are {', '.join(variants)}; "
         f"a file of your own is best begun as a copy of {PROMPT_FOLDER / 'implications.toml'}"
     )
-
-
-def read_toml(path: Path, required: set[str], optional: set[str]) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {path}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML: {error}") from error
-    if missing := sorted(required - set(table)):
-        raise ValueError(f"{path}: key '{missing[0]}' is missing; expected {', '.join(sorted(required | optional))}")
-    for key, value in table.items():
-        if key not in required | optional:
-            close = difflib.get_close_matches(key, required | optional, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"expected {', '.join(sorted(required | optional))}"
-            raise ValueError(f"{path}: unknown key '{key}'; {hint}")
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{path}: key '{key}' is {value!r}; expected text")
-    return table
-
-
-def template_of(table: dict[str, Any], style: Style, placeholders: tuple[str, ...], path: Path) -> str:
-    """The text of one style, its placeholders checked: a misspelt one would be shown to the model as it stands."""
-    template = table[style]
-    found = set(re.findall(r"\{(\w+)\}", template))
-    expected = ", ".join(f"{{{name}}}" for name in placeholders)
-    for name in placeholders:
-        if name not in found:
-            raise ValueError(f"{path}: '{style}' lacks the placeholder {{{name}}}; it needs {expected}")
-    for name in sorted(found.difference(placeholders)):
-        close = difflib.get_close_matches(name, placeholders, n=1)
-        hint = f"did you mean {{{close[0]}}}?" if close else f"known are {expected}"
-        raise ValueError(f"{path}: '{style}' has an unknown placeholder {{{name}}}; {hint}")
-    return template.strip() if style == "chat" else template  # a chat template sets its own line breaks

@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from seal_jax.domains.arc.self_edits import Bounds
 from seal_jax.domains.arc.tasks import MAX_SIDE, Grid, Pair, Task, as_grid
-from seal_jax.domains.squad import fill, read_toml, template_of
-
-Style = Literal["raw", "chat"]
+from seal_jax.domains.templates import fill, load_template
+from seal_jax.types import Style
 
 PROMPT_FOLDER = Path(__file__).parents[1] / "prompts" / "arc"
 PUZZLE_FILE = PROMPT_FOLDER / "puzzle.toml"
@@ -48,14 +47,8 @@ def load_prompts(
       FileNotFoundError: no such file.
       ValueError: not TOML, a key or placeholder that is missing or unknown; says which file and which key.
     """
-    if style not in ("raw", "chat"):
-        raise ValueError(f"style is {style!r}; expected 'raw' (base models) or 'chat' (instruct models)")
-
-    def template(path: str | Path, *placeholders: str) -> str:
-        table = read_toml(Path(path), {"raw", "chat"}, optional=set())
-        return template_of(table, style, placeholders, Path(path))
-
-    return Prompts(style, template(self_edit_path, "demonstrations", *_BOUNDS), template(puzzle_path, "puzzle"))
+    self_edit = load_template(self_edit_path, style, "demonstrations", *_BOUNDS)
+    return Prompts(style, self_edit, load_template(puzzle_path, style, "puzzle"))
 
 
 def self_edit_prompt(prompts: Prompts, task: Task, bounds: Bounds) -> str:
