@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from flax import nnx
 from hypothesis import settings
 from jax.sharding import AxisType, Mesh
 
+from seal_jax.checkpoint import RunFolder
 from seal_jax.models.transformer import Model, ModelConfig, graph, random_params
 
 jax.config.update("jax_platforms", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
@@ -93,3 +96,27 @@ def tiny(make_tiny) -> Tiny:
 def mesh() -> Mesh:
     """Two CPU devices."""
     return jax.make_mesh((2,), ("adapters",), (AxisType.Auto,), devices=jax.devices()[:2])
+
+
+@pytest.fixture
+def killed_after(monkeypatch) -> Callable[[int], AbstractContextManager[list[str]]]:
+    """`with killed_after(3) as lines: run()`: the run ends as its third line is in the journal; `lines` are those."""
+
+    class Killed(BaseException):  # nothing may catch it
+        pass
+
+    @contextlib.contextmanager
+    def context(count: int) -> Iterator[list[str]]:
+        append, lines = RunFolder._append, []
+
+        def dying(self, line):
+            append(self, line)
+            lines.append(line)
+            if len(lines) == count:
+                raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(RunFolder, "_append", dying)
+            yield lines
+
+    return context

@@ -15,7 +15,6 @@ import pytest
 from experiments import ablations, session
 from experiments.ablations import DEMO, PAPER, PRESETS, SMOKE, Config, programs_of, read_search, settings_of
 from seal_jax import inner, rest_em
-from seal_jax.checkpoint import RunFolder
 from seal_jax.inner import Optimiser
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning
@@ -141,25 +140,11 @@ def test_one_table_holds_every_figure(twelve):
     assert (effect["inner.learning_rate"], effect["inner.rank"], effect["cells"]) == ("0.01", "", "6")
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("after", [6, 13])
-def test_killed_and_started_again_it_ends_with_the_same_numbers(twelve, config, tmp_path, monkeypatch, after):
-    append, done = RunFolder._append, []
-
-    def dying(self, line):
-        append(self, line)
-        done.append(json.loads(line)["name"])
-        if len(done) == after:
-            raise Killed
-
-    monkeypatch.setattr(RunFolder, "_append", dying)
-    with pytest.raises(Killed):
+def test_killed_and_started_again_it_ends_with_the_same_numbers(twelve, config, tmp_path, killed_after, after):
+    with killed_after(after) as lines:
         ablations.run(config, tmp_path, "the command")
-    monkeypatch.setattr(RunFolder, "_append", append)
-    assert any("try/" in name for name in done)
+    assert any("try/" in json.loads(line)["name"] for line in lines)
     assert without_times(ablations.run(config, tmp_path, "the command")) == without_times(twelve[0])
 
 

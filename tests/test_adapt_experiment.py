@@ -14,7 +14,6 @@ import pytest
 from experiments import adapt, session
 from experiments.adapt import PRESETS, SMOKE, Config, side_by_side
 from seal_jax import peft, runtime, teaching
-from seal_jax.checkpoint import RunFolder
 from seal_jax.domains.squad import Question
 from seal_jax.lora import PROJECTIONS
 from seal_jax.sampler import Sampling
@@ -120,24 +119,10 @@ def test_what_was_learnt_is_on_disk_and_no_question_is_in_it(undisturbed):
     assert not [s for record in records for s in record["sequences"] if "?" in s and "Which town" in s]
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("after", [3, 5, 6])
-def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, config, tmp_path, monkeypatch, after):
-    append, done = RunFolder._append, []
-
-    def dying(self, line):
-        append(self, line)
-        done.append(line)
-        if len(done) == after:
-            raise Killed
-
-    monkeypatch.setattr(RunFolder, "_append", dying)
-    with pytest.raises(Killed):
+def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, config, tmp_path, killed_after, after):
+    with killed_after(after):
         adapt.run(config, tmp_path, "the command")
-    monkeypatch.setattr(RunFolder, "_append", append)
     assert without_seconds(adapt.run(config, tmp_path, "the command")) == without_seconds(undisturbed[0])
 
 

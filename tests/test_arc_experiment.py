@@ -11,7 +11,6 @@ import pytest
 
 from experiments import arc, session
 from experiments.arc import PAPER, SMOKE, Config, choose_tasks
-from seal_jax.checkpoint import RunFolder
 from seal_jax.domains.arc import tasks
 from seal_jax.domains.arc.domain import Inference, TrainingSet
 from seal_jax.domains.arc.self_edits import Bounds
@@ -103,24 +102,10 @@ def test_every_self_edit_is_on_disk_with_its_settings(undisturbed):
     assert sum(record["kept"] for record in records) == 2
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("after", [3, 9, 14])
-def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, config, tmp_path, monkeypatch, after):
-    append, done = RunFolder._append, []
-
-    def dying(self, line):
-        append(self, line)
-        done.append(line)
-        if len(done) == after:
-            raise Killed
-
-    monkeypatch.setattr(RunFolder, "_append", dying)
-    with pytest.raises(Killed):
+def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, config, tmp_path, killed_after, after):
+    with killed_after(after):
         arc.run(config, tmp_path, "the command")
-    monkeypatch.setattr(RunFolder, "_append", append)
     assert without_seconds(arc.run(config, tmp_path, "the command")) == without_seconds(undisturbed[0])
 
 

@@ -272,29 +272,15 @@ def test_the_gate_sees_no_question(lm, tmp_path):
 # Killed and carried on
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("after", [1, *range(3, 28, 4)])
-def test_killed_after_any_piece_it_ends_as_if_undisturbed(lm, tmp_path_factory, monkeypatch, after):
+def test_killed_after_any_piece_it_ends_as_if_undisturbed(lm, tmp_path_factory, killed_after, after):
     """Two groups of streams with a gate and replay; the folder is opened again after the kill."""
     tasks, option = [CALM, OTHER, CALM[::-1]], Retention(replay=1, gate=True)
     folder = tmp_path_factory.mktemp("killed")
     straight = _STRAIGHT.get("streams") or run(lm, tmp_path_factory.mktemp("straight"), tasks, option)[0]
     _STRAIGHT["streams"] = straight
-    append, done = RunFolder._append, []
-
-    def dying(self, line):
-        append(self, line)
-        done.append(line)
-        if len(done) == after:
-            raise Killed
-
-    monkeypatch.setattr(RunFolder, "_append", dying)
-    with pytest.raises(Killed):
+    with killed_after(after):
         run(lm, folder, tasks, option)
-    monkeypatch.setattr(RunFolder, "_append", append)
     streams, loop = run(lm, folder, tasks, option)
     assert timeless(streams) == timeless(straight)
     assert not list((folder / "checkpoints").iterdir())  # and no adapter is left lying about

@@ -10,7 +10,6 @@ import pytest
 
 from experiments import continual
 from experiments.continual import PAPER, SMOKE, Config, choose_streams, retention
-from seal_jax.checkpoint import RunFolder
 from seal_jax.continual import Retention
 from seal_jax.inner import Optimiser
 from seal_jax.lora import PROJECTIONS
@@ -105,26 +104,12 @@ def test_every_self_edit_is_on_disk_with_what_became_of_it(undisturbed, config):
     assert all(record["losses"] for record in records if not record["problem"])
 
 
-class Killed(Exception):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("after", [4, 21])
 def test_killed_and_started_again_it_ends_with_the_same_numbers(
-    undisturbed, config, tmp_path, monkeypatch, after
+    undisturbed, config, tmp_path, killed_after, after
 ):  # fmt: skip
-    append, done = RunFolder._append, []
-
-    def dying(self, line):
-        append(self, line)
-        done.append(line)
-        if len(done) == after:
-            raise Killed
-
-    monkeypatch.setattr(RunFolder, "_append", dying)
-    with pytest.raises(Killed):
+    with killed_after(after):
         continual.run(config, tmp_path, "the command")
-    monkeypatch.setattr(RunFolder, "_append", append)
     assert without_seconds(continual.run(config, tmp_path, "the command")) == without_seconds(undisturbed[0])
 
 
