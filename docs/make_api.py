@@ -26,7 +26,8 @@ width, V vocabulary.
 
 # Module -> the names shown, in this order.
 NAMES: dict[str, tuple[str, ...]] = {
-    "seal_jax.teaching": ("adapt", "Teaching", "Adapted", "Answer"),
+    "seal_jax.adapted": ("adapt", "Adapted", "Answer"),
+    "seal_jax.teaching": ("Teaching",),
     "seal_jax.types": (
         "Domain", "SelfEdit", "Example", "Settings", "Query", "Verdict", "Grade", "GradeTasks", "Rate", "by_query",
         "LanguageModel", "Codec", "TokenBatch", "HParams",

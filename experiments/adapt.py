@@ -35,6 +35,7 @@ from experiments.knowledge import Knowledge
 from experiments.session import Experiment, Prepared, Session, Speaker
 from seal_jax import batching, evaluation, lora, peft, plan, teaching
 from seal_jax import document as documents
+from seal_jax.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
 from seal_jax.checkpoint import RunFolder
 from seal_jax.document import Document
 from seal_jax.domains import squad
@@ -44,7 +45,7 @@ from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rest_em import Trial
 from seal_jax.rewards import mean
 from seal_jax.sampler import Sampling
-from seal_jax.teaching import Adapted, Answer, Taught, Teaching
+from seal_jax.teaching import Taught, Teaching
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import SelfEdit, Verdict
 
@@ -78,10 +79,10 @@ AFTERWARDS: dict[str, Any] = {"ask": (), "save": None, "merged": False}  # no pa
 
 SMALL = Config(
     "small",
-    sampling=teaching.SAMPLING,
-    answer_tokens=teaching.ANSWER_TOKENS,
-    max_sequences=teaching.SEQUENCES,
-    inner=dataclasses.replace(teaching.INNER, chunk=Teaching().candidates),
+    sampling=SAMPLING,
+    answer_tokens=ANSWER_TOKENS,
+    max_sequences=SEQUENCES,
+    inner=dataclasses.replace(INNER, chunk=Teaching().candidates),
 )
 LARGE = Config(
     "large",
@@ -259,7 +260,7 @@ def peft_adapter(config: Config, here: Session) -> Adapter:
 def topic_of(config: Config) -> str:
     """What an adapter that was saved here is about; nothing for others."""
     assert config.adapter is not None
-    file = config.adapter / teaching.ASKING
+    file = config.adapter / ASKING
     return str(json.loads(file.read_text(encoding="utf-8")).get("topic", "")) if file.is_file() else ""
 
 

@@ -1,6 +1,6 @@
 """Self-adapting language models (SEAL, arXiv 2506.10943) in JAX. Start reading at `inner.py`.
 
-`seal_jax.adapt(document, model)` teaches a model a document (`teaching.py`); importing this package loads no JAX.
+`seal_jax.adapt(document, model)` teaches a model a document (`adapted.py`); importing this package loads no JAX.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seal_jax.teaching import Adapted, Answer, Teaching, adapt
+    from seal_jax.adapted import Adapted, Answer, Teaching, adapt
 
 __version__ = "0.1.0"
 __all__ = ["Adapted", "Answer", "Teaching", "adapt"]
 
 
 def __getattr__(name: str) -> Any:
-    """`adapt` and its types, from `teaching.py` when they are first asked for."""
+    """`adapt` and its types, from `adapted.py` when they are first asked for."""
     if name in __all__:
-        from seal_jax import teaching
+        from seal_jax import adapted
 
-        return getattr(teaching, name)
+        return getattr(adapted, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

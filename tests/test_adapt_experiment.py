@@ -14,10 +14,11 @@ import pytest
 from experiments import adapt, session
 from experiments.adapt import PRESETS, SMOKE, Config, side_by_side
 from seal_jax import peft, runtime, teaching
+from seal_jax.adapted import Answer
 from seal_jax.domains.squad import Question
 from seal_jax.lora import PROJECTIONS
 from seal_jax.sampler import Sampling
-from seal_jax.teaching import Answer, Teaching
+from seal_jax.teaching import Teaching
 from seal_jax.training import FineTuning
 from tests import tiny
 from tests.test_cpt import earlier_run

@@ -15,12 +15,13 @@ import pytest
 
 import seal_jax
 from seal_jax import lora, peft, runtime, teaching
+from seal_jax.adapted import adapt, stacked
 from seal_jax.domains.squad import Passage, Question
 from seal_jax.inner import Chunk
 from seal_jax.models import hub, weights
 from seal_jax.rewards import Score
 from seal_jax.sampler import Sampling
-from seal_jax.teaching import Teaching, adapt, answered_by, grounded, parse_questions, spread
+from seal_jax.teaching import Teaching, answered_by, grounded, parse_questions, spread
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Example, SelfEdit, Settings
 from tests import tiny
@@ -314,7 +315,7 @@ def test_stacked_adapters_add_up():
     expected = lm.params
     for adapter in adapters:
         expected = lora.merge(expected, adapter)
-    found = lora.merge(lm.params, teaching.stacked(adapters, blocks))
+    found = lora.merge(lm.params, stacked(adapters, blocks))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 

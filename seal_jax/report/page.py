@@ -22,7 +22,7 @@ import jinja2
 from markupsafe import Markup
 
 from seal_jax.report import plots
-from seal_jax.report.grids import as_grid, difference, svg
+from seal_jax.report.arc_grids import as_grid, difference, svg
 from seal_jax.report.results import (
     MINUS,
     NO_BREAK,

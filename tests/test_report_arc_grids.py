@@ -1,6 +1,6 @@
 """Runs on puzzles: grids are drawn as they are, with what was expected beside what was tried, and tasks are counted.
 
-`puzzle_run` is such a run's results; `python tests/test_report_grids.py FOLDER` keeps its page to look at.
+`puzzle_run` is such a run's results; `python tests/test_report_arc_grids.py FOLDER` keeps its page to look at.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seal_jax.report.arc_grids import COLOURS, as_grid, difference, svg
 from seal_jax.report.compare import comparison_text, read_runs, write_comparison
-from seal_jax.report.grids import COLOURS, as_grid, difference, svg
 from seal_jax.report.page import write_report
 from seal_jax.statistics import bootstrap_mean, paired_bootstrap, wilson
 from tests.test_report import HOSTILE, Page, blank, interval, write_sample_run
