@@ -15,7 +15,7 @@ PIP_OR_SAY = >>$(PIP_LOG) 2>&1 || { tail -n 20 $(PIP_LOG) >&2; \
 	echo "  set PIP_INDEX_URL) and 2 GB of free disk. Then run the same command again: it carries on." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity format clean
+.PHONY: help demo test check parity commands format clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']   (needs Python 3.11, 3.12 or 3.13; all else is installed in $(VENV))"
@@ -35,6 +35,9 @@ check: $(READY)  ## format check, lint, types, tests: what must pass before a co
 
 parity: $(PEERS)  ## compare with torch and peft, live (installs them too)
 	@$(PY) -m pytest -m peers $(ARGS)
+
+commands: $(READY)  ## run every command that README and docs show, made small
+	@$(PY) -m tests.shown $(ARGS)
 
 format: $(READY)  ## format, and mend what the linter can mend
 	@$(PY) -m ruff check --fix-only --quiet .

@@ -87,6 +87,7 @@ class Settings(Knowledge):
     """Added to the seed for training alone (initialisation, order, dropout): the same self-edits, trained once more."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, passages=self.passages, samples=self.samples, seeds=self.seeds)
 
 

@@ -78,6 +78,7 @@ class Config(Knowledge):
     """Of option kl: the weight of KL(before || now), nats a token, beside the loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, streams=self.streams, stream_length=self.stream_length)
         if not self.options or len(set(self.options)) < len(self.options):
             raise ValueError(f"--options {' '.join(self.options)}: expected one or more, none of them twice")

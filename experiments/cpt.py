@@ -71,6 +71,7 @@ class Config(Knowledge):
     """A row more: the model that this run folder of experiments.squad trained writes the self-edits, and learns."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, n=self.n, completions=self.completions)
         if self.questions is not None:
             require_at_least(1, questions=self.questions)

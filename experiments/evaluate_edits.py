@@ -53,6 +53,7 @@ class Config(Knowledge):
     """Score training on the passage alone, too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, samples=self.samples, seeds=self.seeds)
         if self.passages is not None:
             require_at_least(1, passages=self.passages)

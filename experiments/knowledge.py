@@ -22,7 +22,7 @@ from seal_jax.checkpoint import RunFolder
 from seal_jax.domains import squad
 from seal_jax.graders.choose import Grader, Judge, make_judge
 from seal_jax.training import Shapes
-from seal_jax.types import Domain, LanguageModel
+from seal_jax.types import Domain, LanguageModel, require_at_least
 
 PROMPT_TOKENS = 48  # around a question: the chat template and the title; a guess for --dry-run, which has no tokenizer
 
@@ -39,6 +39,10 @@ class Knowledge(RunConfig):
     """Training sequences of a self-edit at most, the passage included (paper's code: 30)."""
     grader: Grader = Grader()
     """Who says whether an answer is right (paper: GPT-4.1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, max_sequences=self.max_sequences)
 
 
 def prompt_texts(config: Knowledge) -> list[Any]:

@@ -53,6 +53,7 @@ class Config(Knowledge):
     """Training runs a self-edit. Rewards of up to so many are compared; what is not chosen by is looked through."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, passages=self.passages)
         require_at_least(2, samples=self.samples, seeds=self.seeds)
 

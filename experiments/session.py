@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import math
+import re
 import shlex
 import sys
 import time
@@ -43,7 +45,7 @@ from seal_jax.rest_em import Loop, Trial, try_base
 from seal_jax.rewards import Score, mean
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
-from seal_jax.types import Domain, LanguageModel, Rate, Style, Task
+from seal_jax.types import Domain, LanguageModel, Rate, Style, Task, require_at_least
 
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
@@ -75,6 +77,11 @@ class RunConfig:
     """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
     tracker: Tracker = Tracker()
     """Where metrics are shown, beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, answer_tokens=self.answer_tokens)
+        if self.write_chunk is not None:
+            require_at_least(1, write_chunk=self.write_chunk)
 
 
 class Speaker(NamedTuple):
@@ -420,10 +427,29 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
         {name: command(config) for name, (_, config) in presets.items()},
         {name: text for name, (text, _) in presets.items()},
     )
-    parsed: Any = tyro.cli(
-        commands, prog=f"python -m experiments.{experiment.name}", args=arguments, description=experiment.description
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: Any = tyro.cli(
+                commands,
+                prog=f"python -m experiments.{experiment.name}",
+                args=arguments,
+                description=experiment.description,
+            )
+    finally:
+        sys.stderr.write(_readable(said.getvalue()))
     return parsed.config, parsed.run
+
+
+def _readable(said: str) -> str:
+    """What tyro says of a value that a config refuses, without the names it makes up for itself; the box stays one."""
+    lines = []
+    for line in said.splitlines(keepends=True):
+        plain = line.replace("__tyro-dummy-inner__.config.", "--").replace(
+            "__tyro-dummy-inner__.config", "the settings"
+        )
+        lines.append(re.sub(r"│(?=\s*$)", " " * (len(line) - len(plain)) + "│", plain))
+    return "".join(lines)
 
 
 def command_of(experiment: str, arguments: Sequence[str]) -> str:

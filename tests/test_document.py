@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seal_jax.document import Document, Section, parse, passages, read_document, sentences
+from tests.shown import pdf
 
 ISLE = """---
 author: nobody
@@ -48,26 +49,6 @@ def write(tmp_path, name: str, content: bytes | str):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return file
-
-
-def pdf(*pages: str) -> bytes:
-    """The least PDF that shows these lines."""
-    objects = ["<</Type/Catalog/Pages 2 0 R>>"]
-    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
-    objects += [f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>", "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
-    for n, page in enumerate(pages):
-        shown = " T* ".join(f"({line}) Tj" for line in page.split("\n"))
-        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET" if page else ""
-        shape = "/Parent 2 0 R/MediaBox[0 0 612 792]/Resources<</Font<</F1 3 0 R>>>>"
-        objects.append(f"<</Type/Page{shape}/Contents {5 + 2 * n} 0 R>>")
-        objects.append(f"<</Length {len(stream)}>>\nstream\n{stream}\nendstream")
-    content, places = b"%PDF-1.4\n", []
-    for number, text in enumerate(objects, 1):
-        places.append(len(content))
-        content += f"{number} 0 obj\n{text}\nendobj\n".encode()
-    table = "".join(f"{place:010} 00000 n \n" for place in places)
-    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<</Size {len(objects) + 1}/Root 1 0 R>>\n"
-    return content + f"{end}startxref\n{len(content)}\n%%EOF\n".encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

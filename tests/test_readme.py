@@ -1,35 +1,19 @@
-"""Every experiment's command that the documents show is one that its command line takes; small ones can be planned."""
+"""Every experiment's command that the documents show is one that its command line takes; small ones can be planned
+(`make commands` runs them)."""
 
 from __future__ import annotations
 
 import importlib
-import re
 import shlex
-from pathlib import Path
 
 import pytest
 import tyro
 
 from experiments import grade, report, session
 from experiments.benchmark import command as benchmark
+from tests.shown import commands
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN_COMMAND_LINE = {"grade": grade.Config, "report": report.Command}  # their files are looked for when they run
-
-
-def commands() -> list[str]:
-    """Everything from `experiments.NAME` to the end of a code span, or of a line in a block of code."""
-    found = []
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        spans = re.findall(r"`([^`]+)`", re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-        for piece in (*(line for block in blocks for line in block.splitlines()), *spans):
-            match = re.match(r"(?:python -m )?(experiments\.\w+(?: [^#]*)?)", " ".join(piece.split()))
-            if match:
-                found.append(match[1].strip())
-    return sorted(set(found))
 
 
 def is_small(command: str) -> bool:

@@ -1,0 +1,190 @@
+"""Runs every command that README and docs show, one after another, as a user types it but made small.
+
+    python -m tests.shown [WORD]      # those that hold WORD; `make commands`, and CI, run all
+
+Made small: the preset becomes `smoke`, the model a random one of two layers, counts become ones and twos (`SMALLER`),
+files and earlier runs are made beforehand (`made`), and the endpoint is a server here. All other options stay. The
+commands of `AS_SHOWN` are run as they stand, on SmolLM2. Each is a process of its own in a scratch folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from seal_jax.domains.passages import INVENTED
+from tests import tiny
+from tests.judge_server import KEY, JudgeServer
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITHOUT_PRESETS = {"benchmark", "grade", "parity", "report"}
+AS_SHOWN = {f"experiments.{name} smoke" for name in ("squad", "arc", "continual")} | {"experiments.parity"}
+NEEDS_TORCH = {"experiments.parity"}
+SMALLER = {  # options of a number: the most they are given here
+    "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--inner.chunk": 2, "--inner.epochs": 1,
+    "--limit": 4, "--outer.passages": 2, "--outer.samples": 2, "--outer.validation": 1, "--passages": 2,
+    "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2,
+}  # fmt: skip
+MODELS = {"--model", "--writer", "--grader.model"}
+
+
+def commands() -> list[str]:
+    """Everything from `experiments.NAME` to the end of a code span, or of a line in a block of code."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        spans = re.findall(r"`([^`]+)`", re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+        for piece in (*(line for block in blocks for line in block.splitlines()), *spans):
+            match = re.match(r"(?:python -m )?(experiments\.\w+(?: [^#]*)?)", " ".join(piece.split()))
+            if match:
+                found.append(match[1].strip())
+    return sorted(set(found))
+
+
+def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
+    """The words of a command, made small; `number` names its run folder."""
+    if command in AS_SHOWN:
+        return shlex.split(command)
+    name, *words = shlex.split(command)
+    module = name.removeprefix("experiments.")
+    to_endpoint = "endpoint" in words
+    for i, (option, value) in enumerate(itertools.pairwise(words), 1):
+        if option in MODELS and not (option == "--grader.model" and to_endpoint):
+            words[i] = model
+        elif option in SMALLER and value.isdigit():
+            words[i] = str(min(int(value), SMALLER[option]))
+    if module == "benchmark":
+        if "--dry-run" not in words and "--random" in words:
+            words[words.index("--random") + 1] = "tiny"
+        for option in ("--adapters", "--epochs", "--repeats"):
+            words += [] if option in words or "--dry-run" in words else [option, str(SMALLER[option])]
+        if "--peer" in words and not has_torch():
+            start = end = words.index("--peer")
+            while end + 1 < len(words) and not words[end + 1].startswith("--"):
+                end += 1
+            del words[start : end + 1]
+    elif module not in WITHOUT_PRESETS:
+        presets = importlib.import_module(name).EXPERIMENT.presets
+        words = ["smoke", *(words[1:] if words and words[0] in presets else words)]
+        words += [] if "--model" in words else ["--model", model]
+        words += [] if "--run-folder" in words or "--dry-run" in words else ["--run-folder", f"runs/shown-{number}"]
+        words += ["--outer.no-break-ties"] if "proxy" in words else []  # as `paper` has it
+        words += ["--sampling.max-tokens", "256", "--max-cells", "200"] if module == "arc" else []  # a poor tokenizer
+    words += ["--grader.base-url", endpoint] if to_endpoint else []
+    return [name, *words]
+
+
+def has_torch() -> bool:
+    """Whether the extra `peers` is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def made(folder: Path) -> str:
+    """Writes what the commands name into `folder`: a model, texts, recorded self-edits and answers, an adapter."""
+    passages = json.loads(INVENTED.read_text(encoding="utf-8"))[:12]
+    lines = [[sentence.strip() for sentence in passage["context"].split(". ")] for passage in passages]
+    for name in ("base", "iter2", "gpt4_1", "A", "B", "other"):
+        edits = [
+            {**passage, "completions": ["\n".join(own[k:]) for k in range(3)]}
+            for passage, own in zip(passages, lines, strict=True)
+        ]
+        write(folder / f"{name}.json", edits)
+    write(folder / "mine.json", passages)
+    questions = [question for passage in passages[:2] for question in passage["questions"]]
+    write(folder / "exam.json", questions)
+    rows = [
+        {"question": q["question"], "gold": q["answer"], "answer": f"It is {q['answer']}.", "correct": n % 3 > 0}
+        for n, q in enumerate(question for passage in passages for question in passage["questions"])
+    ]
+    for name in ("FILE", "answers.jsonl", "graded_answers.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "notes.md").write_text("# Isle\n\n" + passages[0]["context"] + "\n", encoding="utf-8")
+    (folder / "report.pdf").write_bytes(pdf(passages[1]["context"]))
+    return str(tiny.model_folder(folder / "model"))
+
+
+def pdf(*pages: str) -> bytes:
+    """The least PDF that shows these lines."""
+    objects = ["<</Type/Catalog/Pages 2 0 R>>"]
+    kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
+    objects += [f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>", "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
+    for n, page in enumerate(pages):
+        shown = " T* ".join(f"({line}) Tj" for line in page.split("\n"))
+        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET" if page else ""
+        shape = "/Parent 2 0 R/MediaBox[0 0 612 792]/Resources<</Font<</F1 3 0 R>>>>"
+        objects.append(f"<</Type/Page{shape}/Contents {5 + 2 * n} 0 R>>")
+        objects.append(f"<</Length {len(stream)}>>\nstream\n{stream}\nendstream")
+    content, places = b"%PDF-1.4\n", []
+    for number, text in enumerate(objects, 1):
+        places.append(len(content))
+        content += f"{number} 0 obj\n{text}\nendobj\n".encode()
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<</Size {len(objects) + 1}/Root 1 0 R>>\n"
+    return content + f"{end}startxref\n{len(content)}\n%%EOF\n".encode()
+
+
+def write(path: Path, rows: list) -> None:
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs them; the exit status is 1 if one failed."""
+    chosen = [command for command in commands() if all(word in command for word in arguments)]
+    chosen.sort(key=lambda command: "--adapter" in command)  # after what saves it
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("XLA_")},
+        "PYTHONPATH": str(ROOT),
+        "OPENAI_API_KEY": KEY,
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "120",
+    }
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="shown-") as scratch, JudgeServer() as server:
+        folder = Path(scratch)
+        model = made(folder)
+
+        def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+            )  # fmt: skip
+
+        earlier = run(["experiments.squad", "smoke", "--model", model, "--run-folder", "runs/squad-demo"])
+        assert earlier.returncode == 0, earlier.stdout
+        for name in ("mine", "one", "two", "squad-rewrite", "squad-paper", "cpt-paper-200"):
+            shutil.copytree(folder / "runs" / "squad-demo", folder / "runs" / name)
+        ungraded = {"question": "Who?", "gold": "Edda", "answer": "Edda"}
+        (folder / "runs" / "squad-demo" / "ungraded.jsonl").write_text(json.dumps(ungraded) + "\n", encoding="utf-8")
+        for number, command in enumerate(chosen):
+            words = small(command, number, model, server.url)
+            if command in NEEDS_TORCH and not has_torch():
+                print(f"passed over, without torch: {command}", flush=True)
+                continue
+            started = time.monotonic()
+            done = run(words)
+            print(
+                f"{'failed' if done.returncode else 'ran':6} {time.monotonic() - started:4.0f} s  {command}", flush=True
+            )
+            if done.returncode:
+                failed.append(command)
+                print(f"  as: python -m {shlex.join(words)}", *done.stdout.splitlines()[-15:], sep="\n  ", flush=True)
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} commands ran")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
