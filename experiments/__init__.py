@@ -6,5 +6,6 @@ import sys
 if importlib.util.find_spec("jax") is None:
     sys.exit(
         f"error: {sys.executable} has no JAX. `make demo` and `make test` install all that is needed into .venv: enter "
-        "it with `source .venv/bin/activate`. Or install it here: pip install -e . (or '.[cuda13]', '.[cuda12]', '.[tpu]')"
+        "it with `source .venv/bin/activate`. Or install it here: pip install -e . (or '.[cuda13]', '.[cuda12]', "
+        "'.[tpu]')"
     )

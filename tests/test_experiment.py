@@ -359,6 +359,29 @@ def test_a_typo_is_rejected_with_a_suggestion(program, tmp_path, monkeypatch, ca
     assert not (tmp_path / "run").exists()
 
 
+def test_a_value_that_a_setting_refuses_is_named_by_its_option(program, tmp_path, monkeypatch, capsys):
+    run_folder = tmp_path / "run"
+    status, out, err = main(program, monkeypatch, capsys, "--run-folder", str(run_folder), "--inner.epochs", "0")
+    said = " ".join((out + err).replace("│", " ").split())
+    assert status == 2
+    assert "--inner: epochs is 0; expected at least 1" in said
+    assert "tyro" not in said
+    in_a_box = "│ Error parsing __tyro-dummy-inner__.config.inner: epochs is 0 │\n"
+    assert session._readable(in_a_box) == f"│ Error parsing --inner: epochs is 0 {' ' * 26}│\n"
+    status, _, err = main(program, monkeypatch, capsys, "--run-folder", str(run_folder), "--answer-tokens", "0")
+    assert (status, err) == (2, "error: answer_tokens is 0; expected at least 1\n")
+    assert not run_folder.exists()
+
+
+def test_without_jax_a_command_says_which_environment_to_enter():
+    """As README's reader meets it who has not entered `.venv`."""
+    without_packages = [sys.executable, "-S", "-m", "experiments.squad"]
+    done = subprocess.run(without_packages, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "source .venv/bin/activate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, capsys, program):
     folder = tmp_path / "model"
     folder.mkdir()
