@@ -4,7 +4,8 @@
 
 Made small: the preset becomes `smoke`, the model a random one of two layers, counts become ones and twos (`SMALLER`),
 files and earlier runs are made beforehand (`made`), and the endpoint is a server here. All other options stay. The
-commands of `AS_SHOWN` are run as they stand, on SmolLM2. Each is a process of its own in a scratch folder.
+commands of `AS_SHOWN` are run as they stand, on SmolLM2. Each is a process of its own in a scratch folder. Programs in
+Python (```python) are run as well, on that small model.
 """
 
 from __future__ import annotations
@@ -55,6 +56,21 @@ def commands() -> list[str]:
     return sorted(set(found))
 
 
+def programs() -> dict[str, str]:
+    """The programs in Python, by where they are shown. Signatures (the API page) are none; examples/ has its own test."""
+    examples = {path.read_text(encoding="utf-8").strip() for path in (ROOT / "examples").glob("*.py")}
+    found = {}
+    for path in DOCUMENTS:
+        if path.name != "api.md":
+            blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+            found |= {
+                f"{path.relative_to(ROOT)}: program {n}": text
+                for n, text in enumerate(blocks, 1)
+                if text.strip() not in examples
+            }
+    return found
+
+
 def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
     """The words of a command, made small; `number` names its run folder."""
     if command in AS_SHOWN:
@@ -72,6 +88,8 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
             words[words.index("--random") + 1] = "tiny"
         for option in ("--adapters", "--epochs", "--repeats"):
             words += [] if option in words or "--dry-run" in words else [option, str(SMALLER[option])]
+        if words[0] == "scaling":
+            words += shlex.split("--over-adapters 1 2 --over-tokens 16 32 --over-models tiny --at-adapters 2 --steps 1")
         if "--peer" in words and not has_torch():
             start = end = words.index("--peer")
             while end + 1 < len(words) and not words[end + 1].startswith("--"):
@@ -152,37 +170,41 @@ def main(arguments: Sequence[str]) -> int:
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
     }
-    failed = []
+    ran, failed = 0, []
     with tempfile.TemporaryDirectory(prefix="shown-") as scratch, JudgeServer() as server:
         folder = Path(scratch)
         model = made(folder)
 
-        def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [sys.executable, "-m", *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+        def run(name: str, words: Sequence[str]) -> None:
+            nonlocal ran
+            started = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
             )  # fmt: skip
+            ran += 1
+            seconds = time.monotonic() - started
+            print(f"{'failed' if done.returncode else 'ran':6} {seconds:4.0f} s  {name}", flush=True)
+            if done.returncode:
+                failed.append(name)
+                print(f"  as: python {shlex.join(words)}", *done.stdout.splitlines()[-15:], sep="\n  ", flush=True)
 
-        earlier = run(["experiments.squad", "smoke", "--model", model, "--run-folder", "runs/squad-demo"])
-        assert earlier.returncode == 0, earlier.stdout
+        first = ["experiments.squad", "smoke", "--model", model, "--run-folder", "runs/squad-demo"]
+        run("a run for the others to read", ["-m", *first])
         for name in ("mine", "one", "two", "squad-rewrite", "squad-paper", "cpt-paper-200"):
             shutil.copytree(folder / "runs" / "squad-demo", folder / "runs" / name)
         ungraded = {"question": "Who?", "gold": "Edda", "answer": "Edda"}
         (folder / "runs" / "squad-demo" / "ungraded.jsonl").write_text(json.dumps(ungraded) + "\n", encoding="utf-8")
         for number, command in enumerate(chosen):
-            words = small(command, number, model, server.url)
             if command in NEEDS_TORCH and not has_torch():
                 print(f"passed over, without torch: {command}", flush=True)
-                continue
-            started = time.monotonic()
-            done = run(words)
-            print(
-                f"{'failed' if done.returncode else 'ran':6} {time.monotonic() - started:4.0f} s  {command}", flush=True
-            )
-            if done.returncode:
-                failed.append(command)
-                print(f"  as: python -m {shlex.join(words)}", *done.stdout.splitlines()[-15:], sep="\n  ", flush=True)
-    print(f"{len(chosen) - len(failed)} of {len(chosen)} commands ran")
+            else:
+                run(command, ["-m", *small(command, number, model, server.url)])
+        for name, text in programs().items():
+            if all(word in name for word in arguments):
+                (folder / "program.py").write_text(text.replace("smollm2-135m", model), encoding="utf-8")
+                run(name, ["program.py"])
+    print(f"{ran - len(failed)} of {ran} ran")
     return 1 if failed else 0
 
 
