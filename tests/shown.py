@@ -57,7 +57,7 @@ def commands() -> list[str]:
 
 
 def programs() -> dict[str, str]:
-    """The programs in Python, by where they are shown. Signatures (the API page) are none; examples/ has its own test."""
+    """The programs in Python, by where they are shown. Signatures (API page) are none; examples/ has its own test."""
     examples = {path.read_text(encoding="utf-8").strip() for path in (ROOT / "examples").glob("*.py")}
     found = {}
     for path in DOCUMENTS:
