@@ -9,6 +9,7 @@ than the budget at sentences, then between words. No word is lost, added or move
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 import unicodedata
@@ -25,7 +26,9 @@ MOST_PDF = 64 * 2**20  # bytes of a PDF, pictures included
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
 _HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _UNDERLINE = re.compile(r"^ {0,3}(=+|-+)[ \t]*$")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?:[^\n]*:[^\n]*\n|[ \t]+[^\n]*\n|\n)*?(?:---|\.\.\.)[ \t]*\n")
+_METADATA = re.compile(r"\s|-\s|#|$|[^\s:]+\s*:")  # how a line of YAML begins: indented, an item, a comment, a key
+_CODE = re.compile(r"`([^`]+)`")
+_HELD = re.compile("\x1a(\\d+)\x1a")  # stands for a piece of code; a text that was decoded has no such character
 _ITEM = re.compile(r"^\s*(?:[-*+•|>]|\d{1,3}[.)])\s*\S")  # a list item, a quotation or a row of a table: its own line
 _RULE = re.compile(r"^[\s|:*_=-]*$")  # a horizontal rule, the line under the head of a table
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
@@ -140,17 +143,16 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity it mends
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise ValueError(f"{file}: locked with a password; save a copy without one")
-        pages = [page.extract_text() for page in reader.pages]
-        title = (reader.metadata.title or "").strip() if reader.metadata else ""
-    except ValueError:
-        raise
+        locked = reader.is_encrypted and not reader.decrypt("")
+        pages = [] if locked else [page.extract_text() for page in reader.pages]
+        title = "" if locked or not reader.metadata else (reader.metadata.title or "").strip()
     except Exception as error:  # a damaged file fails in many ways: pypdf's own, KeyError, RecursionError, zlib's
         raise ValueError(
             f"{file}: not a readable PDF ({type(error).__name__}: {error}); open it and save it again, or save its "
             "text as .txt"
         ) from error
+    if locked:
+        raise ValueError(f"{file}: locked with a password; save a copy without one")
     if not any(_LETTER.search(page) for page in pages):
         raise ValueError(
             f"{file}: {len(pages)} pages without any text: probably pictures of pages; run text recognition (OCR) on "
@@ -168,7 +170,7 @@ def parse(text: str, *, name: str, markdown: bool) -> Document:
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
     if not markdown:
         return Document(name, (Section(name, tuple(_units(text))),))
-    text = re.sub(r"<!--.*?-->", "", _FRONT_MATTER.sub("", text), flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", _without_metadata(text), flags=re.DOTALL)
     found = list(_headings(text))
     top = min((level for level, _, _ in found if level), default=0)
     tops = [heading for level, heading, _ in found if level == top and heading]
@@ -178,17 +180,32 @@ def parse(text: str, *, name: str, markdown: bool) -> Document:
     for level, heading, body in found:
         if level:
             path = [*(pair for pair in path if pair[0] < level), (level, heading)]
-        units = tuple(_units(_plain(body)))
+        units = tuple(_units(body))
         if units:
             names = [heading for _, heading in path if heading]
             sections.append(Section(": ".join(names) if names else title, units))
     return Document(title, tuple(sections))
 
 
+def _without_metadata(text: str) -> str:
+    """Markdown without the YAML between `---` and `---` that may stand before it."""
+    first, *lines = text.split("\n")
+    if first.rstrip() == "---":
+        for n, line in enumerate(lines):
+            if line.rstrip() in ("---", "..."):
+                return "\n".join(lines[n + 1 :])
+            if not _METADATA.match(line):
+                break
+    return text
+
+
 def _headings(text: str) -> Iterator[tuple[int, str, str]]:
-    """(level, heading, what follows it), in order; level 0 for what comes before the first. Code is no heading."""
+    """(level, heading, the plain text that follows it), in order; level 0 for what comes before the first.
+
+    Code between fences is no heading and stays as it is, four blanks before each line.
+    """
     level, heading, body = 0, "", []
-    fence = ""
+    fence = before = ""
     for line in text.split("\n"):
         mark = _FENCE.match(line)
         if mark and not fence:
@@ -205,11 +222,12 @@ def _headings(text: str) -> Iterator[tuple[int, str, str]]:
             yield level, heading, "\n".join(body)
             level, heading, body = len(hashed[1]), _inline(hashed[2]), []
         elif underline and body and body[-1].strip() and not _ITEM.match(body[-1]) and len(_last_block(body)) == 1:
-            name = body.pop().strip()
+            body.pop()
             yield level, heading, "\n".join(body)
-            level, heading, body = (1 if "=" in underline[1] else 2), _inline(name), []
+            level, heading, body = (1 if "=" in underline[1] else 2), _inline(before.strip()), []
         else:
-            body.append(line)
+            body.append(_inline(line))
+        before = line
     yield level, heading, "\n".join(body)
 
 
@@ -223,31 +241,33 @@ def _last_block(lines: Sequence[str]) -> list[str]:
     return block
 
 
-def _plain(text: str) -> str:
-    return "\n".join(_inline(line) if line.strip() else "" for line in text.split("\n"))
-
-
 def _inline(line: str) -> str:
-    """A line of Markdown without pictures, addresses of links, emphasis and marks of code."""
+    """A line of Markdown without pictures, addresses of links, emphasis and marks of code. Code stays as it is."""
+    held = _CODE.findall(line)
+    numbers = itertools.count()
+    line = _CODE.sub(lambda match: f"\x1a{next(numbers)}\x1a", line)
     line = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", line)
     line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
     line = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", line)
     line = re.sub(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])", r"\1", line)
-    return re.sub(r"`([^`]+)`", r"\1", line).rstrip()
+    return _HELD.sub(lambda match: held[int(match[1])], line).rstrip()
 
 
 def _units(text: str) -> Iterator[str]:
     """Paragraphs on one line each; items of a list, rows of a table and lines of code each for themselves."""
     for block in re.split(r"\n[ \t]*\n", text):
         lines: list[str] = []
+        ruled = False
         for line in block.split("\n"):
             if _RULE.match(line):
+                ruled = True
                 continue
             joined = " ".join(line.split())
-            if lines and not _ITEM.match(line) and not line.startswith("    "):
+            if lines and not ruled and not _ITEM.match(line) and not line.startswith("    "):
                 lines[-1] += f" {joined}"  # a paragraph, or an item, goes on
             else:
                 lines.append(joined)
+            ruled = False
         yield from lines
 
 

@@ -79,6 +79,26 @@ def test_a_file_without_a_top_heading_is_called_by_its_name(tmp_path):
     assert (two.title, [section.title for section in two.sections]) == ("both", ["One", "Two"])
 
 
+def test_metadata_before_the_text_is_no_part_of_it():
+    yaml = "---\ntags:\n- one\n# a comment\nauthor: nobody\n  more: x\n\ndate : 1\n---\nA word.\n"
+    assert parse(yaml, name="a", markdown=True).sections == (Section("a", ("A word.",)),)
+    assert parse("---\na: b\n...", name="a", markdown=True).sections == ()
+    no_yaml = "---\nA sentence, and no key.\n---\nMore.\n"
+    assert "A sentence, and no key." in str(parse(no_yaml, name="a", markdown=True))
+    long = "---\n" + "  indented: too\n" * 5000 + "never closed\n"
+    assert "never closed" in str(parse(long, name="a", markdown=True))  # in no time
+
+
+def test_code_stays_as_it_is_and_a_rule_ends_a_paragraph():
+    text = "Call `handlers[0](event)` in **`__init__`** [`x`](y).\n\n```\ndef __init__(self): a[0](b)\n```\n"
+    assert parse(text, name="a", markdown=True).sections[0].units == (
+        "Call handlers[0](event) in __init__ x.",
+        "def __init__(self): a[0](b)",
+    )
+    ruled = parse("- one\n- two\n----\nMore.\n", name="a", markdown=True)
+    assert ruled.sections[0].units == ("- one", "- two", "More.")
+
+
 def test_a_text_has_no_headings_and_windows_line_ends_are_line_ends(tmp_path):
     file = write(tmp_path, "a.txt", "\ufeff# Not a heading\r\nbut a paragraph.\r\n\r\nAnother.\r\n")
     assert read_document(file).sections == (Section("a", ("# Not a heading but a paragraph.", "Another.")),)
