@@ -45,9 +45,11 @@ from seal_jax import effects, evaluation, grid, memory, plan, runtime, types
 from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
+from seal_jax.graders.choose import Grader
 from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS
 from seal_jax.report.page import write_report
+from seal_jax.report.trackers import Tracker
 from seal_jax.rest_em import Loop, Trial, try_self_edits, write_self_edits
 from seal_jax.rewards import Score, mean
 from seal_jax.training import FineTuning
@@ -59,6 +61,13 @@ LISTED = 40  # cells that --dry-run shows
 _SPEED = "it changes how fast a cell trains, not what comes of it (python -m experiments.benchmark measures that)"
 BARRED = {
     "preset": "it names where the settings began",
+    **dict.fromkeys(
+        (
+            *(f"tracker.{field.name}" for field in dataclasses.fields(Tracker)),
+            *(f"grader.{field.name}" for field in dataclasses.fields(Grader) if field.name not in session.JUDGED_BY),
+        ),
+        "it changes no figure of a cell",
+    ),
     **dict.fromkeys(
         (
             "write_chunk", "devices", "inner.chunk", "inner.width_cuts", "inner.optimiser.remat",
@@ -501,7 +510,7 @@ class Book:
         return self.folder.path / "parts" / part.folder
 
     def piece(self, part: Part, name: str) -> str:
-        """What something of a part is called in the journal: with other inputs it is something else."""
+        """What something of a part is called in the journal."""
         return f"{part.folder}/{self.inputs[part.label]}/{name}"
 
     def unfinished(self, part: Part) -> list[Cell]:
@@ -563,7 +572,7 @@ def report(config: Config, search: Search, book: Book, command: str, seconds: fl
         "cells": found.cells(),
         "recommendation": found.recommendation,
         "ungraded": len(ungraded),
-        "judge": book.judged[0][0] if book.judged else {},
+        "judge": total([usage for usage, _ in book.judged]),
         "timings": {**book.seconds, "total": seconds},
         "machine": runtime.describe_machine(),
         "command": command,
@@ -587,6 +596,13 @@ def report(config: Config, search: Search, book: Book, command: str, seconds: fl
     print("\n\n".join(map(session.table_text, tables)), *said, f"Figures: {folder / 'results.csv'}", sep="\n")
     print(f"Report: {page}")
     return results
+
+
+def total(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a judge was asked for by all parts; a figure that one of them does not know is None."""
+    names = list(dict.fromkeys(name for usage in usages for name in usage))
+    found = {name: [usage.get(name) for usage in usages] for name in names}
+    return {name: None if None in values else sum(values) for name, values in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

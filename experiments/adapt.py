@@ -16,7 +16,6 @@ it was killed, and asks at once where it had finished.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -39,11 +38,11 @@ from seal_jax.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, 
 from seal_jax.checkpoint import RunFolder
 from seal_jax.document import Document
 from seal_jax.domains import squad
-from seal_jax.domains.squad import Question
+from seal_jax.domains.squad import Passage, Question
 from seal_jax.graders.choose import make_judge
 from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rest_em import Trial
-from seal_jax.rewards import mean
+from seal_jax.rewards import Score, mean
 from seal_jax.sampler import Sampling
 from seal_jax.teaching import Taught, Teaching
 from seal_jax.training import FineTuning, Shapes
@@ -143,15 +142,20 @@ def read(config: Config) -> Inputs:
         )
     if config.merged and config.save is None:
         raise ValueError("--merged writes into the folder of --save: name one, --save my-adapter --merged")
+    if config.save is not None and config.save.expanduser().is_file():
+        raise ValueError(f"--save {config.save}: a file; expected a folder to write into, or a name that is free")
+    if config.adapter is not None:
+        peft.require_files(config.adapter)
+        topic_of(config)
     if any(not question.strip() for question in config.ask):
         raise ValueError('--ask "": an empty question; expected a sentence')
     document = None if config.document is None else documents.read_document(config.document)
     exam = () if config.exam is None else read_exam(config.exam)
-    everything: list[Any] = [document, exam, knowledge.prompt_texts(config), teaching.question_template("chat")]
+    everything: list[Any] = [document, exam, teaching.lesson_texts(config.prompt)]
     if config.seal is not None:
         everything.append(cpt.trained_by(as_cpt(config)))
     if config.adapter is not None:
-        everything.append(fingerprint(config.adapter))
+        everything.append(peft.fingerprint(config.adapter))
     return Inputs(document, exam, everything)
 
 
@@ -184,12 +188,6 @@ def as_cpt(config: Config) -> cpt.Config:
     return cpt.Config("adapt", model=config.model, dtype=config.dtype, seal=config.seal)
 
 
-def fingerprint(folder: Path) -> list[str]:
-    """Of an adapter's files, as far as they are there."""
-    files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS)]
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
@@ -197,8 +195,7 @@ def fingerprint(folder: Path) -> list[str]:
 def phases(config: Config) -> list[str]:
     """All that a run will show, in order."""
     names = teaching.phases(config.teaching) if config.document else []
-    names += ["exam"] if config.exam else []
-    return names + (["your questions"] if config.ask else [])
+    return names + (["exam"] if config.exam else [])
 
 
 def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
@@ -261,7 +258,12 @@ def topic_of(config: Config) -> str:
     """What an adapter that was saved here is about; nothing for others."""
     assert config.adapter is not None
     file = config.adapter / ASKING
-    return str(json.loads(file.read_text(encoding="utf-8")).get("topic", "")) if file.is_file() else ""
+    if not file.is_file():
+        return ""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8")).get("topic", ""))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not as it was saved ({error}); save the adapter again, or remove it") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,6 +318,7 @@ def record(here: Session, taught: Taught) -> None:
             row.append(Trial(passage, c, edit, [score._replace(losses=[] if p else taught.losses[c])], taught.base[p]))
         trials.append(row)
     keep = [[c == taught.chosen for c in range(len(taught.settings))] for _ in trials]
+    here.miss((p, score, {"stage": "base"}) for p, score in zip(taught.passages, taught.base, strict=True))
     here.record("candidates", trials, np.array(keep))
 
 
@@ -364,8 +367,9 @@ def compared(question: Question, answers: Sequence[str], verdicts: Sequence[Verd
 
 
 def cut(text: str, width: int) -> str:
-    """A text on one line, shortened at a word where it is long."""
-    return textwrap.shorten(text, width, placeholder=" ...") or text[:width]
+    """A text on one line, shortened at a word where it is long, within one that is longer than all."""
+    short = textwrap.shorten(text, width, placeholder=" ...")
+    return short if short != "..." else f"{text.strip()[: width - 4]} ..."
 
 
 def share(verdicts: Iterable[Verdict]) -> str:
@@ -387,6 +391,9 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
 
     before, after, right_before, right_after = here.folder.once("exam", ask)
     here.progress.advance(len(queries), accuracy=mean(right_after), resumed=resumed)
+    task = Passage("exam", adapted.topic, "", tuple(exam))
+    for stage, answers, verdicts in (("exam, before", before, right_before), ("exam, after", after, right_after)):
+        here.miss([(task, Score(answers, verdicts, [], []), {"stage": stage})])
     record = {
         "questions": [question._asdict() for question in exam],
         "before": {"answers": before, "verdicts": right_before, "accuracy": mean(right_before)},
@@ -434,6 +441,9 @@ def converse(adapted: Adapted) -> None:
             print(side_by_side([adapted.ask(question)]))
         except ValueError as error:
             print(f"error: {error}")
+        except KeyboardInterrupt:
+            print()
+            return
 
 
 def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:

@@ -38,9 +38,15 @@ def rows_of(
     compared += [evaluation.trained_stage(stage.name, stage.label, stage.trials) for stage in stages]
     tests = sum(len(task.test) for task in held_out)
     verdicts = [[score.verdicts for score in base]]
-    verdicts += [
-        [score.verdicts for row in stage.trials for trial in row for score in trial.scores] for stage in stages
-    ]
+    for stage in stages:
+        seeds = max(len(trial.scores) for row in stage.trials for trial in row)
+        scores = [
+            trial.scores[seed % len(trial.scores)]  # one that trained nothing has one score: every seed's
+            for row in stage.trials
+            for trial in row
+            for seed in range(seeds)
+        ]
+        verdicts.append([score.verdicts for score in scores])
     found = []
     for row, tried in zip(evaluation.rows(compared, held_out, tests, seed=seed), verdicts, strict=True):
         solved = sum(verdict is True for score in tried for verdict in score)

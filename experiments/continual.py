@@ -31,10 +31,11 @@ from seal_jax.continual import MERGED, Figures, Retention, Stream
 from seal_jax.domains import squad
 from seal_jax.lora import PROJECTIONS
 from seal_jax.rest_em import Trial
+from seal_jax.rewards import Score
 from seal_jax.sampler import Sampling
 from seal_jax.statistics import Interval, bootstrap_mean, paired_bootstrap
 from seal_jax.training import FineTuning
-from seal_jax.types import require_at_least
+from seal_jax.types import Task, require_at_least
 
 OPTIONS = ("none", "replay", "kl", "gate")
 
@@ -200,6 +201,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
 def record(here: session.Session, option: str, streams: Sequence[Stream]) -> None:
     """Every self-edit with the answers about its own passage right after it, and all answers that got no verdict."""
     own: list[list[Trial]] = []
+    missed: list[tuple[Task, Score, dict[str, Any]]] = []
     for r, stream in enumerate(streams):
         for n, step in enumerate(stream.steps):
             trials = [
@@ -207,12 +209,15 @@ def record(here: session.Session, option: str, streams: Sequence[Stream]) -> Non
                 for done, score, base in zip(stream.steps, step.scores, stream.base, strict=True)
             ]
             where = f"{option}, after edit {n + 1} of stream {r + 1}"
-            for c, (done, score) in enumerate(zip(stream.steps, step.scores, strict=True)):
-                if c != n:  # its own is recorded below
-                    here.miss(done.task, score, stage=where)
+            missed += [  # its own is recorded below
+                (done.task, score, {"stage": where})
+                for c, (done, score) in enumerate(zip(stream.steps, step.scores, strict=True))
+                if c != n
+            ]
             problem = None if step.outcome == MERGED else step.outcome
             mine = step.scores[n]._replace(losses=step.losses, problem=problem)
             own.append([trials[n][0]._replace(scores=[mine])])
+    here.miss(missed)
     here.record(option, own)
 
 

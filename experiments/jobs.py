@@ -20,6 +20,7 @@ from seal_jax.types import require_at_least
 
 ROOT = Path(__file__).parents[1]  # the clone: jobs import `experiments` from it
 POLL = 0.5  # seconds between two looks at the jobs
+MOST_REQUEUED = 100  # times that a job is queued again because its time was up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ def executor(jobs: Jobs, folder: Path) -> Any:
             "--jobs.where slurm: this machine has no sbatch, so it reaches no SLURM cluster; start the same command "
             "on a login node of the cluster, or use --jobs.where local or here"
         )
-    made = submitit.AutoExecutor(folder, cluster=jobs.where)
+    own = {"slurm_max_num_timeout": MOST_REQUEUED} if jobs.where == "slurm" else {}
+    made = submitit.AutoExecutor(folder, cluster=jobs.where, **own)
     made.update_parameters(
         name="seal",
         timeout_min=max(1, round(60 * jobs.hours)),
@@ -124,7 +126,10 @@ def run(
         while waiting or running:
             while waiting and len(running) < most:
                 name = next(iter(waiting))
-                running[name] = sender.submit(waiting.pop(name))
+                try:
+                    running[name] = sender.submit(waiting.pop(name))
+                except RuntimeError as error:  # submitit's, when sbatch refuses
+                    raise OSError(f"{jobs.where} took no job ({name}): {_last_line(error)}") from error
                 say(f"job {running[name].job_id}: {name}")
             for name, job in list(running.items()):
                 if job.done():

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -22,16 +21,15 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import tyro
 
 from experiments import paper
 from seal_jax import evaluation, memory, plan, runtime
-from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
+from seal_jax.checkpoint import RunFolder, as_json, digest, require_room, write_atomically
 from seal_jax.constrained import Constraint
 from seal_jax.graders.choose import Judge
 from seal_jax.inner import Chunk
@@ -47,6 +45,7 @@ from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Domain, LanguageModel, Rate, Style, Task, require_at_least
 
+JUDGED_BY = ("kind", "model", "dtype", "base_url")  # what of a grader its verdicts depend on
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
 
@@ -134,14 +133,16 @@ class Session:
     def try_base(self, tasks: Sequence[Task], *, name: str, shown: str = "base model") -> list[Score]:
         """The tasks' questions to the model as it is. `shown` is what the display calls it."""
         scores = try_base(self.lm, tasks, self.loop, name=name, shown=shown)
-        for task, score in zip(tasks, scores, strict=True):
-            self.miss(task, score, stage="base")
+        self.miss((task, score, {"stage": "base"}) for task, score in zip(tasks, scores, strict=True))
         return scores
 
-    def miss(self, task: Task, score: Score, **where: Any) -> None:
-        """Adds a task's answers without a verdict, if there are any, to ungraded.jsonl."""
-        if None in score.verdicts:
-            self.ungraded += evaluation.ungraded(task, self.loop.domain.queries(task), score, **where)
+    def miss(self, tried: Iterable[tuple[Task, Score, dict[str, Any]]]) -> None:
+        """Adds the answers without a verdict, of tasks with what says where they come from, to ungraded.jsonl."""
+        before = len(self.ungraded)
+        for task, score, where in tried:
+            if None in score.verdicts:
+                self.ungraded += evaluation.ungraded(task, self.loop.domain.queries(task), score, **where)
+        if len(self.ungraded) > before:
             write_lines(self.folder.path / "ungraded.jsonl", self.ungraded)
 
     def record(
@@ -153,10 +154,13 @@ class Session:
             for k, trial in enumerate(row):
                 kept = bool(keep is not None and keep[p, k])
                 self.records.append(evaluation.trial_record(stage, trial, queries, kept, self.about(trial.task)))
-                for seed, score in enumerate(trial.scores):
-                    where = {"stage": stage, "sample": trial.sample, "training_seed": seed}
-                    self.miss(trial.task, score, **where)
         write_lines(self.folder.path / "self_edits.jsonl", self.records)
+        self.miss(
+            (trial.task, score, {"stage": stage, "sample": trial.sample, "training_seed": seed})
+            for row in trials
+            for trial in row
+            for seed, score in enumerate(trial.scores)
+        )
 
         def record_metrics() -> None:
             for step, loss in enumerate(evaluation.mean_losses(trials)):
@@ -238,8 +242,7 @@ def opened(
     started = time.monotonic()
     require(config.tracker)
     require_room(run_folder, needed=ROOM)
-    fingerprint = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
-    folder = RunFolder(run_folder, {**identity(config), "inputs": fingerprint})
+    folder = RunFolder(run_folder, {**identity(config), "inputs": digest(inputs)})
     with contextlib.closing(folder):
         speaker = load(config, config.model)
         with (
@@ -286,14 +289,13 @@ def identity(config: RunConfig) -> dict[str, Any]:
     settings = as_json(config)
     del settings["tracker"]
     if "grader" in settings:
-        settings["grader"] = {name: settings["grader"][name] for name in ("kind", "model", "dtype", "base_url")}
+        settings["grader"] = {name: settings["grader"][name] for name in JUDGED_BY}
     return settings
 
 
 def fit(config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int) -> memory.Plan:
     """How the run is cut to the memory that is free."""
-    on_cpu = jax.default_backend() == "cpu"
-    return memory.fit(
+    return runtime.fit(
         model,
         config.inner,
         shapes,
@@ -302,10 +304,8 @@ def fit(config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int
         samples=samples,
         written_tokens=config.sampling.max_tokens,
         write_chunk=config.write_chunk,
-        free=runtime.free_memory(config.devices),
-        devices=runtime.device_count(config.devices),
-        itemsize=runtime.itemsize(config.dtype),
-        most=memory.MOST_ON_CPU if on_cpu else memory.MOST,
+        dtype=config.dtype,
+        devices=config.devices,
     )
 
 
@@ -456,9 +456,13 @@ def command_of(experiment: str, arguments: Sequence[str]) -> str:
     """The command that gives the same results: without the folder they are kept in."""
     kept: list[str] = []
     for previous, argument in zip(["", *arguments], arguments, strict=False):
-        if not (previous == "--run-folder" or argument.startswith("--run-folder")):
+        if not (_is_folder(previous) or _is_folder(argument.partition("=")[0])):
             kept.append(argument)
     return shlex.join(["python", "-m", f"experiments.{experiment}", *kept])
+
+
+def _is_folder(argument: str) -> bool:
+    return argument.replace("_", "-") == "--run-folder"
 
 
 def main(experiment: Experiment, arguments: Sequence[str]) -> int:

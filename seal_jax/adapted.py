@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from seal_jax import batching, lora, memory, peft, runtime
 from seal_jax import document as documents
-from seal_jax.checkpoint import RunFolder, write_atomically
+from seal_jax.checkpoint import RunFolder, digest, write_atomically
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Question
 from seal_jax.graders.lexical import grade_by_match
@@ -33,7 +33,17 @@ from seal_jax.models.transformer import ModelConfig
 from seal_jax.rest_em import Loop, Progress
 from seal_jax.rewards import gold_tokens
 from seal_jax.sampler import Sampling
-from seal_jax.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, make_lesson, make_query, teach
+from seal_jax.teaching import (
+    TOGETHER,
+    Taught,
+    Teaching,
+    ask_each,
+    chunk_of,
+    lesson_texts,
+    make_lesson,
+    make_query,
+    teach,
+)
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import LanguageModel, Query
 
@@ -219,7 +229,8 @@ def adapt(
     spoken, render = runtime.in_style(style, chat, model)
     below: tuple[Adapter, ...] = ()
     if start is not None:
-        below = (peft.load_peft(Path(start), config),)
+        start = Path(start).expanduser()
+        below = (peft.load_peft(start, config),)
         lm = lm._replace(params=lora.merge(lm.params, below[0]))
     lesson = make_lesson(
         read, lm, context_length=config.context_length, style=spoken, render=render, grade=grade_by_match,
@@ -227,21 +238,19 @@ def adapt(
         inner=inner,
     )  # fmt: skip
     inner = dataclasses.replace(inner, chunk=inner.chunk or teaching.candidates)
-    cut = memory.fit(
+    cut = runtime.fit(
         config, inner, lesson.shapes, max_tokens=answer_tokens, prompt_width=lesson.prompt_width,
-        samples=teaching.candidates, written_tokens=sampling.max_tokens, write_chunk=None,
-        free=runtime.free_memory(devices), devices=runtime.device_count(devices),
-        itemsize=runtime.itemsize(dtype),
-        most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
+        samples=teaching.candidates, written_tokens=sampling.max_tokens, write_chunk=None, dtype=dtype, devices=devices,
     )  # fmt: skip
     told = say or (lambda text: None)
     settings = {
-        "document": repr(read), "model": model, "start": str(start), "teaching": repr(teaching), "inner": repr(inner),
+        "inputs": digest([read, lesson_texts(prompt), [] if start is None else peft.fingerprint(start)]),
+        "model": model, "teaching": repr(teaching), "inner": repr(inner),
         "sampling": repr(sampling), "prompt": prompt, "max_sequences": max_sequences, "answer_tokens": answer_tokens,
         "style": spoken, "dtype": dtype, "seed": seed,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="seal_jax-") as scratch:
-        folder = RunFolder(run_folder or scratch, settings)
+        folder = RunFolder(Path(run_folder or scratch).expanduser(), settings)
         try:
             cut = memory.Plan(*folder.once("memory", lambda: list(cut)))
             progress: Progress = Quiet(say)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -191,6 +192,11 @@ class explained:
                 errno.ENOSPC,
                 f"{self.path}: the disk is full. What was finished is kept: make room, then run the same command again",
             ) from error
+
+
+def digest(inputs: Any) -> str:
+    """What stands in a run's config for all that it read from files."""
+    return hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
 
 
 def as_json(config: Any) -> dict:

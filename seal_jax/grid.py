@@ -147,7 +147,9 @@ def text_of(value: Any) -> str:
         return "+".join(map(text_of, value))
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

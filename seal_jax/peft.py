@@ -7,6 +7,7 @@ is evaluated here, merged (`with_peft`), or what is trained next stands on top o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -99,10 +100,8 @@ def load_peft(folder: Path, config: ModelConfig) -> Adapter:
         ValueError: a file that cannot be read, an option that changes what is computed (DoRA, biases, patterns, ...), a
             tensor that is missing, left over, or of another shape than `config` calls for.
     """
+    require_files(folder)
     file = folder / WEIGHTS
-    for needed in (folder / CONFIG, file):
-        if not needed.is_file():
-            raise FileNotFoundError(f"{needed}: not there; expected a folder that PEFT's save_pretrained wrote")
     rank, scale = _read_config(folder / CONFIG)
     try:
         tensors = load_file(file)
@@ -137,6 +136,19 @@ def with_peft(lm: LanguageModel, folder: Path, config: ModelConfig) -> LanguageM
         FileNotFoundError, ValueError: as `load_peft`.
     """
     return lm._replace(params=lora.merge(lm.params, load_peft(folder, config)))
+
+
+def require_files(folder: Path) -> None:
+    """Raises FileNotFoundError if one of the two files is not there."""
+    for needed in (folder / CONFIG, folder / WEIGHTS):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: not there; expected a folder that PEFT's save_pretrained wrote")
+
+
+def fingerprint(folder: Path) -> list[str]:
+    """Of an adapter's files, as far as they are there."""
+    files = [folder / name for name in (CONFIG, WEIGHTS)]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
 def _read_config(file: Path) -> tuple[int, float]:

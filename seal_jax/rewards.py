@@ -187,15 +187,27 @@ def score(
     finite = np.array(inner.is_finite(adapters))
     answers, likely = ask(lm, adapters, queries, shapes, max_tokens=max_tokens, chunk=chunk)
     finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in likely]  # or too large to compute with
+    trained = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
+    return graded(queries, answers, likely, trained, finite, grade)
+
+
+def graded(
+    queries: Sequence[Sequence[Query]],
+    answers: Sequence[list[str]],
+    likely: Sequence[list[float | None]],
+    losses: Sequence[list[float]],
+    finite: Bool[np.ndarray, "E"],
+    grade: GradeTasks,
+) -> list[Score]:
+    """Scores from E groups of answers, graded in one call; those of an adapter that is not finite are empty."""
     answers = [group if ok else [""] * len(group) for group, ok in zip(answers, finite, strict=True)]
     verdicts = grade(queries, answers)
     scores = []
     for e, group in enumerate(queries):
-        trained = [float(loss) for loss in losses[e] if math.isfinite(loss)]
         if finite[e]:
-            scores.append(Score(answers[e], verdicts[e], likely[e], trained))
+            scores.append(Score(answers[e], verdicts[e], likely[e], losses[e]))
         else:
-            scores.append(Score(answers[e], [False] * len(verdicts[e]), [None] * len(group), trained, "diverged"))
+            scores.append(Score(answers[e], [False] * len(verdicts[e]), [None] * len(group), losses[e], "diverged"))
     return scores
 
 

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from seal_jax.memory import Plan
+    from seal_jax.models.transformer import ModelConfig
+    from seal_jax.training import FineTuning, Shapes
     from seal_jax.types import Style
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
@@ -116,6 +119,26 @@ def itemsize(dtype: str) -> int:
     import jax
 
     return 2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
+
+
+def fit(
+    model: ModelConfig, inner: FineTuning, shapes: Shapes, *, dtype: str, devices: int | None, **sizes: Any
+) -> Plan:
+    """`memory.fit` on this machine: to the memory that is free now on each of the devices. `sizes` are its others."""
+    import jax
+
+    from seal_jax import memory
+
+    return memory.fit(
+        model,
+        inner,
+        shapes,
+        free=free_memory(devices),
+        devices=device_count(devices),
+        itemsize=itemsize(dtype),
+        most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
+        **sizes,
+    )
 
 
 def describe_machine() -> dict[str, Any]:

@@ -12,8 +12,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,13 @@ from seal_jax.graders.lexical import normalise
 from seal_jax.inner import Chunk, is_finite
 from seal_jax.lora import Adapter
 from seal_jax.rest_em import Loop, select, write_self_edits
-from seal_jax.rewards import Score, ask, gold_tokens, mean
+from seal_jax.rewards import Score, ask, gold_tokens, graded, mean
 from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Domain, Example, Grade, LanguageModel, Query, SelfEdit, Settings, Style, require_at_least
 
+STYLES: tuple[Style, ...] = get_args(Style)
+GROUNDED_QUESTION = 0.5  # of a question's longer words, so many must stand in its passage, or it asks of something else
 QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
 TOGETHER = 8  # questions asked of an adapter at a time; more are asked in groups
 ANSWER_WORDS = 12  # of a self-written question, at most: longer ones are sentences, not answers
@@ -162,6 +165,11 @@ def question_template(style: Style) -> str:
     return load_template(QUESTIONS, style, "title", "context")
 
 
+def lesson_texts(prompt: str) -> list[Any]:
+    """All prompts of a lesson, in both styles: what is read from files is part of what a run is."""
+    return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
+
+
 def make_query(render: Callable[[str], str], template: str, topic: str, question: str, gold: str) -> Query:
     """A question as the model reads it: with the document's title, without the document."""
     return Query(question, render(fill(template, title=topic, question=question)), gold)
@@ -223,6 +231,7 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
         loop.run.once("candidates/losses", lambda: kept)  # before the checkpoint: where that is, these are
         return adapters
 
+    @cache
     def candidates() -> Adapter:
         return restored(
             loop.run.once_tree("candidates", train, like=training.adapter_shapes(lm, loop.inner, len(sequences)))
@@ -230,13 +239,14 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
 
     resumed = loop.run.has("candidates/losses")
     finished = loop.run.has("candidates/scores")
-    adapters = None if finished else candidates()
+    if not finished:
+        candidates()
     tokens = sum(chosen.epochs * size for chosen, (_, size) in zip(settings, sizes, strict=True))
     loop.progress.advance(teaching.candidates, adapters=teaching.candidates, tokens=tokens, resumed=resumed)
 
     loop.progress.phase("candidates: questions", len(queries) * teaching.candidates, "questions")
     by_candidate = as_scores(
-        loop.run.once("candidates/scores", lambda: score_all(lm, adapters, passages, loop, at_once))
+        loop.run.once("candidates/scores", lambda: score_all(lm, candidates(), passages, loop, at_once))
     )
     losses = loop.run.once("candidates/losses", list)
     chosen = choose(by_candidate, losses, teaching)
@@ -244,7 +254,7 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
     loop.progress.advance(len(queries) * teaching.candidates, accuracy=best, resumed=finished)
 
     def keep() -> Adapter:
-        return jax.tree.map(lambda leaf: leaf[chosen], adapters if adapters is not None else candidates())
+        return jax.tree.map(lambda leaf: leaf[chosen], candidates())
 
     adapter = restored(loop.run.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.inner)))
     loop.run.forget_tree("candidates")  # the others are not asked for again
@@ -319,7 +329,7 @@ def answered_by(passage: Passage, question: Question) -> bool:
         and 0 < len(gold.split()) <= ANSWER_WORDS
         and f" {gold} " in f" {context} "
         and f" {gold} " not in f" {asked} {normalise(passage.title)} "
-        and grounded(question.question, f"{passage.title} {passage.context}") >= 0.5
+        and grounded(question.question, f"{passage.title} {passage.context}") >= GROUNDED_QUESTION
     )
 
 
@@ -387,30 +397,25 @@ def _roots(text: str) -> list[str]:
 
 
 def score_all(
-    lm: LanguageModel, adapters: Adapter | None, passages: Sequence[Passage], loop: Loop, at_once: Chunk
+    lm: LanguageModel, adapters: Adapter, passages: Sequence[Passage], loop: Loop, at_once: Chunk
 ) -> list[list[Score]]:
-    """Every question to each of C adapters, graded: [C][P]. One that diverged has no score."""
-    assert adapters is not None
+    """Every question to each of C adapters, graded: [C][P]. One that diverged answers nothing."""
     queries = [loop.domain.queries(passage) for passage in passages]
     flat = [query for own in queries for query in own]
     answers, likely = ask_each(lm, adapters, flat, loop.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
-    finite = np.array(is_finite(adapters))
+    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in likely]
+    count, each = len(finite), len(passages)
     ends = np.cumsum([len(own) for own in queries])
-    scores = []
-    for c in range(len(finite)):
-        ok = bool(finite[c]) and bool(np.isfinite(np.array(likely[c], float)).all())
-        parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
-        said = [answers[c][part] for part in parts]
-        verdicts = loop.domain.grade(queries, said)
-        scores.append(
-            [
-                Score(said[p], verdicts[p], list(likely[c][part]), [])
-                if ok
-                else Score([""] * len(said[p]), [False] * len(said[p]), [None] * len(said[p]), [], "diverged")
-                for p, part in enumerate(parts)
-            ]
-        )
-    return scores
+    parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
+    scores = graded(
+        queries * count,
+        [own[part] for own in answers for part in parts],
+        [own[part] for own in likely for part in parts],
+        [[]] * (count * each),
+        np.repeat(finite, each),
+        loop.domain.grade,
+    )
+    return [scores[c * each : (c + 1) * each] for c in range(count)]
 
 
 def ask_each(
@@ -440,6 +445,8 @@ def ask_each(
 def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
     """The candidate that answers the questions best; where there is no question, the one of the lowest last losses.
 
+    Where no answer got a verdict, it is the one to which the answers expected are likeliest.
+
     Raises:
         ValueError: every candidate diverged.
     """
@@ -456,11 +463,8 @@ def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[fl
                          for c, own in enumerate(by_candidate)]], float)
         for name in (teaching.choose_by, "log_likelihood")
     }  # fmt: skip
-    if np.isnan(values[teaching.choose_by]).all():  # no verdict at all
-        return alive[0]
-    keep = select(
-        values[teaching.choose_by], np.zeros(1), rule="best", tie_break=values["log_likelihood"]
-    )  # fmt: skip
+    by = "log_likelihood" if np.isnan(values[teaching.choose_by]).all() else teaching.choose_by
+    keep = select(values[by], np.zeros(1), rule="best", tie_break=values["log_likelihood"])
     return int(np.argmax(keep[0]))
 
 

@@ -37,6 +37,9 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size)
+        require_at_least(0, learning_rate=self.learning_rate)
+        if set(self.projections) - set(lora.PROJECTIONS):
+            raise ValueError(f"projections are {self.projections}; expected some of {', '.join(lora.PROJECTIONS)}")
         if self.chunk is not None:
             require_at_least(1, chunk=self.chunk)
         if self.batch_size % self.optimiser.accumulate:

@@ -99,14 +99,14 @@ def mesh() -> Mesh:
 
 
 @pytest.fixture
-def killed_after(monkeypatch) -> Callable[[int], AbstractContextManager[list[str]]]:
+def killed_after(monkeypatch) -> Callable[[int], AbstractContextManager[list[bytes]]]:
     """`with killed_after(3) as lines: run()`: the run ends as its third line is in the journal; `lines` are those."""
 
     class Killed(BaseException):  # nothing may catch it
         pass
 
     @contextlib.contextmanager
-    def context(count: int) -> Iterator[list[str]]:
+    def context(count: int) -> Iterator[list[bytes]]:
         append, lines = RunFolder._append, []
 
         def dying(self, line):

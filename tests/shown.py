@@ -112,7 +112,7 @@ def has_torch() -> bool:
 
 
 def made(folder: Path) -> str:
-    """Writes what the commands name into `folder`: a model, texts, recorded self-edits and answers, an adapter."""
+    """Writes what the commands name into `folder`: a model, texts, recorded self-edits and answers."""
     passages = json.loads(INVENTED.read_text(encoding="utf-8"))[:12]
     lines = [[sentence.strip() for sentence in passage["context"].split(". ")] for passage in passages]
     for name in ("base", "iter2", "gpt4_1", "A", "B", "other"):

@@ -243,12 +243,26 @@ def test_recorded_self_edits_are_taken_as_they_are(config, tmp_path):
         ablations.run(dataclasses.replace(recorded, passages=3), tmp_path / "more", "the command")
 
 
+def test_what_the_parts_asked_of_a_judge_is_added_up():
+    assert ablations.total([{"calls": 2, "usd": 0.5}, {"calls": 3, "usd": None}]) == {"calls": 5, "usd": None}
+    assert ablations.total([]) == {}
+
+
+def test_values_that_are_nearly_alike_are_two_parts(config):
+    search = read_search(dataclasses.replace(config, grid=("sampling.temperature=0.12345678,0.12345679",)))
+    assert [part.config.sampling.temperature for part in search.parts] == [0.12345678, 0.12345679]
+
+
 def test_mistakes_come_before_any_folder(config, tmp_path):
     for grid, message in (
         (("prompt=facts,rewrit",), r"rewrit"),
         (("passages=2,9999",), r"--passages asks for 9999"),
         ((), r"the grid is empty"),
         (("inner.batch_size=0",), r"cell batch_size=0"),
+        (("inner.learning_rate=1e-3,-1",), r"learning_rate is -1.0; expected at least 0"),
+        (("inner.projections=q_proj+v_proj,q_prj",), r"projections are \('q_prj',\); expected some of q_proj"),
+        (("tracker.kind=none,tensorboard",), r"tracker.kind.*it changes no figure of a cell"),
+        (("grader.concurrency=1,2",), r"grader.concurrency.*it changes no figure of a cell"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             ablations.run(dataclasses.replace(config, grid=grid), tmp_path / "run", "the command")

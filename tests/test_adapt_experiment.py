@@ -192,6 +192,40 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(monkeypatc
         assert "error: a question of 9 tokens" in said
 
 
+def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(monkeypatch, capsys):
+    class Slow:
+        topic = "the isle"
+
+        def ask(self, question):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", lambda prompt: "Who?")
+    adapt.converse(Slow())
+    assert capsys.readouterr().out.endswith("\n\n")
+
+
+def test_what_has_no_verdict_is_listed(config, tmp_path, monkeypatch):
+    """The base model's answers, the kept adapter's, and the exam's."""
+    exam = tmp_path / "exam.json"
+    exam.write_text(json.dumps([{"question": "Who keeps the lamp?", "answer": "Tobin Aske"}]))
+    made = adapt.make_judge
+    monkeypatch.setattr(
+        adapt,
+        "make_judge",
+        lambda *a, **k: made(*a, **k)._replace(grade=lambda queries, answers: [None] * len(queries)),
+    )
+    results = adapt.run(dataclasses.replace(config, exam=exam), tmp_path / "run", "the command")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "ungraded.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"base", "candidates", "exam, before", "exam, after"}
+    assert results["ungraded"] == len(lines)
+
+
+def test_a_long_word_is_cut_too():
+    assert adapt.cut("a" * 60, 36) == "a" * 32 + " ..."
+    assert adapt.cut("two words", 36) == "two words"
+    assert len(adapt.cut("some words " * 9, 36)) <= 36
+
+
 def test_answers_stand_side_by_side_in_the_width_there_is():
     lines = side_by_side([Answer("Who keeps the lamp?", "Nobody that one knows of", "")], width=40).splitlines()
     assert lines[1:] == [

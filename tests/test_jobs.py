@@ -79,6 +79,16 @@ def test_a_cluster_that_is_not_there_is_said_to_be_so(job_environment, tmp_path,
         jobs.executor(Jobs("slurm"), tmp_path)
 
 
+def test_a_job_that_is_not_taken_is_an_error_of_one_line(tmp_path, monkeypatch):
+    class Refusing:
+        def submit(self, task):
+            raise RuntimeError("sbatch: error: invalid partition specified: gpuu\n")
+
+    monkeypatch.setattr(jobs, "executor", lambda where, folder: Refusing())
+    with pytest.raises(OSError, match=r"^slurm took no job \(a\): .*invalid partition specified: gpuu"):
+        jobs.run(Jobs("slurm"), {"a": Task(fail)}, tmp_path, say=print)
+
+
 def test_submitit_that_is_not_installed_is_said_to_be_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ValueError, match=r"submitit, which is not installed: pip install -e '.\[slurm\]'"):

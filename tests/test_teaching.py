@@ -189,6 +189,11 @@ def test_the_best_candidate_is_kept_by_what_is_asked_for():
         teaching.choose([diverged], losses[:1], Teaching())
 
 
+def test_without_any_verdict_the_likeliest_answers_decide():
+    ungraded = [score([None, None], [likely, -1.0]) for likely in (-3.0, -1.0, -2.0)]
+    assert teaching.choose(ungraded, [[1.0]] * 3, Teaching()) == 1
+
+
 def test_without_a_question_the_last_losses_decide():
     nothing = score([], [])
     assert teaching.choose([nothing] * 3, [[9.0, 2.0], [0.0, 3.0], [5.0, 1.0]], Teaching()) == 2
