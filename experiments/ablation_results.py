@@ -80,6 +80,9 @@ class Findings:
         use = f"Use {self.best.label}: {written(shown, self.metric)} {UNITS[self.metric]}"
         if compared.candidates == 1:
             return f"{use}. There is no other cell to choose. Options: {options}"
+        if all(compared.against[c].low == compared.against[c].high == 0 for c in compared.order[: compared.candidates]):
+            alike = f"all {compared.candidates} come out alike, {written(shown, self.metric)}"
+            return f"No cell can be recommended: {alike} {UNITS[self.metric]}."
         if math.isnan(share):
             return f"{use}. How sure that is cannot be said from one passage. Options: {options}"
         sure = "settled" if share >= SETTLED else "likely, but not settled" if share >= LIKELY else "not settled"

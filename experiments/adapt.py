@@ -24,7 +24,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -35,7 +35,7 @@ from experiments.session import Experiment, Prepared, Session, Speaker
 from seal_jax import batching, evaluation, lora, peft, plan, teaching
 from seal_jax import document as documents
 from seal_jax.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
-from seal_jax.checkpoint import RunFolder
+from seal_jax.checkpoint import RunFolder, write_atomically
 from seal_jax.document import Document
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Passage, Question
@@ -44,6 +44,7 @@ from seal_jax.lora import PROJECTIONS, Adapter
 from seal_jax.rest_em import Trial
 from seal_jax.rewards import Score, mean
 from seal_jax.sampler import Sampling
+from seal_jax.statistics import wilson
 from seal_jax.teaching import Taught, Teaching
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import SelfEdit, Verdict
@@ -66,8 +67,8 @@ class Config(Knowledge):
     """Begin with a PEFT adapter from this folder; without --document it is asked as it is."""
     exam: Path | None = None
     """Questions of your own, asked before and after and graded: JSON, [{"question", "answer"}]. Never trained on."""
-    ask: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A question; repeat it for more. Without any, and in a terminal, you are asked for them."""
+    ask: tuple[str, ...] = ()
+    """Questions, each in quotes. Without any, and in a terminal, you are asked for them."""
     save: Path | None = None
     """Write the adapter here, as PEFT reads it."""
     merged: bool = False
@@ -234,7 +235,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             here.loop.shapes, teaching.chunk_of(here.lm, here.loop, config.teaching.candidates), taught,
         )  # fmt: skip
         results = finish(config, here, inputs, adapted)
-    afterwards(config, adapted)
+    afterwards(config, adapted, run_folder)
     return results
 
 
@@ -292,6 +293,9 @@ def finish(config: Config, here: Session, inputs: Inputs, adapted: Adapted) -> d
     if inputs.exam:
         parts["exam"], table = examine(here, adapted, inputs.exam)
         tables.append(table)
+    answered = keep_answers(here.folder.path, adapted.ask_all(config.ask) if config.ask else [])
+    if answered:
+        tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": answered, "page_only": True})
     return here.finish(rows, tables=tables, **parts)
 
 
@@ -324,6 +328,7 @@ def record(here: Session, taught: Taught) -> None:
 
 def candidates_table(config: Config, taught: Taught) -> dict[str, Any]:
     """What each candidate was trained on, and how it answered."""
+    by = config.teaching.choose_by if any(p.questions for p in taught.passages) else "the last loss: no question"
     rows = []
     for c, (settings, (count, tokens)) in enumerate(zip(taught.settings, taught.sequences, strict=True)):
         losses = taught.losses[c]
@@ -339,7 +344,7 @@ def candidates_table(config: Config, taught: Taught) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "title": "Candidates",
-        "note": f"Losses are means over an epoch, nats a token. Chosen by {config.teaching.choose_by}.",
+        "note": f"Losses are means over an epoch, nats a token. Chosen by {by}.",
         "columns": ["candidate", "learning rate", "sequences", "tokens", "loss, first epoch", "loss, last epoch",
                     "right", "log-likelihood"],
         "rows": rows,
@@ -406,14 +411,29 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
         )
     ]
     title = f"Your exam: {share(right_before)} right before, {share(right_after)} after"
-    return record, {"title": title, "note": "+ is right.", "columns": COLUMNS, "rows": rows}
+    known = [verdict for verdict in right_after if verdict is not None]
+    shares = wilson(sum(known), len(known)) if known else None
+    note = "+ is right." + (
+        f" After: {100 * shares.low:.0f} to {100 * shares.high:.0f} % (Wilson, 95 %)." if shares else ""
+    )
+    return record, {"title": title, "note": note, "columns": COLUMNS, "rows": rows}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Afterwards: save it, ask it
 
 
-def afterwards(config: Config, adapted: Adapted) -> None:
+def keep_answers(folder: Path, answers: Sequence[Answer]) -> list[list[str]]:
+    """Adds answers to answers.jsonl in the run folder, and returns all that were ever given, once each."""
+    file = folder / "answers.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = list(dict.fromkeys([*lines, *(json.dumps(answer._asdict()) for answer in answers)]))
+    if answers:
+        write_atomically(file, "".join(f"{line}\n" for line in lines))
+    return [list(json.loads(line).values()) for line in lines]
+
+
+def afterwards(config: Config, adapted: Adapted, folder: Path) -> None:
     """Writes the adapter where it is asked for, then answers the user's questions."""
     if config.save is not None:
         folder = adapted.save(config.save, merged=config.merged)
@@ -421,12 +441,15 @@ def afterwards(config: Config, adapted: Adapted) -> None:
         if config.merged:
             print(f"Whole model (Hugging Face): {folder / 'merged'}")
     if config.ask:
-        print(side_by_side(adapted.ask_all(config.ask)))
-    elif sys.stdin is not None and sys.stdin.isatty():  # a pipe or a batch job is not kept waiting
-        converse(adapted)
+        given = {question: (before, after) for question, before, after in keep_answers(folder, [])}
+        print(side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask]))
+    elif sys.stdin is not None and sys.stdin.isatty():
+        converse(adapted, folder)
+    elif config.exam is None:  # a pipe or a batch job is not kept waiting
+        print('No terminal, so no question is read; to ask, give the command again with --ask "..." "..."')
 
 
-def converse(adapted: Adapted) -> None:
+def converse(adapted: Adapted, folder: Path) -> None:
     """Questions from the terminal until an empty line, the end of input, or Ctrl-C."""
     print(f"Ask about {adapted.topic or 'anything'}; an empty line ends.")
     while True:
@@ -438,7 +461,9 @@ def converse(adapted: Adapted) -> None:
         if not question:
             return
         try:
-            print(side_by_side([adapted.ask(question)]))
+            answer = adapted.ask(question)
+            keep_answers(folder, [answer])
+            print(side_by_side([answer]))
         except ValueError as error:
             print(f"error: {error}")
         except KeyboardInterrupt:
@@ -492,7 +517,13 @@ def describe(config: Config, run_folder: Path) -> str:
     return session.describe(config, lines, work, shapes, width, run_folder, samples=how.candidates)
 
 
-EXPERIMENT = Experiment("adapt", __doc__, PRESETS, describe, run)
+def called(config: Config) -> str:
+    """The run folder: one a document, and one an adapter that is only asked."""
+    what = config.document or config.adapter
+    return f"adapt-{config.preset}" if what is None else f"adapt-{config.preset}-{what.stem}"
+
+
+EXPERIMENT = Experiment("adapt", __doc__, PRESETS, describe, run, called)
 
 if __name__ == "__main__":
     sys.exit(session.main(EXPERIMENT, sys.argv[1:]))

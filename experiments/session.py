@@ -19,6 +19,7 @@ import json
 import math
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -198,7 +199,7 @@ class Session:
         write_atomically(self.folder.path / "results.json", json.dumps(results, indent=1))
         page = write_report(self.folder.path)
         shown = [evaluation.summary(rows)] if rows else []
-        shown += [table_text(table) for table in parts.get("tables", ())]
+        shown += [table_text(table) for table in parts.get("tables", ()) if not table.get("page_only")]
         said = self.judge.report()
         self.closing += ["\n\n".join(shown), *([said] if said else []), *self._missing(), f"Report: {page}"]
         return results
@@ -409,6 +410,7 @@ class Experiment(NamedTuple):
     presets: Mapping[str, tuple[str, Any]]  # a sentence on each, and its config; the first is the default
     plan: Callable[[Any, Path], str]
     run: Callable[[Any, Path, str], Any]  # config, run folder, command line
+    called: Callable[[Any], str] | None = None  # the run folder, in runs/; by default experiment and preset
 
 
 def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
@@ -434,7 +436,8 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
                 commands,
                 prog=f"python -m experiments.{experiment.name}",
                 args=arguments,
-                description=experiment.description,
+                description=f"{experiment.description}\nAll options: python -m experiments.{experiment.name} "
+                f"{next(iter(presets))} --help",
             )
     finally:
         sys.stderr.write(_readable(said.getvalue()))
@@ -466,10 +469,11 @@ def _is_folder(argument: str) -> bool:
 
 
 def main(experiment: Experiment, arguments: Sequence[str]) -> int:
-    """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback, and so does Ctrl-C."""
     try:
         config, where = parse(experiment, arguments)
-        run_folder = where.run_folder or Path("runs") / f"{experiment.name.replace('_', '-')}-{config.preset}"
+        name = experiment.called(config) if experiment.called else f"{experiment.name}-{config.preset}"
+        run_folder = where.run_folder or Path("runs") / name.replace("_", "-")
         runtime.start(config.devices)
         if where.dry_run:
             print(experiment.plan(config, run_folder))
@@ -478,4 +482,7 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command carries on", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seal_jax.adapted import Adapted, Answer, Teaching, adapt
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
 
 __version__ = "0.1.0"
 __all__ = ["Adapted", "Answer", "Teaching", "adapt"]

@@ -20,6 +20,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+PLAN = "memory"  # a piece of this name, or under it, is a plan of the work and none of it
+
 
 class RunFolder:
     """A run's folder: config.json, journal.jsonl, checkpoints/.
@@ -62,7 +64,7 @@ class RunFolder:
 
     def _claim(self, config: dict) -> None:
         """Writes the config, or compares with it. One under which nothing was finished bars no other."""
-        if self._config_file.exists() and self._finished:
+        if self._config_file.exists() and any(name.partition("/")[0] != PLAN for name in self._finished):
             differing = [
                 f"{name}: {a!r} there, {b!r} now"
                 for name, a, b in differences(json.loads(self._config_file.read_text()), config)
@@ -72,7 +74,9 @@ class RunFolder:
                     f"{self.path} holds a run of another config; use another --run-folder or remove this one. "
                     "Differing fields:\n  " + "\n  ".join(differing)
                 )
-        else:
+        elif not self._config_file.exists() or json.loads(self._config_file.read_text()) != config:
+            self._journal.truncate(0)  # another config's plans
+            self._finished = {}
             write_atomically(self._config_file, json.dumps(config, indent=2))
 
     def _read_journal(self) -> dict[str, Any]:

@@ -144,12 +144,15 @@ class RoundLog(NamedTuple):
 
 
 def write_self_edits(
-    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str
+    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str, shown: str = "writing self-edits"
 ) -> list[list[SelfEdit]]:
-    """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only."""
+    """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only.
+
+    `shown` is what the progress display says is done.
+    """
     domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
     at_once = max(1, min(loop.write_chunk.planned // samples, len(tasks)))
-    loop.progress.phase(f"{name}: writing self-edits", len(tasks))
+    loop.progress.phase(f"{name}: {shown}", len(tasks))
 
     def write(group: Sequence[Task]) -> list[list[tuple[str, bool]]]:
         prompts = [codec.encode(domain.prompt(task)) for task in group]

@@ -22,8 +22,7 @@ CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 def start(devices: int | None) -> None:
     """Settles the number of CPU devices and the cache of compiled programs. Call before any other use of JAX."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
-    logging.getLogger("huggingface_hub").propagate = False  # it prints its retries itself: once is enough
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries, before the error that counts
     import jax
 
     from seal_jax.models.hub import cache_folder

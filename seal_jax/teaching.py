@@ -38,6 +38,7 @@ from seal_jax.types import Domain, Example, Grade, LanguageModel, Query, SelfEdi
 STYLES: tuple[Style, ...] = get_args(Style)
 GROUNDED_QUESTION = 0.5  # of a question's longer words, so many must stand in its passage, or it asks of something else
 QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
+WRITING_QUESTIONS = "writing questions"  # what the display says
 TOGETHER = 8  # questions asked of an adapter at a time; more are asked in groups
 ANSWER_WORDS = 12  # of a self-written question, at most: longer ones are sentences, not answers
 
@@ -182,7 +183,7 @@ def make_query(render: Callable[[str], str], template: str, topic: str, question
 def phases(teaching: Teaching) -> list[str]:
     """What a progress display will show, in order."""
     return [
-        "questions: writing self-edits",
+        f"questions: {WRITING_QUESTIONS}",
         *(f"self-edits {n}: writing self-edits" for n in range(1, teaching.edits + 1)),
         "base model",
         "candidates: training",
@@ -271,7 +272,9 @@ def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Tea
         lesson.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain.grade
     )
     asking = loop._replace(domain=domain)
-    written = write_self_edits(lm, lesson.passages, asking, samples=teaching.candidates, name="questions")
+    written = write_self_edits(
+        lm, lesson.passages, asking, samples=teaching.candidates, name="questions", shown=WRITING_QUESTIONS
+    )
     begun = lesson.questions_prompt(lesson.passages[0]).rstrip().endswith("Question:")  # the first one, by the prompt
     width, gold_width = loop.shapes.question_width, loop.shapes.gold_width
 

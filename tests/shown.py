@@ -132,6 +132,7 @@ def made(folder: Path) -> str:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "notes.md").write_text("# Isle\n\n" + passages[0]["context"] + "\n", encoding="utf-8")
     (folder / "report.pdf").write_bytes(pdf(passages[1]["context"]))
+    shutil.copytree(ROOT / "examples", folder / "examples")
     return str(tiny.model_folder(folder / "model"))
 
 

@@ -131,7 +131,10 @@ def test_a_finished_run_answers_other_questions_and_saves_and_never_waits(undist
     """What is done afterwards is no part of the run; no terminal, no prompt."""
     results, folder = undisturbed
     later = dataclasses.replace(config, ask=("Who?", "What is it?"), save=tmp_path / "kept", merged=True)
-    assert without_seconds(adapt.run(later, folder, "the command")) == without_seconds(results)
+    again = adapt.run(later, folder, "the command")
+    asked = again["tables"].pop(0)  # on the page, beside what it showed before
+    assert [row[0] for row in asked["rows"]] == ["Who?", "What is it?"]
+    assert without_seconds(again) == without_seconds(results)
     said = capsys.readouterr().out
     assert f"Adapter (PEFT): {tmp_path / 'kept'}\n" in said
     said = said[said.index("\nWho?") :]
@@ -166,7 +169,7 @@ def test_a_seal_trained_model_writes_and_learns_and_the_saved_adapter_holds_its_
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(monkeypatch, capsys):
+def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, monkeypatch, capsys):
     class Echo:
         topic = "isles"
 
@@ -185,14 +188,15 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(monkeypatc
                 raise EOFError from None
 
         monkeypatch.setattr("builtins.input", read)
-        adapt.converse(Echo())
+        adapt.converse(Echo(), tmp_path)
+        assert (tmp_path / "answers.jsonl").read_text() == '{"question": "Who?", "before": "no", "after": "yes"}\n'
         said = capsys.readouterr().out
         assert said.startswith("Ask about isles; an empty line ends.")
         assert "| yes" in said
         assert "error: a question of 9 tokens" in said
 
 
-def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(monkeypatch, capsys):
+def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(tmp_path, monkeypatch, capsys):
     class Slow:
         topic = "the isle"
 
@@ -200,7 +204,7 @@ def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(monkeypatch, ca
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", lambda prompt: "Who?")
-    adapt.converse(Slow())
+    adapt.converse(Slow(), tmp_path)
     assert capsys.readouterr().out.endswith("\n\n")
 
 
@@ -289,8 +293,9 @@ def test_bad_documents_end_as_one_sentence(tmp_path, capsys, monkeypatch):
 
 
 def test_the_command_line_takes_several_questions():
-    arguments = ["--document", "a.md", "--ask", "Who?", "--ask", "Why, then?", "--teaching.candidates", "3"]
+    arguments = ["--document", "a.md", "--ask", "Who?", "Why, then?", "--teaching.candidates", "3"]
     parsed, _ = session.parse(adapt.EXPERIMENT, arguments)
+    assert adapt.called(parsed) == "adapt-small-a"
     assert (parsed.preset, parsed.ask, parsed.teaching.candidates) == ("small", ("Who?", "Why, then?"), 3)
 
 

@@ -114,6 +114,22 @@ def test_a_tree_is_made_once_and_returns_exactly(tmp_path, dtype):
         jax.tree.map(np.testing.assert_array_equal, found, tree)
 
 
+def test_a_folder_with_nothing_but_a_plan_bars_nobody_and_its_plan_goes(tmp_path):
+    first = RunFolder(tmp_path / "run", {"a": 1})
+    assert first.once("memory", lambda: [4]) == [4]
+    first.close()
+    again = RunFolder(tmp_path / "run", {"a": 1})
+    assert again.once("memory", not_again) == [4]
+    again.close()
+    other = RunFolder(tmp_path / "run", {"a": 2})
+    assert other.once("memory", lambda: [8]) == [8]
+    other.once("work", lambda: 1)
+    other.close()
+    with pytest.raises(ValueError, match=r"a: 2 there, 1 now"):
+        RunFolder(tmp_path / "run", {"a": 1})
+    assert RunFolder(tmp_path / "run", {"a": 2}).once("memory", not_again) == [8]
+
+
 def test_half_a_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
     """A process killed while Orbax writes leaves the piece undone, and the next one does it."""
     tree = {"w": jnp.arange(4.0)}

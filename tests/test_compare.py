@@ -105,6 +105,9 @@ def test_streams_and_passages_are_different_rows(tmp_path):
     ]
     words = page_of(folders, tmp_path / "out.html").words()
     assert "2 runs that have no row in common" in words
+    text = comparison_text(read_runs(folders))
+    assert "they have no row in common, so nothing is compared" in text
+    assert "Settings that differ" not in text
     assert "Option base (streams)" in words and "Against a" not in words
 
 

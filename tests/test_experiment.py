@@ -373,6 +373,15 @@ def test_a_value_that_a_setting_refuses_is_named_by_its_option(program, tmp_path
     assert not run_folder.exists()
 
 
+def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(config, run_folder, command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "start", lambda devices: None)
+    assert session.main(squad.EXPERIMENT._replace(run=interrupted), ["smoke"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command carries on\n"
+
+
 def test_without_jax_a_command_says_which_environment_to_enter():
     """As README's reader meets it who has not entered `.venv`."""
     without_packages = [sys.executable, "-S", "-m", "experiments.squad"]

@@ -286,5 +286,5 @@ def _not_to_be_had(source: str, name: str, cache: str, error: Exception) -> File
         f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
         f'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
         f"load_passages('{source}', 'train')\", and copy {cache} here; or use a JSON file of your own, --data FILE; "
-        "or the embedded set, --data invented."
+        "or the demo preset, whose data is embedded."
     )

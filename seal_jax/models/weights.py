@@ -316,6 +316,9 @@ def save_model(
             tensors[name.format(i)] = np.ascontiguousarray(layer.T if is_kernel else layer)
     unfinished = folder / "model.safetensors.unfinished"
     save_file(tensors, unfinished, metadata={"format": "pt"})
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    unfinished.chmod(config_file.stat().st_mode)  # save_file lets no one else read it
     os.replace(unfinished, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if stop:

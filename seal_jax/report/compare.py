@@ -129,7 +129,10 @@ def comparison_text(runs: Sequence[Run]) -> str:
     labels = _row_labels(runs)
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     lines = [f"{count}; accuracy in percent with 95 % intervals"]
-    if len(runs) > 1:
+    in_common = [key for key in _row_keys(runs) if sum(key in run.rows for run in runs) > 1]
+    if len(runs) > 1 and not in_common:
+        lines.append("they have no row in common, so nothing is compared")
+    elif len(runs) > 1:
         by = _units(_row_keys(runs))
         lines.append(f"differences in points, paired by {by}, against {_short(runs[0].label, 48)}")
     for key in _row_keys(runs):
@@ -150,7 +153,7 @@ def comparison_text(runs: Sequence[Run]) -> str:
         for where, figures in _paper_figures(runs).items():
             if key in figures:
                 lines.append(f"  {_short('paper: ' + where, 44):<45}{100 * figures[key]:>6.1f}")
-    settings = settings_that_differ(runs)
+    settings = settings_that_differ(runs) if in_common else []
     if settings:
         lines += ["", "Settings that differ"]
     for name, values in settings:

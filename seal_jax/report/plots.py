@@ -259,7 +259,7 @@ def _row_axes(width: int, rows: int, row_height: int) -> tuple[Figure, Axes]:
     axes.set_yticks([])
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{round(100 * x, 2):g} %")
     axes.grid(True, axis="x", color=LINE, linewidth=1)
     axes.set_axisbelow(True)
     return figure, axes
