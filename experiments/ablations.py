@@ -1,6 +1,6 @@
 """Ablations: which settings should I use? A grid, or a random search, over any field of knowledge incorporation.
 
-    python -m experiments.ablations demo                             # 12 cells, one program; 2 CPU cores: ten minutes
+    python -m experiments.ablations demo                             # 12 cells, one program, on 2 CPU cores
     python -m experiments.ablations paper                            # the paper's search: r, alpha, lr, epochs, batch
     python -m experiments.ablations demo --grid inner.learning_rate=1e-4,3e-4,1e-3 inner.rank=8,32
     python -m experiments.ablations demo --grid inner.learning_rate=1e-5..1e-2 inner.epochs=2..16 --random 20

@@ -434,12 +434,12 @@ def keep_answers(folder: Path, answers: Sequence[Answer]) -> list[list[str]]:
 
 
 def afterwards(config: Config, adapted: Adapted, folder: Path) -> None:
-    """Writes the adapter where it is asked for, then answers the user's questions."""
+    """Writes the adapter where it is asked for, then shows the answers, which `folder` keeps, or asks for questions."""
     if config.save is not None:
-        folder = adapted.save(config.save, merged=config.merged)
-        print(f"Adapter (PEFT): {folder}")
+        saved = adapted.save(config.save, merged=config.merged)
+        print(f"Adapter (PEFT): {saved}")
         if config.merged:
-            print(f"Whole model (Hugging Face): {folder / 'merged'}")
+            print(f"Whole model (Hugging Face): {saved / 'merged'}")
     if config.ask:
         given = {question: (before, after) for question, before, after in keep_answers(folder, [])}
         print(side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask]))
