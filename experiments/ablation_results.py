@@ -135,7 +135,7 @@ class Findings:
                 f"cell_{outcome.number}", outcome.label, outcome, outcome.figures, outcome.figures["problems"]
             )  # fmt: skip
             gain = paired_bootstrap(outcome.base["accuracy"], outcome.figures["accuracy"], seed=self.seed)
-            row["versus_base"] = {"row": bases[self._base(outcome)], **as_json(gain)}
+            row["versus_base"] = {"row": bases[self._base(outcome)], **gain.as_json()}
             rows.append(row)
         return rows
 
@@ -150,8 +150,8 @@ class Findings:
             "label": label,
             "passages": len(asked.passages),
             "questions": asked.questions,
-            "accuracy": as_json(bootstrap_mean(figures["accuracy"], seed=self.seed)),
-            "log_likelihood": as_json(bootstrap_mean(figures["log_likelihood"], seed=self.seed)),
+            "accuracy": bootstrap_mean(figures["accuracy"], seed=self.seed).as_json(),
+            "log_likelihood": bootstrap_mean(figures["log_likelihood"], seed=self.seed).as_json(),
             "versus_previous": None,  # the row above is just another cell
             "versus_base": None,
             "paper": None,
@@ -246,8 +246,8 @@ class Findings:
                 "number": outcome.number,
                 "label": outcome.label,
                 "values": {name: list(v) if isinstance(v, tuple) else v for name, v in outcome.values.items()},
-                **{metric: as_json(self.mean(metric, c)) for metric in METRICS},
-                "against_best": as_json(compared.against[c]) if compared.against else None,
+                **{metric: self.mean(metric, c).as_json() for metric in METRICS},
+                "against_best": compared.against[c].as_json() if compared.against else None,
                 "best_in": None if math.isnan(compared.share[c]) else float(compared.share[c]),
                 "problems": outcome.figures["problems"],
                 "adapters": outcome.figures["adapters"],
@@ -353,12 +353,6 @@ def written(interval: Interval, metric: Metric, sign: str = "") -> str:
     if math.isnan(interval.low):
         return f"{scale * interval.mean:{form}}"
     return "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * value for value in interval[:3]), f=form)
-
-
-def as_json(interval: Interval) -> dict[str, float | None]:
-    """A mean and its bounds; None where there is none."""
-    names = ("mean", "low", "high")
-    return {name: None if math.isnan(value) else value for name, value in zip(names, interval[:3], strict=True)}
 
 
 def _bounded(prefix: str, interval: Interval | None) -> dict[str, str]:

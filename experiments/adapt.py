@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import shutil
 import sys
 import textwrap
@@ -217,8 +216,7 @@ def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
             inner=config.inner,
         )  # fmt: skip
         lessons.append(lesson)
-        about = lambda passage: {"passage": passage.id, "title": passage.title, "context": passage.context}
-        return Prepared(lesson.domain, lesson.shapes, lesson.prompt_width, judge, about=about)
+        return Prepared(lesson.domain, lesson.shapes, lesson.prompt_width, judge, about=knowledge.about)
 
     with session.opened(
         kept, run_folder, "adapt", command=command, phases=phases(config), inputs=inputs.everything, prepare=prepare,
@@ -331,9 +329,7 @@ def candidates_table(config: Config, taught: Taught) -> dict[str, Any]:
     by = config.teaching.choose_by if any(p.questions for p in taught.passages) else "the last loss: no question"
     rows = []
     for c, (settings, (count, tokens)) in enumerate(zip(taught.settings, taught.sequences, strict=True)):
-        losses = taught.losses[c]
-        each = max(1, len(losses) // settings.epochs)
-        first, last = (float(np.mean(part)) if part else None for part in (losses[:each], losses[-each:]))
+        first, last = evaluation.first_and_last(taught.losses[c], settings.epochs)
         own = [row[c] for row in taught.scores]
         rows.append(
             [
@@ -358,23 +354,18 @@ def questions_table(taught: Taught) -> dict[str, Any]:
         base, after = taught.base[p], taught.scores[p][taught.chosen]
         for q, question in enumerate(passage.questions):
             rows.append(compared(question, (base.answers[q], after.answers[q]), (base.verdicts[q], after.verdicts[q])))
-    return {"title": "Questions that the model wrote, not trained on", "columns": COLUMNS, "rows": rows}
+    title = "Questions that the model wrote, not trained on"
+    return {"title": title, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
 
 
-COLUMNS = ["question", "expected", "before", "after"]
+COLUMNS, WIDTHS = ["question", "expected", "before", "after"], [56, 24, 38, 38]
 
 
 def compared(question: Question, answers: Sequence[str], verdicts: Sequence[Verdict]) -> list[str]:
     """A line of such a table; what was right is marked."""
     marks = ("+ " if verdict else "" for verdict in verdicts)
-    said = (mark + cut(answer, 36) for mark, answer in zip(marks, answers, strict=True))
-    return [cut(question.question, 56), cut(question.answer, 24), *said]
-
-
-def cut(text: str, width: int) -> str:
-    """A text on one line, shortened at a word where it is long, within one that is longer than all."""
-    short = textwrap.shorten(text, width, placeholder=" ...")
-    return short if short != "..." else f"{text.strip()[: width - 4]} ..."
+    said = (mark + answer for mark, answer in zip(marks, answers, strict=True))
+    return [question.question, question.answer, *said]
 
 
 def share(verdicts: Iterable[Verdict]) -> str:
@@ -416,7 +407,7 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
     note = "+ is right." + (
         f" After: {100 * shares.low:.0f} to {100 * shares.high:.0f} % (Wilson, 95 %)." if shares else ""
     )
-    return record, {"title": title, "note": note, "columns": COLUMNS, "rows": rows}
+    return record, {"title": title, "note": note, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -490,7 +481,7 @@ def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
 def describe(config: Config, run_folder: Path) -> str:
     """What a run reads, trains and needs. Loads no weights."""
     inputs, how = read(config), config.teaching
-    tokens = lambda text: math.ceil(1.4 * len(text.split()))  # a fair rule for English; the tokenizer is not loaded
+    tokens = lambda text: plan.tokens_of(len(text.split()))
     lines, work, count = [f"adapter {config.adapter}"] if config.adapter else [], [], 1
     if inputs.document is not None:
         passages = documents.passages(inputs.document, count=tokens, budget=how.passage_tokens)

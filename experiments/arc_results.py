@@ -51,9 +51,9 @@ def rows_of(
     for row, tried in zip(evaluation.rows(compared, held_out, tests, seed=seed), verdicts, strict=True):
         solved = sum(verdict is True for score in tried for verdict in score)
         share = wilson(solved, len(tried))
-        accuracy = {"mean": share.mean, "low": share.low, "high": share.high}  # never NaN: each task is tried
         found.append(
-            row | {"unit": "task", "interval": "Wilson", "solved": solved, "tried": len(tried), "accuracy": accuracy}
+            row
+            | {"unit": "task", "interval": "Wilson", "solved": solved, "tried": len(tried), "accuracy": share.as_json()}
         )
     return found
 

@@ -458,8 +458,7 @@ def row_of_table(config: Config, here: Session, data: Data, text: Text, losses: 
     """What a row was trained on, and its mean loss in the first and last epoch."""
     sequences = [s for row in sequences_of(here.lm, data.passages, text) for s in row]
     epochs = (config.full if config.method == "full" else config.inner).epochs
-    each = max(1, len(losses) // epochs)
-    first, last = (float(np.mean(part)) if part else None for part in (losses[:each], losses[-each:]))
+    first, last = evaluation.first_and_last(losses, epochs)
     edits, tokens = sum(map(len, text.edits)), sum(len(s.ids) for s in sequences)
     return [text.label, edits, len(sequences), tokens, len(losses), first, last]
 
@@ -518,7 +517,7 @@ def describe(config: Config, run_folder: Path) -> str:
 def full_memory(config: Config, model: ModelConfig, data: Data) -> list[str]:
     """What a step of full fine-tuning takes at the longest there can be."""
     words = max(len(f"{p.title} {p.context}".split()) for p in data.passages)
-    width = batching.round_up(max(math.ceil(1.4 * words), config.sampling.max_tokens), 8)  # a fair rule for English
+    width = batching.round_up(max(plan.tokens_of(words), config.sampling.max_tokens), 8)
     need = full_training.need(
         model,
         config.full,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,14 +110,15 @@ def opened(
             assert judge_rate is not None
             return judge_rate([(passage.context, text) for text in texts])
 
-        return Prepared(domain, shapes, prompt_width, judge, other, judge_rate and rate, about=_about)
+        return Prepared(domain, shapes, prompt_width, judge, other, judge_rate and rate, about=about)
 
     return session.opened(
         config, run_folder, experiment, command=command, phases=phases, inputs=inputs, prepare=prepare, samples=samples
     )
 
 
-def _about(passage: squad.Passage) -> dict[str, Any]:
+def about(passage: squad.Passage) -> dict[str, Any]:
+    """Which passage a line of self_edits.jsonl is about."""
     return {"passage": passage.id, "title": passage.title, "context": passage.context}
 
 
@@ -187,7 +187,7 @@ def describe(
     `work` gets the most sequences and tokens of a self-edit, and of a passage alone, and returns the stages' work.
     """
     words = max(len(f"{p.title} {p.context}".split()) for p in passages)
-    passage_tokens = math.ceil(1.4 * words)  # a fair rule for English; the tokenizer is not loaded
+    passage_tokens = plan.tokens_of(words)
     edit = {"sequences": config.max_sequences, "tokens": passage_tokens + 2 * config.sampling.max_tokens}
     alone = {"sequences": 1, "tokens": passage_tokens}
     asked = max(len(question.question.split()) for passage in passages for question in passage.questions)
@@ -196,8 +196,8 @@ def describe(
         widths=batching.bucket_widths(max(passage_tokens, config.sampling.max_tokens), config.inner.width_cuts),
         capacity=config.max_sequences,
         questions=max(len(passage.questions) for passage in passages),
-        question_width=batching.round_up(math.ceil(1.4 * asked) + PROMPT_TOKENS, 8),
-        gold_width=batching.round_up(math.ceil(1.4 * answer), 8),
+        question_width=batching.round_up(plan.tokens_of(asked) + PROMPT_TOKENS, 8),
+        gold_width=batching.round_up(plan.tokens_of(answer), 8),
     )
     return session.describe(
         config, data_lines, work(edit, alone), shapes, passage_tokens + 4 * PROMPT_TOKENS, run_folder, samples=samples

@@ -21,6 +21,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -315,13 +316,21 @@ def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
+def cut(text: str, width: int) -> str:
+    """A text on one line, shortened at a word where it is long, within one that is longer than all."""
+    short = textwrap.shorten(text, width, placeholder=" ...")
+    return short if short != "..." else f"{text.strip()[: width - 4]} ..."
+
+
 def table_text(table: Mapping[str, Any]) -> str:
-    """A table of results.json, for a terminal."""
+    """A table of results.json, for a terminal: cells cut to the table's `widths`, if it has some."""
 
     def text(cell: Any) -> str:
         return "" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
     lines = [[str(name) for name in table["columns"]], *([text(cell) for cell in row] for row in table["rows"])]
+    if most := table.get("widths"):
+        lines = [[cut(cell, width) for cell, width in zip(line, most, strict=True)] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     shown = [
         "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])

@@ -24,7 +24,7 @@ from seal_jax import batching, lora, memory, peft, runtime
 from seal_jax import document as documents
 from seal_jax.checkpoint import RunFolder, digest, write_atomically
 from seal_jax.domains import squad
-from seal_jax.domains.squad import Question
+from seal_jax.domains.squad import Question, make_query
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS, Adapter
@@ -41,7 +41,6 @@ from seal_jax.teaching import (
     chunk_of,
     lesson_texts,
     make_lesson,
-    make_query,
     teach,
 )
 from seal_jax.training import FineTuning, Shapes

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from seal_jax.rest_em import RoundLog, Trial
 from seal_jax.rewards import Score, mean
-from seal_jax.statistics import Interval, bootstrap_mean, paired_bootstrap
+from seal_jax.statistics import bootstrap_mean, paired_bootstrap
 from seal_jax.types import Query, SelfEdit, Task, Verdict
 
 
@@ -53,8 +55,8 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
                 "label": stage.label,
                 "passages": len(tasks),
                 "questions": questions,
-                "accuracy": _interval(bootstrap_mean(stage.accuracy, seed=seed)),
-                "log_likelihood": _interval(bootstrap_mean(stage.log_likelihood, seed=seed)),
+                "accuracy": bootstrap_mean(stage.accuracy, seed=seed).as_json(),
+                "log_likelihood": bootstrap_mean(stage.log_likelihood, seed=seed).as_json(),
                 "versus_previous": above and {"row": above.name, **_difference(above, stage, seed)},
                 "versus_base": above and {"row": stages[0].name, **_difference(stages[0], stage, seed)},
                 "problems": stage.problems,
@@ -65,14 +67,14 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
 
 
 def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
-    return _interval(paired_bootstrap(before.accuracy, after.accuracy, seed=seed))
+    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed).as_json()
 
 
-def _interval(interval: Interval) -> dict[str, float | None]:
-    return {
-        name: None if value != value else value
-        for name, value in zip(("mean", "low", "high"), interval[:3], strict=True)
-    }
+def first_and_last(losses: Sequence[float], epochs: int) -> tuple[float | None, float | None]:
+    """Mean losses of the first and of the last of so many epochs; None without any."""
+    each = max(1, len(losses) // epochs)
+    first, last = (float(np.mean(part)) if part else None for part in (losses[:each], losses[-each:]))
+    return first, last
 
 
 def trial_record(

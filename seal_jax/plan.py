@@ -10,6 +10,8 @@ from seal_jax.models import gguf, hub, weights
 from seal_jax.models.transformer import ModelConfig
 from seal_jax.training import FineTuning
 
+TOKENS_A_WORD = 1.4  # of English, a fair rule
+
 
 class Work(NamedTuple):
     """One stage's share of the inner loop, at most."""
@@ -29,6 +31,11 @@ def read_config(name: str) -> ModelConfig | None:
     if location.kind == "gguf":
         return gguf.read_config(gguf.open_gguf(location.path), location.path)
     return weights.read_config(location.path / "config.json")
+
+
+def tokens_of(words: int) -> int:
+    """Of so many words, about: no tokenizer is loaded for a plan."""
+    return math.ceil(TOKENS_A_WORD * words)
 
 
 def inner_work(stage: str, self_edits: int, config: FineTuning, *, seeds: int, sequences: int, tokens: int) -> Work:

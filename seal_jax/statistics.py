@@ -32,6 +32,10 @@ class Interval(NamedTuple):
     passages: int  # that the mean is over
     dropped: int  # passages without a value (None or NaN), left out
 
+    def as_json(self) -> dict[str, float | None]:
+        """The mean and its bounds; None where there is none."""
+        return {name: None if math.isnan(x) else x for name, x in zip(("mean", "low", "high"), self[:3], strict=True)}
+
 
 def bootstrap_mean(values_P: Sequence[float | None] | np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
     """Mean of one value a passage, with a 95 % percentile bootstrap interval. The same seed gives the same interval.

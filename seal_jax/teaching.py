@@ -24,7 +24,7 @@ from seal_jax import batching, lora, training
 from seal_jax import document as documents
 from seal_jax.document import Document
 from seal_jax.domains import squad
-from seal_jax.domains.squad import Passage, Question
+from seal_jax.domains.squad import Passage, Question, make_query
 from seal_jax.domains.templates import fill, load_template
 from seal_jax.graders.lexical import normalise
 from seal_jax.inner import Chunk, is_finite
@@ -169,11 +169,6 @@ def question_template(style: Style) -> str:
 def lesson_texts(prompt: str) -> list[Any]:
     """All prompts of a lesson, in both styles: what is read from files is part of what a run is."""
     return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
-
-
-def make_query(render: Callable[[str], str], template: str, topic: str, question: str, gold: str) -> Query:
-    """A question as the model reads it: with the document's title, without the document."""
-    return Query(question, render(fill(template, title=topic, question=question)), gold)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

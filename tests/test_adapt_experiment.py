@@ -225,9 +225,9 @@ def test_what_has_no_verdict_is_listed(config, tmp_path, monkeypatch):
 
 
 def test_a_long_word_is_cut_too():
-    assert adapt.cut("a" * 60, 36) == "a" * 32 + " ..."
-    assert adapt.cut("two words", 36) == "two words"
-    assert len(adapt.cut("some words " * 9, 36)) <= 36
+    assert session.cut("a" * 60, 36) == "a" * 32 + " ..."
+    assert session.cut("two words", 36) == "two words"
+    assert len(session.cut("some words " * 9, 36)) <= 36
 
 
 def test_answers_stand_side_by_side_in_the_width_there_is():

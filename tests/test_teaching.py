@@ -16,7 +16,7 @@ import pytest
 import seal_jax
 from seal_jax import lora, peft, runtime, teaching
 from seal_jax.adapted import adapt, stacked
-from seal_jax.domains.squad import Passage, Question
+from seal_jax.domains.squad import Passage, Question, make_query
 from seal_jax.inner import Chunk
 from seal_jax.models import hub, weights
 from seal_jax.rewards import Score
@@ -207,7 +207,7 @@ def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order(
     adapters = lora.stack(
         [a.replace(b=jax.tree.map(lambda w: jax.random.normal(keys[0], w.shape), a.b)) for a in fresh]
     )
-    queries = [teaching.make_query(str, "{title} {question}", "w1", f"w{n}", f"w{n} w2") for n in range(5)]
+    queries = [make_query(str, "{title} {question}", "w1", f"w{n}", f"w{n} w2") for n in range(5)]
 
     def ask(some, together):
         sizes = Shapes((8,), 1, together, 8, 8)

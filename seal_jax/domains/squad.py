@@ -26,6 +26,7 @@ __all__ = [
     "load_passages",
     "load_prompts",
     "make_domain",
+    "make_query",
     "parse",
     "passage_only",
     "prompt_variants",
@@ -103,12 +104,14 @@ def make_domain(
         return parse(passage, completion, prompts.split, prompts.keep_after, max_examples, include_passage)
 
     def queries(passage: Passage) -> list[Query]:
-        return [
-            Query(q.question, render(fill(prompts.question, title=passage.title, question=q.question)), q.answer)
-            for q in passage.questions
-        ]
+        return [make_query(render, prompts.question, passage.title, q.question, q.answer) for q in passage.questions]
 
     return Domain(prompt, parse_completion, queries, by_query(grade))
+
+
+def make_query(render: Callable[[str], str], template: str, title: str, question: str, gold: str) -> Query:
+    """A question as the model reads it: under the title of what it asks about, which it does not see."""
+    return Query(question, render(fill(template, title=title, question=question)), gold)
 
 
 def parse(

@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ from seal_jax.report.results import (
 from seal_jax.statistics import paired_bootstrap
 
 SHOWN_SELF_EDITS = 3  # best, and as many worst
+_WORD = re.compile(r"[^\W\d_]{2,}")  # three of them, and a cell is no figure
 SHOWN_GRIDS, OPEN_GRIDS = 24, 4  # puzzles of a part of `grids`; those that are open at first
 DEMONSTRATION_SIDE, TEST_SIDE = 120, 180  # CSS pixels of a grid at most
 SHOWN_CHARACTERS = 4_000  # of one text; the rest is in self_edits.jsonl
@@ -467,12 +469,14 @@ def holds(
 def _table(table: Json) -> Json:
     """A table as results.json has it, its cells as text; a row that is too short is filled up."""
     columns = ["" if column is None else str(column) for column in entries(table, "columns")]
-    rows = [row for row in entries(table, "rows") if isinstance(row, list)]
+    found = [row for row in entries(table, "rows") if isinstance(row, list)]
+    rows = [[_cell(value) for value in [*row, *[None] * len(columns)][: len(columns)]] for row in found]
     return {
         "title": table.get("title") or "Table",
         "note": table.get("note"),
         "columns": columns,
-        "rows": [[_cell(value) for value in [*row, *[None] * len(columns)][: len(columns)]] for row in rows],
+        "rows": rows,
+        "prose": [i for i in range(1, len(columns)) if any(len(_WORD.findall(row[i])) >= 3 for row in rows)],
     }
 
 

@@ -101,8 +101,8 @@ def dots(rows: Sequence[Dot], title: str, highest: float | None = None) -> str:
         first = rows[0].mean
         if first is not None:
             axes.axvline(first, color=MUTED, linewidth=1, dashes=(3, 3), zorder=1)
-        for y, row in enumerate(rows):
-            _label_row(axes, width, y, row.label, None if row.mean is None else percent(row.mean))
+        for y, (row, label) in enumerate(zip(rows, _row_labels([row.label for row in rows], width), strict=True)):
+            _label_row(axes, width, y, label, None if row.mean is None else percent(row.mean))
             if row.mean is None:
                 continue
             if row.low is not None and row.high is not None:
@@ -123,9 +123,10 @@ def ridges(rows: Sequence[Ridge], title: str) -> str:
         shares = [np.histogram(np.clip(row.values, 0, 1), edges)[0] / max(1, len(row.values)) for row in rows]
         highest = max([0.01, *(share.max() for share in shares)])
         room = 0.68 if width == WIDE else 0.44  # of a row, for the highest bar
-        for y, (row, share) in enumerate(zip(rows, shares, strict=True)):
+        labels = _row_labels([row.label for row in rows], width)
+        for y, (row, label, share) in enumerate(zip(rows, labels, shares, strict=True)):
             mean = float(np.mean(row.values)) if len(row.values) else None
-            _label_row(axes, width, y, row.label, None if mean is None else percent(mean))
+            _label_row(axes, width, y, label, None if mean is None else percent(mean))
             base = y + 0.3
             axes.plot([0, 1], [base, base], color=LINE, linewidth=1, zorder=1)
             heights = share / highest * room
@@ -265,14 +266,19 @@ def _row_axes(width: int, rows: int, row_height: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _row_labels(labels: Sequence[str], width: int) -> list[str]:
+    """As much of each as there is room for."""
+    return _shorten_apart(labels, int((LABEL_WIDTH[width] - 36) / (CHARACTER * 13)) if width == WIDE else 40)
+
+
 def _label_row(axes: Axes, width: int, y: int, label: str, value: str | None) -> None:
     style: dict[str, Any] = {"fontsize": 13, "color": INK, "va": "center"}
     style |= {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     if width == WIDE:
-        axes.annotate(_shorten(label, 38), (0, y), (-LABEL_WIDTH[width], 0), **style)
+        axes.annotate(label, (0, y), (-LABEL_WIDTH[width], 0), **style)
     else:
         paper = {"facecolor": PAPER, "linewidth": 0, "pad": 1.5}  # so that no grid line runs through the words
-        axes.annotate(_shorten(label, 40), (0, y - 0.36), (-LABEL_WIDTH[width], 0), bbox=paper, **style)
+        axes.annotate(label, (0, y - 0.36), (-LABEL_WIDTH[width], 0), bbox=paper, **style)
     axes.annotate(value or "—", (1, y), (VALUE_WIDTH, 0), ha="right", **style)
 
 
