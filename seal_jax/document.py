@@ -12,12 +12,12 @@ import hashlib
 import itertools
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from seal_jax.domains.passages import Passage
+from seal_jax.domains.records import slug
 
 TEXT, PDF = (".md", ".markdown", ".txt"), ".pdf"
 MOST_TEXT = 4 * 2**20  # bytes of a text: some 700,000 words, more than one adapter learns
@@ -334,7 +334,6 @@ def sentences(text: str) -> list[str]:
 
 def _identify(title: str, text: str) -> str:
     """Readable and unique, as other passages' ids are."""
-    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[-40:].strip("-") or "passage"
+    name = slug(title)[-40:].strip("-") or "passage"
     content = f"{title}\n{text}"
-    return f"{slug}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

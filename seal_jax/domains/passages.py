@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +16,8 @@ from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 import numpy as np
+
+from seal_jax.domains.records import describe, field, list_field, slug, text_field
 
 Split = Literal["train", "held_out"]
 
@@ -94,20 +94,20 @@ def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON: {error.msg}; expected one object a line") from error
-        of_stage = by_stage.setdefault(_text(entry, "stage", where), {})
+        of_stage = by_stage.setdefault(text_field(entry, "stage", where), {})
         record = of_stage.setdefault(
-            _text(entry, "passage", where),
+            text_field(entry, "passage", where),
             {
-                "title": _text(entry, "title", where),
-                "context": _text(entry, "context", where),
+                "title": text_field(entry, "title", where),
+                "context": text_field(entry, "context", where),
                 "questions": [
                     {"question": answer.get("question"), "answer": answer.get("gold")}
-                    for answer in _list(entry, "answers", where)
+                    for answer in list_field(entry, "answers", where)
                 ],
                 "completions": [],
             },
         )
-        record["completions"].append(_field(entry, "completion", where))
+        record["completions"].append(field(entry, "completion", where))
     evaluations = [name for name in by_stage if name.startswith("self_edits_round_")]
     chosen = stage or (evaluations[-1] if evaluations else None)
     if chosen not in by_stage:
@@ -176,21 +176,21 @@ def _check_records(records: Sequence[Any], source: str) -> list[Passage]:
     first_index: dict[str, int] = {}  # context -> the passage that had it first
     for i, record in enumerate(records):
         where = f"{source}: passage {i}"
-        title = _text(record, "title", where)
-        context = _text(record, "context", where)
+        title = text_field(record, "title", where)
+        context = text_field(record, "context", where)
         questions = tuple(
             Question(
-                _text(entry, "question", f"{where}, question {j}"),
-                _text(entry, "answer", f"{where}, question {j}"),
+                text_field(entry, "question", f"{where}, question {j}"),
+                text_field(entry, "answer", f"{where}, question {j}"),
             )
-            for j, entry in enumerate(_list(record, "questions", where))
+            for j, entry in enumerate(list_field(record, "questions", where))
         )
         if not questions:
             raise ValueError(f"{where}: field 'questions' is empty; a passage without questions has no reward")
-        completions = _list(record, "completions", where) if "completions" in record else []
+        completions = list_field(record, "completions", where) if "completions" in record else []
         for j, completion in enumerate(completions):
             if not isinstance(completion, str):
-                raise ValueError(f"{where}: field 'completions'[{j}] is {_describe(completion)}; expected text")
+                raise ValueError(f"{where}: field 'completions'[{j}] is {describe(completion)}; expected text")
         if context in first_index:
             raise ValueError(
                 f"{where}: has the same context as passage {first_index[context]}; remove one, or join their questions"
@@ -200,40 +200,10 @@ def _check_records(records: Sequence[Any], source: str) -> list[Passage]:
     return passages
 
 
-def _text(record: Any, field: str, where: str) -> str:
-    value = _field(record, field, where)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: field '{field}' is {_describe(value)}; expected text")
-    if not value.strip():
-        raise ValueError(f"{where}: field '{field}' is empty; expected text")
-    return value.strip()
-
-
-def _list(record: Any, field: str, where: str) -> list[Any]:
-    value = _field(record, field, where)
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: field '{field}' is {_describe(value)}; expected a list")
-    return value
-
-
-def _field(record: Any, field: str, where: str) -> Any:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: is {_describe(record)}; expected an object with a field '{field}'")
-    if field not in record:
-        raise ValueError(f"{where}: field '{field}' is missing; found {', '.join(map(repr, record)) or 'no field'}")
-    return record[field]
-
-
-def _describe(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
-
-
 def _passage_id(title: str, context: str) -> str:
     """A hash of the context, because many passages share a title and results must not overwrite each other."""
-    ascii_title = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^a-z0-9]+", "-", ascii_title.lower()).strip("-")[:40].strip("-") or "passage"
-    return f"{slug}-{hashlib.sha256(context.encode()).hexdigest()[:8]}"
+    name = slug(title)[:40].strip("-") or "passage"
+    return f"{name}-{hashlib.sha256(context.encode()).hexdigest()[:8]}"
 
 
 def _group_by_context(rows: Iterable[Mapping[str, Any]], source: str) -> list[Passage]:

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from seal_jax.domains.records import describe, field, list_field
+
 Grid: TypeAlias = np.ndarray  # int8 [H, W], read-only: colours 0 to 9, of which 0 is the background
 Split = Literal["training", "evaluation"]
 
@@ -180,7 +182,7 @@ def _of_file(path: Path) -> list[Task]:
         return [_single(records, path)]
     if not isinstance(records, dict):
         raise ValueError(
-            f"{path}: found {_describe(records)}; expected one task {{train, test}}, or tasks by id {{id: task}}"
+            f"{path}: found {describe(records)}; expected one task {{train, test}}, or tasks by id {{id: task}}"
         )
     if not records:
         raise ValueError(f"{path}: no tasks; expected at least one")
@@ -201,14 +203,14 @@ def _solutions(path: Path, challenges: dict[str, Any]) -> dict[str, list[Grid]]:
     """The outputs of each task's test inputs."""
     solutions = _read_json(path)
     if not isinstance(solutions, dict):
-        raise ValueError(f"{path}: found {_describe(solutions)}; expected {{id: [the output grid of each test input]}}")
+        raise ValueError(f"{path}: found {describe(solutions)}; expected {{id: [the output grid of each test input]}}")
     for name, grids in solutions.items():
         if name not in challenges:
             raise ValueError(
                 f"{path}: task {name!r} is not among the challenges; are these the solutions of other tasks?"
             )
         if not isinstance(grids, list):
-            raise ValueError(f"{path}: task {name!r}: is {_describe(grids)}; expected a list of output grids")
+            raise ValueError(f"{path}: task {name!r}: is {describe(grids)}; expected a list of output grids")
     without = [name for name, record in challenges.items() if name not in solutions and not _has_outputs(record)]
     if without:
         raise ValueError(
@@ -266,7 +268,10 @@ def _task(name: str, record: Any, outputs: Sequence[Grid] | None, where: str) ->
     """
     if not name.strip():
         raise ValueError(f"{where}: the id is blank; expected a name, such as '007bbfb7'")
-    train, test = _list(record, "train", where), _list(record, "test", where)
+    train, test = (
+        list_field(record, "train", where, of="pair", shape="{input, output}"),
+        list_field(record, "test", where, of="pair", shape="{input, output}"),
+    )
     if outputs is not None and len(outputs) != len(test):
         raise ValueError(
             f"{where}: {len(test)} test inputs, but the solutions file has {len(outputs)} outputs for them"
@@ -283,9 +288,9 @@ def _task(name: str, record: Any, outputs: Sequence[Grid] | None, where: str) ->
 
 def _pair(entry: Any, output: Grid | None, where: str) -> Pair:
     """An entry `{input, output}` -> a pair. Where `output` is given the entry need not have its own, nor another."""
-    grid = _grid(_field(entry, "input", where), f"{where}, input")
+    grid = _grid(field(entry, "input", where), f"{where}, input")
     if output is None or "output" in entry:
-        own = _grid(_field(entry, "output", where), f"{where}, output")
+        own = _grid(field(entry, "output", where), f"{where}, output")
         if output is not None and not np.array_equal(own, output):
             raise ValueError(f"{where}: its output is not that of the solutions file; remove the one that is wrong")
         output = own
@@ -294,12 +299,12 @@ def _pair(entry: Any, output: Grid | None, where: str) -> Pair:
 
 def _grid(rows: Any, where: str) -> Grid:
     if not isinstance(rows, list):
-        raise ValueError(f"{where}: is {_describe(rows)}; expected a list of rows")
+        raise ValueError(f"{where}: is {describe(rows)}; expected a list of rows")
     if not 1 <= len(rows) <= MAX_SIDE:
         raise ValueError(f"{where}: has {len(rows)} rows; expected 1 to {MAX_SIDE}")
     for y, row in enumerate(rows):
         if not isinstance(row, list):
-            raise ValueError(f"{where}, row {y}: is {_describe(row)}; expected a list of colours")
+            raise ValueError(f"{where}, row {y}: is {describe(row)}; expected a list of colours")
         if not 1 <= len(row) <= MAX_SIDE:
             raise ValueError(f"{where}, row {y}: has {len(row)} cells; expected 1 to {MAX_SIDE}")
         if len(row) != len(rows[0]):
@@ -307,28 +312,6 @@ def _grid(rows: Any, where: str) -> Grid:
         for x, cell in enumerate(row):
             if type(cell) is not int or not 0 <= cell < COLOURS:  # True is an int, but no colour
                 raise ValueError(
-                    f"{where}, row {y}, column {x}: is {_describe(cell)}; expected a colour, an integer from 0 to 9"
+                    f"{where}, row {y}, column {x}: is {describe(cell)}; expected a colour, an integer from 0 to 9"
                 )
     return as_grid(rows)
-
-
-def _list(record: Any, field: str, where: str) -> list[Any]:
-    value = _field(record, field, where)
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: field '{field}' is {_describe(value)}; expected a list of pairs {{input, output}}")
-    if not value:
-        raise ValueError(f"{where}: field '{field}' is empty; expected at least one pair {{input, output}}")
-    return value
-
-
-def _field(record: Any, field: str, where: str) -> Any:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: is {_describe(record)}; expected an object with a field '{field}'")
-    if field not in record:
-        raise ValueError(f"{where}: field '{field}' is missing; found {', '.join(map(repr, record)) or 'no field'}")
-    return record[field]
-
-
-def _describe(value: Any) -> str:
-    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else f"of {value.bit_length()} bits"
-    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
