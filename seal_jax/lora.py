@@ -190,14 +190,20 @@ def _gather(adapters: Adapter, index: Array) -> Adapter:  # one program, rather 
     return jax.tree.map(lambda leaf: leaf[index], adapters)
 
 
-@jax.jit
 def merge(params: dict, adapter: Adapter) -> dict:
-    """Folds one adapter into the weights: `W + scale · A B`. The sum is taken in float32, then rounded once."""
+    """Folds one adapter into the weights: `W + scale · A B`. The sum is taken in float32, then rounded once.
 
+    Weights without an adapter are the same arrays as before.
+    """
+    blocks = dict(params["blocks"])
+    for name, kernel in _folded({name: blocks[name]["kernel"] for name in adapter.a}, adapter).items():
+        blocks[name] = {**blocks[name], "kernel": kernel}
+    return {**params, "blocks": blocks}
+
+
+@jax.jit
+def _folded(kernels: dict[str, Array], adapter: Adapter) -> dict[str, Array]:
     def fold(kernel: Array, a: Array, b: Array) -> Array:
         return (kernel.astype(jnp.float32) + adapter.scale * jnp.einsum("ldr,lrf->ldf", a, b)).astype(kernel.dtype)
 
-    blocks = dict(params["blocks"])
-    for name in adapter.a:
-        blocks[name] = {**blocks[name], "kernel": fold(blocks[name]["kernel"], adapter.a[name], adapter.b[name])}
-    return {**params, "blocks": blocks}
+    return {name: fold(kernel, adapter.a[name], adapter.b[name]) for name, kernel in kernels.items()}
