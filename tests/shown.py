@@ -101,7 +101,8 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
         words += [] if "--model" in words else ["--model", model]
         words += [] if "--run-folder" in words or "--dry-run" in words else ["--run-folder", f"runs/shown-{number}"]
         words += ["--outer.no-break-ties"] if "proxy" in words else []  # as `paper` has it
-        words += ["--sampling.max-tokens", "256", "--max-cells", "200"] if module == "arc" else []  # a poor tokenizer
+        if module == "arc":  # a tokenizer that spells; few cells, but as many as the smallest tasks have
+            words += ["--sampling.max-tokens", "256", "--max-cells", "750" if "arc-agi-2" in words else "200"]
     words += ["--grader.base-url", endpoint] if to_endpoint else []
     return [name, *words]
 
@@ -113,7 +114,7 @@ def has_torch() -> bool:
 
 def made(folder: Path) -> str:
     """Writes what the commands name into `folder`: a model, texts, recorded self-edits and answers."""
-    passages = json.loads(INVENTED.read_text(encoding="utf-8"))[:12]
+    passages = json.loads(INVENTED.read_text(encoding="utf-8"))
     lines = [[sentence.strip() for sentence in passage["context"].split(". ")] for passage in passages]
     for name in ("base", "iter2", "gpt4_1", "A", "B", "other"):
         edits = [
@@ -121,7 +122,7 @@ def made(folder: Path) -> str:
             for passage, own in zip(passages, lines, strict=True)
         ]
         write(folder / f"{name}.json", edits)
-    write(folder / "mine.json", passages)
+    write(folder / "mine.json", passages[:12])
     questions = [question for passage in passages[:2] for question in passage["questions"]]
     write(folder / "exam.json", questions)
     rows = [
@@ -133,7 +134,7 @@ def made(folder: Path) -> str:
     (folder / "notes.md").write_text("# Isle\n\n" + passages[0]["context"] + "\n", encoding="utf-8")
     (folder / "report.pdf").write_bytes(pdf(passages[1]["context"]))
     shutil.copytree(ROOT / "examples", folder / "examples")
-    return str(tiny.model_folder(folder / "model"))
+    return str(tiny.model_folder(folder / "model", context_length=4096))
 
 
 def pdf(*pages: str) -> bytes:
