@@ -46,7 +46,6 @@ from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomical
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
 from seal_jax.graders.choose import Grader
-from seal_jax.inner import Chunk
 from seal_jax.lora import PROJECTIONS
 from seal_jax.report.page import write_report
 from seal_jax.report.trackers import Tracker
@@ -402,7 +401,7 @@ def with_room(here: Session, program: Program) -> Loop:
             lambda: list(session.fit(wide, here.model, loop.shapes, loop.prompt_width, 1)),
         )
     )
-    return loop._replace(inner=cut.applied(program.inner), chunk=Chunk(cut.chunk, "adapters", here.progress.note))
+    return loop._replace(inner=cut.applied(program.inner), chunk=dataclasses.replace(loop.chunk, size=cut.chunk))
 
 
 def group_name(cells: Sequence[Cell]) -> str:

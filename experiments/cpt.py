@@ -416,8 +416,9 @@ def learn(
     here.progress.phase(f"{name}: training", 1, "adapters")
 
     def adapt() -> Adapter:
+        alone = Chunk(1, watch=here.progress.steps)
         adapters, losses = train(
-            lm, [sequences], row_tuning(config, here), here.loop.shapes, seed=config.seed, chunk=Chunk(1)
+            lm, [sequences], row_tuning(config, here), here.loop.shapes, seed=config.seed, chunk=alone
         )
         if not is_finite(adapters).all():
             raise ValueError(

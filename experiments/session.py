@@ -265,8 +265,8 @@ def opened(
             loop = Loop(
                 ready.domain, cut.applied(config.inner), config.sampling,
                 Chunk(cut.write_chunk, "self-edits", progress.note), config.answer_tokens, ready.shapes,
-                ready.prompt_width, config.seed, Chunk(cut.chunk, "adapters", progress.note), folder, progress,
-                ready.rate, ready.constraint,
+                ready.prompt_width, config.seed, Chunk(cut.chunk, "adapters", progress.note, progress.steps),
+                folder, progress, ready.rate, ready.constraint,
             )  # fmt: skip
             session = Session(
                 experiment, config, command, speaker.lm, speaker.model, loop, folder, progress, metrics,

@@ -9,7 +9,8 @@ array.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -59,6 +60,9 @@ class InnerState(struct.PyTreeNode):
     moments: optax.OptState
     step: Int[Array, ""]
 
+
+FIRST_PART = 4  # steps that a watched chunk takes before it is first told of
+PART_SECONDS = 1.0  # parts grow until they take so long
 
 Weights = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # an adapter's a and b: what is trained
 
@@ -164,21 +168,37 @@ def update(
     return InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1), optax.global_norm(gradient)
 
 
+class Training(NamedTuple):
+    """One adapter part of the way through its steps, and what those that are done have reported, [S]."""
+
+    state: InnerState
+    metrics: Metrics
+
+
+def begin(adapter: Adapter, optimiser: Optimiser, *, steps: int) -> Training:
+    """An adapter before the first of at most S `steps`."""
+    nothing = jnp.full(steps, jnp.nan)
+    moments = _transformation(optimiser).init((adapter.a, adapter.b))
+    return Training(InnerState(adapter, moments, jnp.zeros((), jnp.int32)), Metrics(nothing, nothing))
+
+
 def adapt(
     model: Model,
     params: dict,
-    adapter: Adapter,
+    training: Training,
     batch: TokenBatch,
     plan: Plan,
+    part: tuple[Int[Array, ""], Int[Array, ""]],
     hparams: HParams,
     optimiser: Optimiser,
     rows_axis: str | None = None,
     fixed: Adapter | None = None,
-) -> tuple[Adapter, Metrics]:
-    """Trains one adapter through the steps of `plan`, on top of `fixed` if there is one, which stays as it is.
+) -> Training:
+    """Trains one adapter through a part of `plan`, on top of `fixed` if there is one, which stays as it is.
 
-    `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. A step past `num_steps`, or with no
-    row, changes nothing. Metrics are [S].
+    `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. `part` is the first step of the plan
+    that is taken, and the first that is not: a plan in parts gives what it gives in one. A step past `num_steps`, or
+    with no row, changes nothing.
     """
 
     def at_width(width: int, adapter: Adapter, rows: Int[Array, "B"], key: PRNGKeyArray):
@@ -187,8 +207,8 @@ def adapt(
         loss_mask = batch.loss_mask[:, :width][row] & (rows >= 0)[:, None]
         return loss_and_gradient(model, params, adapter, tokens, loss_mask, key, optimiser, rows_axis, fixed)
 
-    def step(i: Int[Array, ""], carry: tuple[InnerState, Metrics]) -> tuple[InnerState, Metrics]:
-        state, metrics = carry
+    def step(i: Int[Array, ""], training: Training) -> Training:
+        state, metrics = training
         s = plan.steps[i]
         rows, key = batch.order[s], jax.random.fold_in(jax.random.key(hparams.seed), state.step)
         # Only the gradient is taken inside the branch: state that passed through it would be copied at every step.
@@ -199,36 +219,43 @@ def adapt(
         said = jax.tree.map(
             lambda old, new: old.at[s].set(jnp.where(active, new, jnp.nan)), metrics, Metrics(loss, norm)
         )
-        return state, said
+        return Training(state, said)
 
     branches = [partial(at_width, width) for width in batch.widths]
-    nothing = jnp.full(len(batch.order), jnp.nan)
-    start = InnerState(adapter, _transformation(optimiser).init((adapter.a, adapter.b)), jnp.zeros((), jnp.int32))
-    state, metrics = jax.lax.fori_loop(0, plan.num_steps, step, (start, Metrics(nothing, nothing)))
-    return state.adapter, metrics
+    first, last = part
+    return jax.lax.fori_loop(first, jnp.minimum(last, plan.num_steps), step, training)
 
 
-@partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="adapters")
-def _adapt_chunk(model, params, adapters, batch, plans, hparams, optimiser, mesh=None, by_rows=False, fixed=None):
+@partial(jax.jit, static_argnames=("optimiser", "steps", "mesh", "by_rows"), donate_argnames="adapters")
+def _begin_chunk(adapters, *, optimiser, steps, mesh=None, by_rows=False):
+    many = jax.vmap(partial(begin, optimiser=optimiser, steps=steps))
+    if mesh is not None:
+        split = PartitionSpec() if by_rows else PartitionSpec("adapters")
+        many = jax.shard_map(many, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    return many(adapters)
+
+
+@partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="training")
+def _adapt_chunk(model, params, training, batch, plans, part, hparams, optimiser, mesh=None, by_rows=False, fixed=None):
     # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
     rows_axis = "adapters" if by_rows else None
 
-    def many(params, adapters, batch, plans, hparams, fixed):
-        def one(adapter, batch, hparams, fixed):
-            return adapt(model, params, adapter, batch, plan, hparams, optimiser, rows_axis, fixed)
+    def many(params, training, batch, plans, part, hparams, fixed):
+        def one(training, batch, hparams, fixed):
+            return adapt(model, params, training, batch, plan, part, hparams, optimiser, rows_axis, fixed)
 
         plan = jax.tree.map(lambda x: x[0], plans)
-        return jax.vmap(one)(adapters, batch, hparams, fixed)
+        return jax.vmap(one)(training, batch, hparams, fixed)
 
     if mesh is not None:
         split, whole = PartitionSpec("adapters"), PartitionSpec()
         if by_rows:  # each device takes its rows of every batch; gradients are summed
             rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
-            specs, out = (whole, whole, rows, whole, whole, whole), whole
+            specs, out = (whole, whole, rows, whole, whole, whole, whole), whole
         else:  # each device trains its own adapters, by its own plan; nothing is exchanged
-            specs, out = (whole, split, split, split, split, split), split
+            specs, out = (whole, split, split, split, whole, split, split), split
         many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-    return many(params, adapters, batch, plans, hparams, fixed)
+    return many(params, training, batch, plans, part, hparams, fixed)
 
 
 def adapt_many(
@@ -246,9 +273,10 @@ def adapt_many(
     """Trains E adapters, a chunk of them at a time: `adapt`, vmapped over self-edits.
 
     All of `adapters`, `batch`, `hparams` and `fixed` (what each is trained on top of) carry the leading axis E; metrics
-    are [E, S]. One program is compiled for all chunks. A diverged adapter holds NaN and changes no other: see
-    `is_finite`. With a `mesh` of one axis "adapters", each device trains its share of a chunk; a single adapter, in a
-    chunk of one, is trained by all of them, each on its share of a step's rows.
+    are [E, S]. One program is compiled for all chunks, and called for some steps of one after another where somebody
+    watches (`Chunk.watch`). A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one
+    axis "adapters", each device trains its share of a chunk; a single adapter, in a chunk of one, is trained by all of
+    them, each on its share of a step's rows.
     """
     total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
     by_rows = total == chunk.planned == 1 and devices > 1
@@ -262,11 +290,32 @@ def adapt_many(
         hyper = hyper.replace(num_steps=jnp.where(live, hyper.num_steps, 0))
         order = np.where(live[:, None, None], rows.order, -1)
         plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=1 if by_rows else devices)
-        taken = lora.take(adapters, index)
         below = None if fixed is None else lora.take(fixed, index)
-        return _adapt_chunk(model, params, taken, rows, plans, hyper, optimiser, mesh, by_rows, below)
+        training = _begin_chunk(
+            lora.take(adapters, index), optimiser=optimiser, steps=order.shape[1], mesh=mesh, by_rows=by_rows
+        )
+        for part in in_parts(int(np.max(plans.num_steps)), chunk.watch):
+            training = _adapt_chunk(model, params, training, rows, plans, part, hyper, optimiser, mesh, by_rows, below)
+            jax.block_until_ready(training)
+        return training.state.adapter, training.metrics
 
-    return in_chunks(train, total, Chunk(1, say=chunk.say) if by_rows else chunk, devices=1 if by_rows else devices)
+    own = dataclasses.replace(chunk, size=1) if by_rows else chunk
+    return in_chunks(train, total, own, devices=1 if by_rows else devices)
+
+
+def in_parts(steps: int, watch: Callable[[int, int], None] | None) -> Iterator[tuple[int, int]]:
+    """Cuts steps into parts, (first, past the last), of about a second, and tells `watch` of each; without it, one."""
+    if watch is None:
+        yield 0, steps
+        return
+    done, size = 0, FIRST_PART
+    while done < steps:
+        began, last = time.monotonic(), min(steps, done + size)
+        yield done, last
+        done = last
+        watch(done, steps)
+        if time.monotonic() - began < PART_SECONDS:
+            size *= 2
 
 
 def log_likelihood(
@@ -338,6 +387,7 @@ class Chunk:
     size: int
     what: str = "adapters"
     say: Callable[[str], None] = print
+    watch: Callable[[int, int], None] | None = None  # told while a chunk trains: optimiser steps done, and of how many
     planned: int = dataclasses.field(init=False)  # the size before any halving: a resumed run cuts its pieces by it
 
     def __post_init__(self) -> None:

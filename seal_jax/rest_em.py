@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -315,7 +315,14 @@ def select(
     return keep & (rewards > baseline[:, None]) if rule == "improved" else keep
 
 
-def sft(lm: LanguageModel, pairs: Sequence[Example], config: FineTuning, *, seed: int) -> tuple[Adapter, list[float]]:
+def sft(
+    lm: LanguageModel,
+    pairs: Sequence[Example],
+    config: FineTuning,
+    *,
+    seed: int,
+    watch: Callable[[int, int], None] | None = None,
+) -> tuple[Adapter, list[float]]:
     """Trains one adapter to write each completion after its prompt: the inner loop's own program, one adapter wide.
 
     Raises:
@@ -324,7 +331,7 @@ def sft(lm: LanguageModel, pairs: Sequence[Example], config: FineTuning, *, seed
     sequences = [batching.tokenize(pair, lm.codec) for pair in pairs]
     longest = max(len(s.ids) for s in sequences)
     sizes = Shapes((batching.round_up(longest, 32),), len(sequences), 0, 0, 0)  # all alike: one width to compile
-    adapters, losses = train(lm, [sequences], config, sizes, seed=seed, chunk=Chunk(1))
+    adapters, losses = train(lm, [sequences], config, sizes, seed=seed, chunk=Chunk(1, watch=watch))
     if not is_finite(adapters).all():
         raise ValueError(
             f"the SFT on the winners diverged at learning rate {config.learning_rate:g}; "
@@ -370,7 +377,7 @@ def rest_em_round(
     loop.progress.phase(f"{name}: SFT on the winners", len(pairs), "self-edits")
 
     def learn() -> Adapter:
-        adapter, losses = sft(lm, pairs, config.sft, seed=loop.seed)
+        adapter, losses = sft(lm, pairs, config.sft, seed=loop.seed, watch=loop.chunk.watch)
         loop.run.once(f"{name}/sft losses", lambda: losses)  # before the checkpoint: where that is, these are
         return adapter
 

@@ -477,7 +477,8 @@ def figure(scores: Sequence[Score], name: str) -> float | None:
 def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
     """As many adapters at a time as the run's plan allows, and no more than there are: idle ones cost as much."""
     devices = lm.mesh.size if lm.mesh else 1
-    return Chunk(max(1, min(loop.chunk.planned, batching.round_up(adapters, devices))), say=loop.chunk.say)
+    size = max(1, min(loop.chunk.planned, batching.round_up(adapters, devices)))
+    return dataclasses.replace(loop.chunk, size=size)
 
 
 def restored(tree: Adapter) -> Adapter:

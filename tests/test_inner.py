@@ -27,7 +27,14 @@ MIXED = {
 }
 # Adam divides a tiny gradient by itself, and rounding with it; this eps keeps that below the 1e-5 that is asked for.
 STEADY = Optimiser(eps=1e-5)
-adapt_jit = jax.jit(adapt, static_argnames=("model", "optimiser"))
+
+
+@partial(jax.jit, static_argnames=("model", "optimiser"))
+def adapt_jit(model, params, adapter, batch, plan, hyper, optimiser):
+    """One adapter through the whole of its plan."""
+    begun = inner.begin(adapter, optimiser, steps=len(batch.order))
+    state, metrics = adapt(model, params, begun, batch, plan, (0, plan.num_steps), hyper, optimiser)
+    return state.adapter, metrics
 
 
 def hparams(count: int = E, **changes) -> HParams:
@@ -454,17 +461,62 @@ def test_clipping_is_each_adapters_own(tiny):
         assert_equal(row((with_steep, their_metrics), e), row((adapters, metrics), e))
 
 
+@pytest.mark.parametrize("devices", [None, 2])
+def test_a_watched_training_is_told_of_and_the_same_to_the_last_bit(tiny, monkeypatch, mesh, devices):
+    mesh = mesh if devices else None
+    hyper, rested = hparams(**MIXED), Optimiser(eps=1.1e-5)  # an optimiser of its own: a program of its own
+    plain = train(tiny, hyper, optimiser=rested, mesh=mesh)
+    programs, told = inner._adapt_chunk._cache_size(), []
+    monkeypatch.setattr(inner, "FIRST_PART", 1)
+    monkeypatch.setattr(inner, "PART_SECONDS", 0.0)
+    watched = Chunk(2, watch=lambda *seen: told.append(seen))
+    jax.tree.map(np.testing.assert_array_equal, train(tiny, hyper, optimiser=rested, chunk=watched, mesh=mesh), plain)
+    assert told == [(step, 6) for _ in range(2) for step in range(1, 7)]
+    assert inner._adapt_chunk._cache_size() == programs
+
+
+def test_a_single_adapter_on_two_devices_is_watched_too(tiny, monkeypatch, mesh):
+    monkeypatch.setattr(inner, "FIRST_PART", 2)
+    told: list[tuple[int, int]] = []
+    one = {
+        "hyper": hparams(1, num_steps=2),
+        "batch": row(make_batch(batch_size=2, epochs=1), slice(0, 1)),
+        "mesh": mesh,
+    }
+    plain = train(tiny, **one, chunk=1)
+    jax.tree.map(
+        np.testing.assert_array_equal, train(tiny, **one, chunk=Chunk(1, watch=lambda *n: told.append(n))), plain
+    )
+    assert told == [(2, 2)]
+
+
+def test_parts_grow_until_each_takes_long_enough(monkeypatch):
+    clock = iter(np.cumsum([0, 0.1, 0, 0.6, 0, 1.2, 0, 1.2, 0, 0.1]))
+    monkeypatch.setattr(inner.time, "monotonic", lambda: next(clock))
+    assert list(inner.in_parts(40, lambda done, steps: None)) == [(0, 4), (4, 12), (12, 28), (28, 40)]
+    assert list(inner.in_parts(40, None)) == [(0, 40)]
+    assert list(inner.in_parts(0, lambda done, steps: None)) == []
+
+
+def test_whoever_watches_may_stop_it(tiny):
+    def stop(done: int, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, hparams(), chunk=Chunk(2, watch=stop))
+
+
 class Memory:
     """Stands in for `_adapt_chunk` on a device that holds so many adapters."""
 
     def __init__(self, room: int, message: str = "RESOURCE_EXHAUSTED: out of memory"):
         self.room, self.message, self.sizes, self.train = room, message, [], inner._adapt_chunk
 
-    def __call__(self, model, params, adapters, *rest):
-        self.sizes.append(len(adapters.scale))
+    def __call__(self, model, params, training, *rest):
+        self.sizes.append(len(training.state.adapter.scale))
         if self.sizes[-1] > self.room:
             raise jax.errors.JaxRuntimeError(self.message)
-        return self.train(model, params, adapters, *rest)
+        return self.train(model, params, training, *rest)
 
 
 def test_without_room_the_chunk_is_halved_and_said_once(tiny, mixed, monkeypatch):

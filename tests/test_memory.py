@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,9 @@ def test_training_needs_what_was_planned(name, layers, adapters, width, config):
         shape(adapters, steps, config.batch_size), (width,),
     )  # fmt: skip
     plan = batching.Plan(shape(1, steps), shape(1, steps), shape(1))
-    lowered = inner._adapt_chunk.lower(model, params, lora, batch, plan, hyper, config.optimiser)
+    begin = partial(inner._begin_chunk, optimiser=config.optimiser, steps=steps)
+    training, part = jax.eval_shape(begin, lora), (shape(), shape())
+    lowered = inner._adapt_chunk.lower(model, params, training, batch, plan, part, hyper, config.optimiser)
     planned = memory.training(shapes, config, adapters=adapters, width=width, itemsize=4).total
     assert planned == pytest.approx(assigned(lowered.compile()), rel=0.2)
 

@@ -662,6 +662,30 @@ def test_what_an_earlier_run_did_counts_as_done_but_not_as_speed():
     assert "90/100 passages, 0:10 left" in stream.getvalue()
 
 
+def test_units_in_hand_show_their_steps_until_they_are_counted():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(console=Console(file=stream), clock=clock) as progress:
+        progress.phase("Training", 8, "adapters")
+        clock.now += 10  # compiling: no part of a step's time
+        progress.steps(4, 100)
+        for done in (20, 36):
+            clock.now += 8
+            progress.steps(done, 100)
+        progress.steps(100, 100)
+        clock.now += 20
+        progress.advance(4, adapters=4)
+        clock.now += 11
+        progress.steps(50, 100)
+    assert [line.split(": ", 1)[1] for line in stream.getvalue().splitlines()] == [
+        "8 adapters",
+        "0/8 adapters, step 4/100",
+        "0/8 adapters, step 36/100, 0:32 to the last",
+        "4/8 adapters, 0.09 adapters/s, 0:46 left",
+        "4/8 adapters, 0.07 adapters/s, 0:57 left, step 50/100",
+        "done after 0:57, 4/8 adapters, 0.07 adapters/s",
+    ]
+
+
 def test_an_error_ends_the_stage_as_stopped():
     stream = io.StringIO()
     with pytest.raises(RuntimeError), Progress(console=Console(file=stream), clock=Clock()) as progress:
@@ -680,6 +704,7 @@ def test_the_display_fits_its_terminal(width, height):
             progress.phase(name, 12)
             clock.now += 3_700
             progress.advance(7, adapters=100_000, tokens=123_456_789, accuracy=0.5)
+            progress.steps(12_000, 34_000)
         paper = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
         with paper.capture() as capture:
             paper.print(progress._render())
@@ -691,8 +716,11 @@ def test_the_display_fits_its_terminal(width, height):
 
 
 def test_advance_needs_a_phase():
-    with pytest.raises(ValueError, match="before any phase"):
-        Progress(["Base"], console=Console(file=io.StringIO())).advance()
+    progress = Progress(["Base"], console=Console(file=io.StringIO()))
+    with pytest.raises(ValueError, match=r"advance\(\) was called before any phase"):
+        progress.advance()
+    with pytest.raises(ValueError, match=r"steps\(\) was called before any phase"):
+        progress.steps(1, 2)
 
 
 # The metrics

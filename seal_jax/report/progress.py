@@ -34,6 +34,8 @@ class _Stage:
     started: float | None = None
     ended: float | None = None
     failed: bool = False
+    steps: tuple[int, int] | None = None  # optimiser steps of the units in hand: done, and of how many
+    first_step: tuple[int, float] = (0, 0.0)  # steps done when they were first told of, and when that was
 
     def seconds(self, now: float) -> float:
         return 0.0 if self.started is None else (now if self.ended is None else self.ended) - self.started
@@ -54,8 +56,19 @@ class _Stage:
         fresh = self.done - self.resumed
         if self.ended is None and self.total is not None and fresh > 0:
             facts.append(f"{_clock(max(0, self.total - self.done) * seconds / fresh)} left")
+        if self.ended is None and self.steps is not None:
+            facts += self._of_steps(now)
         if self.accuracy is not None:
             facts.append(f"accuracy {100 * self.accuracy:.1f} %")
+        return facts
+
+    def _of_steps(self, now: float) -> list[str]:
+        """How far the units in hand are; and when they will be, as long as that is all that is known."""
+        assert self.steps is not None
+        (done, of), (before, since) = self.steps, self.first_step
+        facts = [f"step {done}/{of}"]
+        if self.done == self.resumed and done > before:
+            facts.append(f"{_clock((of - done) * (now - since) / (done - before))} to the last")
         return facts
 
 
@@ -127,19 +140,24 @@ class Progress:
         `accuracy` is a fraction, the mean so far in this stage; None keeps the one shown. `resumed` units were done by
         an earlier run: they count as done, never as speed.
         """
-        if self._current < 0:
-            raise ValueError("advance() was called before any phase(): there is no stage to count it for.")
-        stage = self._stages[self._current]
+        stage = self._running("advance")
         stage.done += n
+        stage.steps = None
         if resumed:
             stage.resumed += n
         else:
             stage.adapters += adapters
             stage.tokens += tokens
         stage.accuracy = stage.accuracy if accuracy is None else accuracy
-        now = self._clock()
-        if self._live is None and now - self._last_line >= PLAIN_INTERVAL:
-            self._line(f"{stage.name}: {', '.join([stage.amount(), *stage.facts(now)])}")
+        self._now_and_then(stage)
+
+    def steps(self, done: int, of: int) -> None:
+        """How many optimiser steps of the units in hand are done; the next `advance` counts those units."""
+        stage, now = self._running("steps"), self._clock()
+        if stage.steps is None or done <= stage.steps[0]:  # the next units, or the same ones anew
+            stage.first_step = (done, now)
+        stage.steps = (done, of)
+        self._now_and_then(stage)
 
     def note(self, text: str) -> None:
         """Leaves a line for good, above the display: what the user should know of once."""
@@ -152,6 +170,16 @@ class Progress:
         """Seconds that each stage has taken, by name."""
         now = self._clock()
         return {stage.name: stage.seconds(now) for stage in self._stages if stage.started is not None}
+
+    def _running(self, called: str) -> _Stage:
+        if self._current < 0:
+            raise ValueError(f"{called}() was called before any phase(): there is no stage to count it for.")
+        return self._stages[self._current]
+
+    def _now_and_then(self, stage: _Stage) -> None:
+        now = self._clock()
+        if self._live is None and now - self._last_line >= PLAIN_INTERVAL:
+            self._line(f"{stage.name}: {', '.join([stage.amount(), *stage.facts(now)])}")
 
     def _end_stage(self, *, failed: bool = False) -> None:
         if self._current < 0 or self._stages[self._current].ended is not None:
