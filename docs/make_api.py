@@ -34,8 +34,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "seal_jax.runtime": ("start", "load_language_model", "make_mesh", "place"),
     "seal_jax.inner": (
-        "adapt_many", "adapt", "update", "loss_and_gradient", "Optimiser", "InnerState", "Metrics", "Chunk",
-        "is_finite",
+        "adapt_many", "begin", "adapt", "update", "loss_and_gradient", "Optimiser", "Training", "InnerState", "Metrics",
+        "Chunk", "is_finite",
     ),
     "seal_jax.batching": ("Tokens", "tokenize", "make_batch", "bucket_widths", "left_pad"),
     "seal_jax.training": ("FineTuning", "Shapes", "train", "log_likelihoods", "untrained"),
