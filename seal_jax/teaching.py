@@ -198,26 +198,42 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
         for n in range(1, teaching.edits + 1)
     ]
     edits = [[[part[p][c] for part in written] for c in range(teaching.candidates)] for p in range(len(passages))]
-    queries = [query for passage in passages for query in lesson.domain.queries(passage)]
     at_once = chunk_of(lm, loop, teaching.candidates)
 
-    loop.progress.phase("base model", len(queries), "questions")
-    resumed = loop.run.has("base")
-    base = as_scores(
-        loop.run.once(
-            "base", lambda: score_all(lm, training.untrained(lm, 1, loop.inner, Chunk(1)), passages, loop, at_once)
-        )
-    )
-    accuracy = mean(verdict for score in base[0] for verdict in score.verdicts)
-    loop.progress.advance(len(queries), accuracy=accuracy, resumed=resumed)
+    def untaught() -> Adapter:
+        return training.untrained(lm, 1, loop.inner, Chunk(1))
 
+    (base,) = compare(lm, untaught, passages, loop, at_once, piece="base", shown="base model")
     settings = candidate_settings(teaching, loop.inner)
     sequences = [
         [batching.tokenize(example, lm.codec) for example in candidate_examples(lesson.passages, edits, c, teaching)]
         for c in range(teaching.candidates)
     ]
-    sizes = [(len(own), sum(len(s.ids) for s in own)) for own in sequences]
-    loop.progress.phase("candidates: training", teaching.candidates, "adapters")
+    candidates, losses = train_candidates(lm, sequences, settings, loop, at_once)
+    scores = compare(lm, candidates, passages, loop, at_once, piece="candidates/scores", shown="candidates: questions")
+    chosen = choose(scores, losses, teaching)
+
+    def keep() -> Adapter:
+        return jax.tree.map(lambda leaf: leaf[chosen], candidates())
+
+    adapter = restored(loop.run.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.inner)))
+    loop.run.forget_tree("candidates")  # the others are not asked for again
+    return Taught(
+        adapter, chosen, passages, edits, settings, [size_of(own) for own in sequences], losses, base,
+        [[own[p] for own in scores] for p in range(len(passages))],
+    )  # fmt: skip
+
+
+def train_candidates(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[batching.Tokens]],
+    settings: Sequence[Settings],
+    loop: Loop,
+    at_once: Chunk,
+) -> tuple[Callable[[], Adapter], list[list[float]]]:
+    """C adapters, trained together, and their losses. The adapters are read only where something asks for them."""
+    tokens = sum(chosen.epochs * size_of(own)[1] for chosen, own in zip(settings, sequences, strict=True))
+    loop.progress.phase("candidates: training", len(sequences), "adapters")
 
     def train() -> Adapter:
         adapters, losses = training.train(
@@ -234,28 +250,37 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
         )
 
     resumed = loop.run.has("candidates/losses")
-    finished = loop.run.has("candidates/scores")
-    if not finished:
+    if not loop.run.has("candidates/scores"):
         candidates()
-    tokens = sum(chosen.epochs * size for chosen, (_, size) in zip(settings, sizes, strict=True))
-    loop.progress.advance(teaching.candidates, adapters=teaching.candidates, tokens=tokens, resumed=resumed)
+    loop.progress.advance(len(sequences), adapters=len(sequences), tokens=tokens, resumed=resumed)
+    return candidates, loop.run.once("candidates/losses", list)
 
-    loop.progress.phase("candidates: questions", len(queries) * teaching.candidates, "questions")
-    by_candidate = as_scores(
-        loop.run.once("candidates/scores", lambda: score_all(lm, candidates(), passages, loop, at_once))
-    )
-    losses = loop.run.once("candidates/losses", list)
-    chosen = choose(by_candidate, losses, teaching)
-    best = mean(verdict for score in by_candidate[chosen] for verdict in score.verdicts)
-    loop.progress.advance(len(queries) * teaching.candidates, accuracy=best, resumed=finished)
 
-    def keep() -> Adapter:
-        return jax.tree.map(lambda leaf: leaf[chosen], candidates())
+def compare(
+    lm: LanguageModel,
+    adapters: Callable[[], Adapter],
+    passages: Sequence[Passage],
+    loop: Loop,
+    at_once: Chunk,
+    *,
+    piece: str,
+    shown: str,
+) -> list[list[Score]]:
+    """Every question to each of C adapters: [C][P]. The display calls it `shown`, and has the best one's accuracy."""
+    asked = sum(len(passage.questions) for passage in passages)
+    loop.progress.phase(shown, asked, "questions")
+    resumed = loop.run.has(piece)
+    rows = loop.run.once(piece, lambda: score_all(lm, adapters(), passages, loop, at_once))
+    scores = [[Score(*values) for values in row] for row in rows]
+    accuracies = [figure(own, "accuracy") for own in scores]
+    best = max((value for value in accuracies if value is not None), default=None)
+    loop.progress.advance(asked, accuracy=best, resumed=resumed)
+    return scores
 
-    adapter = restored(loop.run.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.inner)))
-    loop.run.forget_tree("candidates")  # the others are not asked for again
-    scores = [[own[p] for own in by_candidate] for p in range(len(passages))]
-    return Taught(adapter, chosen, passages, edits, settings, sizes, losses, base[0], scores)
+
+def size_of(sequences: Sequence[batching.Tokens]) -> tuple[int, int]:
+    """How many they are, and their tokens."""
+    return len(sequences), sum(len(own.ids) for own in sequences)
 
 
 def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> list[Passage]:
@@ -484,8 +509,3 @@ def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
 def restored(tree: Adapter) -> Adapter:
     """On no device in particular, whichever wrote it."""
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
-
-
-def as_scores(rows: Any) -> list[list[Score]]:
-    """As the journal keeps them."""
-    return [[Score(*values) for values in row] for row in rows]
