@@ -17,7 +17,6 @@ import dataclasses
 import io
 import json
 import math
-import re
 import shlex
 import signal
 import sys
@@ -434,33 +433,37 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
         [("config", Annotated[config_type, unnamed]), ("run", Annotated[Run, unnamed], Run())],
         frozen=True,
     )
-    commands = tyro.extras.subcommand_type_from_defaults(
-        {name: command(config) for name, (_, config) in presets.items()},
-        {name: text for name, (text, _) in presets.items()},
-    )
+    prog, (first, *rest) = f"python -m experiments.{experiment.name}", arguments
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed: Any = tyro.cli(
-                commands,
-                prog=f"python -m experiments.{experiment.name}",
-                args=arguments,
-                description=f"{experiment.description}\nAll options: python -m experiments.{experiment.name} "
-                f"{next(iter(presets))} --help",
-            )
+            if first in presets:  # parsed by itself, so that a suggestion is of this one and not of all
+                text, config = presets[first]
+                parsed: Any = tyro.cli(
+                    command, default=command(config), prog=f"{prog} {first}", args=rest, description=text
+                )
+            else:
+                commands = tyro.extras.subcommand_type_from_defaults(
+                    {name: command(config) for name, (_, config) in presets.items()},
+                    {name: text for name, (text, _) in presets.items()},
+                )
+                parsed = tyro.cli(
+                    commands, prog=prog, args=arguments,
+                    description=f"{experiment.description}\nAll options: {prog} {next(iter(presets))} --help",
+                )  # fmt: skip
     finally:
         sys.stderr.write(_readable(said.getvalue()))
     return parsed.config, parsed.run
 
 
 def _readable(said: str) -> str:
-    """What tyro says of a value that a config refuses, without the names it makes up for itself; the box stays one."""
+    """What tyro says of a value that a config refuses, with the option's name; the box stays one."""
     lines = []
-    for line in said.splitlines(keepends=True):
-        plain = line.replace("__tyro-dummy-inner__.config.", "--").replace(
-            "__tyro-dummy-inner__.config", "the settings"
-        )
-        lines.append(re.sub(r"│(?=\s*$)", " " * (len(line) - len(plain)) + "│", plain))
+    for line in said.splitlines():
+        plain = line.replace("Error parsing config.", "Error parsing --").replace("Error parsing config:", "Error:")
+        if plain != line and plain.endswith("│"):
+            plain = plain.removesuffix("│").ljust(len(line) - 1) + "│"
+        lines.append(f"{plain}\n")
     return "".join(lines)
 
 

@@ -355,7 +355,7 @@ def test_a_typo_is_rejected_with_a_suggestion(program, tmp_path, monkeypatch, ca
     )
     assert status == 2
     assert "learnig-rate" in out + err
-    assert "--inner.learning-rate" in out + err
+    assert (out + err).count("--inner.learning-rate") == 1  # of the preset in use, not of each
     assert not (tmp_path / "run").exists()
 
 
@@ -366,8 +366,8 @@ def test_a_value_that_a_setting_refuses_is_named_by_its_option(program, tmp_path
     assert status == 2
     assert "--inner: epochs is 0; expected at least 1" in said
     assert "tyro" not in said
-    in_a_box = "│ Error parsing __tyro-dummy-inner__.config.inner: epochs is 0 │\n"
-    assert session._readable(in_a_box) == f"│ Error parsing --inner: epochs is 0 {' ' * 26}│\n"
+    in_a_box = "│ Error parsing config.inner: epochs is 0 │\n"
+    assert session._readable(in_a_box) == f"│ Error parsing --inner: epochs is 0 {' ' * 5}│\n"
     status, _, err = main(program, monkeypatch, capsys, "--run-folder", str(run_folder), "--answer-tokens", "0")
     assert (status, err) == (2, "error: answer_tokens is 0; expected at least 1\n")
     assert not run_folder.exists()
