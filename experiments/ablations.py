@@ -695,7 +695,9 @@ def describe(config: Config, run_folder: Path) -> str:
     return knowledge.describe(wide, data.passages, lines, work, run_folder, samples=first.samples)
 
 
-EXPERIMENT = Experiment("ablations", __doc__, PRESETS, describe, run)
+SEARCH = tuple({f.name for f in dataclasses.fields(Config)} - {f.name for f in dataclasses.fields(Settings)})
+
+EXPERIMENT = Experiment("ablations", __doc__, PRESETS, describe, run, unnamed=SEARCH)
 
 if __name__ == "__main__":
     from experiments import ablations  # by its name: what is sent to a job must be found there under it

@@ -34,7 +34,7 @@ from experiments.session import Experiment, Prepared, Session, Speaker
 from seal_jax import batching, evaluation, lora, peft, plan, teaching
 from seal_jax import document as documents
 from seal_jax.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
-from seal_jax.checkpoint import RunFolder, write_atomically
+from seal_jax.checkpoint import RunFolder, digest, write_atomically
 from seal_jax.document import Document
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Passage, Question
@@ -74,7 +74,8 @@ class Config(Knowledge):
     """With --save: the whole model too, as a Hugging Face checkpoint, in the folder `merged` there."""
 
 
-AFTERWARDS: dict[str, Any] = {"ask": (), "save": None, "merged": False}  # no part of what a run is
+# no part of what a run is: what is done with the model that comes of it
+AFTERWARDS: dict[str, Any] = {"exam": None, "ask": (), "save": None, "merged": False}
 
 SMALL = Config(
     "small",
@@ -151,7 +152,7 @@ def read(config: Config) -> Inputs:
         raise ValueError('--ask "": an empty question; expected a sentence')
     document = None if config.document is None else documents.read_document(config.document)
     exam = () if config.exam is None else read_exam(config.exam)
-    everything: list[Any] = [document, exam, teaching.lesson_texts(config.prompt)]
+    everything: list[Any] = [document, teaching.lesson_texts(config.prompt)]
     if config.seal is not None:
         everything.append(cpt.trained_by(as_cpt(config)))
     if config.adapter is not None:
@@ -378,14 +379,15 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
     """The user's own questions before and after, graded: for results.json, and as a table."""
     queries = adapted.queries(exam)
     here.progress.phase("exam", len(queries), "questions")
-    resumed = here.folder.has("exam")
+    piece = f"exam/{digest(list(exam))}"
+    resumed = here.folder.has(piece)
 
     def ask() -> list[list[Any]]:
         answers = adapted.ask_queries(queries)
         before, after = [answer.before for answer in answers], [answer.after for answer in answers]
         return [before, after, here.judge.grade(queries, before), here.judge.grade(queries, after)]
 
-    before, after, right_before, right_after = here.folder.once("exam", ask)
+    before, after, right_before, right_after = here.folder.once(piece, ask)
     here.progress.advance(len(queries), accuracy=mean(right_after), resumed=resumed)
     task = Passage("exam", adapted.topic, "", tuple(exam))
     for stage, answers, verdicts in (("exam, before", before, right_before), ("exam, after", after, right_after)):
@@ -509,12 +511,11 @@ def describe(config: Config, run_folder: Path) -> str:
 
 
 def called(config: Config) -> str:
-    """The run folder: one a document, and one an adapter that is only asked."""
-    what = config.document or config.adapter
-    return f"adapt-{config.preset}" if what is None else f"adapt-{config.preset}-{what.stem}"
+    """What the run folder's name begins with: each document has one of its own."""
+    return f"adapt-{config.preset}" if config.document is None else f"adapt-{config.preset}-{config.document.stem}"
 
 
-EXPERIMENT = Experiment("adapt", __doc__, PRESETS, describe, run, called)
+EXPERIMENT = Experiment("adapt", __doc__, PRESETS, describe, run, called, ("document", *AFTERWARDS))
 
 if __name__ == "__main__":
     sys.exit(session.main(EXPERIMENT, sys.argv[1:]))

@@ -17,6 +17,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ import tyro
 
 from experiments import paper
 from seal_jax import evaluation, memory, plan, runtime
-from seal_jax.checkpoint import RunFolder, as_json, digest, require_room, write_atomically
+from seal_jax.checkpoint import RunFolder, as_json, differences, digest, require_room, write_atomically
 from seal_jax.constrained import Constraint
 from seal_jax.graders.choose import Judge
 from seal_jax.inner import Chunk
@@ -46,6 +47,7 @@ from seal_jax.sampler import Sampling
 from seal_jax.training import FineTuning, Shapes
 from seal_jax.types import Domain, LanguageModel, Rate, Style, Task, require_at_least
 
+LONGEST_NAME = 120  # characters of a run folder's name
 JUDGED_BY = ("kind", "model", "dtype", "base_url")  # what of a grader its verdicts depend on
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
@@ -405,7 +407,7 @@ class Run:
     """Where a run is kept, and whether to run at all. No part of its config."""
 
     run_folder: Path | None = None
-    """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET)."""
+    """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET, and what differs)."""
     dry_run: bool = False
     """Print what would be done, loaded and needed, and load no weights."""
 
@@ -418,7 +420,8 @@ class Experiment(NamedTuple):
     presets: Mapping[str, tuple[str, Any]]  # a sentence on each, and its config; the first is the default
     plan: Callable[[Any, Path], str]
     run: Callable[[Any, Path, str], Any]  # config, run folder, command line
-    called: Callable[[Any], str] | None = None  # the run folder, in runs/; by default experiment and preset
+    called: Callable[[Any], str] | None = None  # what its run folder's name begins with; by default it and the preset
+    unnamed: Sequence[str] = ()  # settings that are not in that name: a folder is kept when they change
 
 
 def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
@@ -467,6 +470,21 @@ def _readable(said: str) -> str:
     return "".join(lines)
 
 
+def folder_name(experiment: Experiment, config: Any) -> str:
+    """The run folder where none is given: after the preset, and each setting that is not as the preset has it.
+
+    So that another command has another folder, and the same command the same.
+    """
+    start = experiment.called(config) if experiment.called else f"{experiment.name}-{config.preset}"
+    parts = [start.replace("_", "-")]
+    for setting, _, value in differences(identity(experiment.presets[config.preset][1]), identity(config)):
+        if setting.partition(".")[0] not in experiment.unnamed:
+            values = value if isinstance(value, list) else [value]
+            parts += [setting.replace("_", "-"), *(str(v).rstrip("/").rpartition("/")[2] for v in values)]
+    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(parts)[:8]}"
+
+
 def command_of(experiment: str, arguments: Sequence[str]) -> str:
     """The command that gives the same results: without the folder they are kept in."""
     kept: list[str] = []
@@ -484,8 +502,7 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback, and so does Ctrl-C."""
     try:
         config, where = parse(experiment, arguments)
-        name = experiment.called(config) if experiment.called else f"{experiment.name}-{config.preset}"
-        run_folder = where.run_folder or Path("runs") / name.replace("_", "-")
+        run_folder = where.run_folder or Path("runs") / folder_name(experiment, config)
         runtime.start(config.devices)
         if where.dry_run:
             print(experiment.plan(config, run_folder))

@@ -148,6 +148,15 @@ def test_a_finished_run_answers_other_questions_and_saves_and_never_waits(undist
     assert said.split("Who?")[1].split("What is it?")[0].strip() in capsys.readouterr().out
 
 
+def test_an_exam_set_later_is_taken_without_training_again(undisturbed, config, tmp_path, monkeypatch):
+    results, folder = undisturbed
+    (tmp_path / "later.json").write_text(json.dumps(EXAM[:1]))
+    monkeypatch.setattr(teaching.training, "train", None)
+    again = adapt.run(dataclasses.replace(config, exam=tmp_path / "later.json"), folder, "the command")
+    assert again["exam"]["after"]["answers"] == results["exam"]["after"]["answers"][:1]
+    assert adapt.run(config, folder, "the command")["exam"] == results["exam"]
+
+
 def test_what_the_model_does_not_ask_is_said(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(teaching, "parse_questions", lambda text: [])
     results = adapt.run(dataclasses.replace(config, exam=None), tmp_path, "the command")
@@ -295,7 +304,7 @@ def test_bad_documents_end_as_one_sentence(tmp_path, capsys, monkeypatch):
 def test_the_command_line_takes_several_questions():
     arguments = ["--document", "a.md", "--ask", "Who?", "Why, then?", "--teaching.candidates", "3"]
     parsed, _ = session.parse(adapt.EXPERIMENT, arguments)
-    assert adapt.called(parsed) == "adapt-small-a"
+    assert session.folder_name(adapt.EXPERIMENT, parsed) == "adapt-small-a-teaching.candidates-3"
     assert (parsed.preset, parsed.ask, parsed.teaching.candidates) == ("small", ("Who?", "Why, then?"), 3)
 
 

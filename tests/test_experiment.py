@@ -6,6 +6,7 @@ Runs are processes of their own, as a user starts them; they share one cache of 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -407,3 +408,34 @@ def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, c
     status, _, err = main(program, monkeypatch, capsys, "--model", str(folder), "--run-folder", str(run_folder))
     assert status == 2  # whereas a run needs them
     assert "model.safetensors" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("squad demo", "squad-demo"),
+        ("squad demo --tracker.kind none --grader.timeout-s 5", "squad-demo"),
+        ("squad demo --seed 1 --data there/mine.json", "squad-demo-data-mine.json-seed-1"),
+        ("squad paper --model Qwen/Qwen2.5-3B", "squad-paper-model-Qwen2.5-3B"),
+        ("squad demo --inner.projections q_proj v_proj", "squad-demo-inner.projections-q_proj-v_proj"),
+        ("evaluate_edits smoke --edits a/A.json runs/mine/", "evaluate-edits-smoke-edits-A.json-mine"),
+        ("ablations demo --grid inner.rank=4,8 --jobs.where local", "ablations-demo"),
+        ("ablations demo --samples 2", "ablations-demo-samples-2"),
+        ("adapt --document my/notes.md --ask Who? --exam e.json --save out --merged", "adapt-small-notes"),
+        ("adapt --adapter my-adapter --ask Who?", "adapt-small-adapter-my-adapter"),
+    ],
+)
+def test_another_command_has_another_folder_and_the_same_the_same(command, name):
+    which, *arguments = command.split()
+    experiment = importlib.import_module(f"experiments.{which}").EXPERIMENT
+    config, _ = session.parse(experiment, arguments)
+    assert session.folder_name(experiment, config) == name
+
+
+def test_a_long_name_is_cut_and_still_its_own():
+    names = {
+        session.folder_name(squad.EXPERIMENT, session.parse(squad.EXPERIMENT, ["demo", "--data", "x" * 200 + end])[0])
+        for end in "ab"
+    }
+    assert len(names) == 2
+    assert {len(name) for name in names} == {session.LONGEST_NAME}
