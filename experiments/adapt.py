@@ -3,7 +3,7 @@
     python -m experiments.adapt --document notes.md                   # 2 CPU cores: minutes; then ask in the terminal
     python -m experiments.adapt --document notes.md --ask "Who keeps the lamp?" --save my-adapter --merged
     python -m experiments.adapt --document report.pdf --exam exam.json     # graded, on questions of your own
-    python -m experiments.adapt large --document notes.md --seal runs/squad-paper     # a GPU; a SEAL-trained writer
+    python -m experiments.adapt large --document notes.md --model Qwen/Qwen2.5-7B --seal runs/squad-paper     # a GPU
     python -m experiments.adapt --adapter my-adapter --ask "Who keeps the lamp?"      # nothing is trained
 
 The document (.md, .txt, .pdf) is cut into passages. The model writes notes on each, and questions whose answers stand

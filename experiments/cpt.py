@@ -234,15 +234,22 @@ def longest_text(config: Config, lm: LanguageModel, data: Data) -> int:
 # A model that an earlier run trained with RL
 
 
-def trained_by(config: Config) -> dict[str, Any]:
-    """The settings of the run that `--seal` names.
+class Trained(NamedTuple):
+    """What a run of experiments.squad made of its model."""
+
+    settings: dict[str, Any]  # of that run; empty where there is none
+    rounds: int  # of RL that are taken: all, or those up to the one that its validation chose
+
+
+def trained_by(config: Config) -> Trained:
+    """The run that `--seal` names.
 
     Raises:
         ValueError: no finished run of experiments.squad on this model, or one with a separate writer.
     """
     folder = config.seal
     if folder is None:
-        return {}
+        return Trained({}, 0)
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(
@@ -262,16 +269,19 @@ def trained_by(config: Config) -> dict[str, Any]:
             f"--seal {folder}: its self-edits were written by another model, {settings['writer']}, which alone was "
             "trained; expected a run in which one model writes and learns"
         )
-    return settings
+    rounds = results.get("validation", {}).get("chosen_round", settings["outer"]["rounds"])
+    if not rounds:
+        raise ValueError(f"--seal {folder}: its validation chose the model as it was before RL; leave --seal out")
+    return Trained(settings, rounds)
 
 
 def seal_rounds(config: Config, lm: LanguageModel) -> list[Adapter]:
-    """The adapters of all rounds of RL of the run that `--seal` names, in order."""
-    settings = trained_by(config)
+    """The adapters of the rounds of RL that are taken of the run that `--seal` names, in order."""
+    settings, rounds = trained_by(config)
     sft, found = settings["outer"]["sft"], []
     like = adapter_shapes(lm, FineTuning(projections=tuple(sft["projections"]), rank=sft["rank"]))
     assert config.seal is not None
-    for number in range(1, settings["outer"]["rounds"] + 1):
+    for number in range(1, rounds + 1):
         path = (config.seal / "checkpoints" / f"round_{number}").absolute()
         if path.exists():  # a round that kept nothing left the model as it was
             with ocp.StandardCheckpointer() as checkpointer:
@@ -299,7 +309,7 @@ def row_names(config: Config) -> dict[str, str]:
     for kind in config.entigraph:
         names[f"entigraph_{kind}"] = "Passages and entity pairs" + (" and triples" if kind == "triples" else "")
     if config.seal:
-        rounds = trained_by(config)["outer"]["rounds"]
+        rounds = trained_by(config).rounds
         names[f"self_edits_round_{rounds}"] = f"SEAL, {rounds} {'round' if rounds == 1 else 'rounds'} of RL"
     return names
 

@@ -66,11 +66,11 @@ class RunConfig:
     style: Literal["auto", "raw", "chat"] = "auto"
     """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
-    """How self-edits are written (paper: T = 1, top-p 0.95)."""
+    """How self-edits are written (paper: T = 1, top-p 0.95; on ARC T = 0.8)."""
     write_chunk: int | None = None
     """Self-edits written at a time; by default as many as fit in memory."""
     answer_tokens: int = 64
-    """The most new tokens of an answer, greedy (paper's code: 64)."""
+    """The most new tokens of an answer, greedy (paper's code, on SQuAD: 64)."""
     inner: FineTuning = FineTuning()
     """The inner loop: how an adapter is trained on a self-edit."""
     seed: int = 0
@@ -209,10 +209,11 @@ class Session:
     def _missing(self) -> list[str]:
         if not self.ungraded:
             return []
-        path = self.folder.path / "ungraded.jsonl"
+        path, grader = self.folder.path / "ungraded.jsonl", getattr(self.config, "grader", None)
+        judge = f" --grader.kind {grader.kind} --grader.model {grader.model}" if grader and grader.model else ""
         return [
             f"{len(self.ungraded)} answers were not graded; they count neither as right nor as wrong. "
-            f"They are listed in {path}: python -m experiments.grade --answers {path}"
+            f"They are listed in {path}: python -m experiments.grade --answers {path}{judge}"
         ]
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
 
 @dataclasses.dataclass(frozen=True)
 class Optimiser:
-    """What all adapters share. The defaults are the paper's inner loop (its section B.1)."""
+    """How steps are taken, the same for all adapters. Optimiser() is the paper's inner loop (its section B.1)."""
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # decay of the learning rate to 0 over num_steps
     warmup_steps: int = 0  # steps over which the learning rate first rises from 0

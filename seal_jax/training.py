@@ -22,9 +22,12 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-    """How an adapter is trained on sequences. The defaults are the paper's inner loop (its section B.1)."""
+    """How an adapter is trained on sequences. FineTuning() is the paper's inner loop (its section B.1)."""
 
-    projections: tuple[str, ...] = ("q_proj", "v_proj")  # PEFT's default for the paper's model
+    projections: tuple[str, ...] = (
+        "q_proj",
+        "v_proj",
+    )  # with an adapter; q and v: PEFT's default for the paper's model
     rank: int = 32  # LoRA r
     alpha: float = 64.0  # LoRA alpha
     learning_rate: float = 1e-3  # decayed linearly to 0

@@ -224,6 +224,15 @@ def test_the_rounds_of_an_earlier_run_are_merged_in_order(model, tmp_path):
     assert list(cpt.row_names(config)) == ["passage", "self_edits", "self_edits_round_3"]
 
 
+def test_of_a_validated_run_the_rounds_up_to_the_chosen_one_are_taken(model, tmp_path):
+    folder, adapters = earlier_run(tmp_path / "squad", model, results={"validation": {"chosen_round": 2}})
+    config = dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder)
+    lm, _, _ = runtime.load_language_model(str(model), "float32", 1)
+    (first,) = cpt.seal_rounds(config, lm)  # the second kept nothing
+    jax.tree.map(np.testing.assert_array_equal, first, adapters[0])
+    assert list(cpt.row_names(config))[-1] == "self_edits_round_2"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -231,6 +240,7 @@ def test_the_rounds_of_an_earlier_run_are_merged_in_order(model, tmp_path):
         ({"dtype": "bfloat16"}, "in bfloat16; this run has"),
         ({"writer": "big"}, "written by another model, big"),
         ({"results": {"name": "cpt"}}, "a run of cpt; expected experiments.squad"),
+        ({"results": {"validation": {"chosen_round": 0}}}, "its validation chose the model as it was before RL"),
     ],
 )
 def test_an_earlier_run_that_does_not_fit_is_refused(model, tmp_path, changes, message):

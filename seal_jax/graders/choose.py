@@ -29,9 +29,8 @@ class Grader:
     dtype: Literal["float32", "bfloat16"] = "float32"  # kind model
     batch: int = 16  # prompts at a time, kind model; halved when memory does not suffice
     base_url: str = OPENAI  # kind endpoint, as are all below
-    key_variable: str = (
-        "OPENAI_API_KEY"  # environment variable that holds the key; an address of your own may need none
-    )
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; an address of your own may need none."""
     concurrency: int = 8  # requests under way at a time
     requests_per_minute: float | None = None  # at most; None: no limit of ours
     timeout_s: float = 60.0  # without a sign of the server
