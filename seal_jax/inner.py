@@ -294,6 +294,8 @@ def adapt_many(
         training = _begin_chunk(
             lora.take(adapters, index), optimiser=optimiser, steps=order.shape[1], mesh=mesh, by_rows=by_rows
         )
+        if mesh is None:  # placed as what comes back will be, or the second part would be another program
+            training = jax.device_put(training, jnp.asarray(jax.tree.leaves(params)[0]).sharding)
         for part in in_parts(int(np.max(plans.num_steps)), chunk.watch):
             training = _adapt_chunk(model, params, training, rows, plans, part, hyper, optimiser, mesh, by_rows, below)
             jax.block_until_ready(training)

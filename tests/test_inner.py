@@ -463,16 +463,19 @@ def test_clipping_is_each_adapters_own(tiny):
 
 @pytest.mark.parametrize("devices", [None, 2])
 def test_a_watched_training_is_told_of_and_the_same_to_the_last_bit(tiny, monkeypatch, mesh, devices):
-    mesh = mesh if devices else None
-    hyper, rested = hparams(**MIXED), Optimiser(eps=1.1e-5)  # an optimiser of its own: a program of its own
-    plain = train(tiny, hyper, optimiser=rested, mesh=mesh)
-    programs, told = inner._adapt_chunk._cache_size(), []
+    mesh, told = (mesh if devices else None), []
+    placed = (
+        tiny if devices else tiny._replace(params=jax.device_put(tiny.params, jax.devices()[0]))
+    )  # as a real one is
+    hyper, own = hparams(**MIXED), Optimiser(eps=1.1e-5)  # an optimiser of its own: a program of its own
+    programs = inner._adapt_chunk._cache_size()
+    plain = train(placed, hyper, optimiser=own, mesh=mesh)
     monkeypatch.setattr(inner, "FIRST_PART", 1)
     monkeypatch.setattr(inner, "PART_SECONDS", 0.0)
     watched = Chunk(2, watch=lambda *seen: told.append(seen))
-    jax.tree.map(np.testing.assert_array_equal, train(tiny, hyper, optimiser=rested, chunk=watched, mesh=mesh), plain)
+    jax.tree.map(np.testing.assert_array_equal, train(placed, hyper, optimiser=own, chunk=watched, mesh=mesh), plain)
     assert told == [(step, 6) for _ in range(2) for step in range(1, 7)]
-    assert inner._adapt_chunk._cache_size() == programs
+    assert inner._adapt_chunk._cache_size() == programs + 1
 
 
 def test_a_single_adapter_on_two_devices_is_watched_too(tiny, monkeypatch, mesh):

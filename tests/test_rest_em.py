@@ -263,7 +263,9 @@ def round_of(lm, monkeypatch, loop, trials: list[Trial], base: Score, rule, **co
     monkeypatch.setattr(rest_em, "write_self_edits", lambda *_, **__: [[trial.edit for trial in trials]])
     monkeypatch.setattr(rest_em, "try_self_edits", lambda *_, **__: [trials])
     monkeypatch.setattr(
-        rest_em, "sft", lambda lm, pairs, config, *, seed: (learned.extend(pairs), sft(lm, pairs[:1], SFT, seed=0))[1]
+        rest_em,
+        "sft",
+        lambda lm, pairs, config, *, seed, watch: (learned.extend(pairs), sft(lm, pairs[:1], SFT, seed=0))[1],
     )
     _, log = rest_em_round(lm, [trials[0].task], dataclasses.replace(OUTER, select=rule, **config), loop, number=1)
     kept = [trial.edit.completion for trial, k in zip(trials, log.keep[0], strict=True) if k]
@@ -275,7 +277,7 @@ def round_of(lm, monkeypatch, loop, trials: list[Trial], base: Score, rule, **co
 def test_a_completion_that_was_cut_off_is_learned_without_an_end(lm, tmp_path, monkeypatch):
     pairs: list[Example] = []
 
-    def record(lm, given, config, *, seed):
+    def record(lm, given, config, *, seed, watch):
         pairs.extend(given)
         return sft(lm, given, config, seed=seed)
 
