@@ -36,6 +36,7 @@ class _Stage:
     failed: bool = False
     steps: tuple[int, int] | None = None  # optimiser steps of the units in hand: done, and of how many
     first_step: tuple[int, float] = (0, 0.0)  # steps done when they were first told of, and when that was
+    last_step: float = 0.0  # when they were last told of
 
     def seconds(self, now: float) -> float:
         return 0.0 if self.started is None else (now if self.ended is None else self.ended) - self.started
@@ -57,18 +58,18 @@ class _Stage:
         if self.ended is None and self.total is not None and fresh > 0:
             facts.append(f"{_clock(max(0, self.total - self.done) * seconds / fresh)} left")
         if self.ended is None and self.steps is not None:
-            facts += self._of_steps(now)
+            facts += self._of_steps()
         if self.accuracy is not None:
             facts.append(f"accuracy {100 * self.accuracy:.1f} %")
         return facts
 
-    def _of_steps(self, now: float) -> list[str]:
+    def _of_steps(self) -> list[str]:
         """How far the units in hand are; and when they will be, as long as that is all that is known."""
         assert self.steps is not None
         (done, of), (before, since) = self.steps, self.first_step
         facts = [f"step {done}/{of}"]
         if self.done == self.resumed and done > before:
-            facts.append(f"{_clock((of - done) * (now - since) / (done - before))} to the last")
+            facts.append(f"{_clock((of - done) * (self.last_step - since) / (done - before))} to the last")
         return facts
 
 
@@ -156,7 +157,7 @@ class Progress:
         stage, now = self._running("steps"), self._clock()
         if stage.steps is None or done <= stage.steps[0]:  # the next units, or the same ones anew
             stage.first_step = (done, now)
-        stage.steps = (done, of)
+        stage.steps, stage.last_step = (done, of), now
         self._now_and_then(stage)
 
     def note(self, text: str) -> None:
