@@ -294,7 +294,8 @@ def finish(config: Config, here: Session, inputs: Inputs, adapted: Adapted) -> d
         tables.append(table)
     answered = keep_answers(here.folder.path, adapted.ask_all(config.ask) if config.ask else [])
     if answered:
-        tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": answered, "page_only": True})
+        asked = [[question, *map(adapted.shown, said)] for question, *said in answered]
+        tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": asked, "page_only": True})
     return here.finish(rows, tables=tables, **parts)
 
 
@@ -434,8 +435,10 @@ def afterwards(config: Config, adapted: Adapted, folder: Path) -> None:
         if config.merged:
             print(f"Whole model (Hugging Face): {saved / 'merged'}")
     if config.ask:
-        given = {question: (before, after) for question, before, after in keep_answers(folder, [])}
-        print(side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask]))
+        given = {question: said for question, *said in keep_answers(folder, [])}
+        print(
+            side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask], adapted.shown)
+        )
     elif sys.stdin is not None and sys.stdin.isatty():
         converse(adapted, folder)
     elif config.exam is None:  # a pipe or a batch job is not kept waiting
@@ -456,7 +459,7 @@ def converse(adapted: Adapted, folder: Path) -> None:
         try:
             answer = adapted.ask(question)
             keep_answers(folder, [answer])
-            print(side_by_side([answer]))
+            print(side_by_side([answer], adapted.shown))
         except ValueError as error:
             print(f"error: {error}")
         except KeyboardInterrupt:
@@ -464,13 +467,13 @@ def converse(adapted: Adapted, folder: Path) -> None:
             return
 
 
-def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
-    """Each question over its two answers, in two columns of the terminal's width."""
+def side_by_side(answers: Sequence[Answer], shown: Callable[[str], str] = str, width: int | None = None) -> str:
+    """Each question over its two answers, each as `shown`, in two columns of the terminal's width."""
     columns = width or min(120, shutil.get_terminal_size((80, 24)).columns)
     half = max(16, (columns - 5) // 2)
     lines = []
     for answer in answers:
-        cells = [textwrap.wrap(text or "(nothing)", half) for text in (answer.before, answer.after)]
+        cells = [textwrap.wrap(shown(text) or "(nothing)", half) for text in (answer.before, answer.after)]
         lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | after"]
         lines += [f"  {a:<{half}} | {b}".rstrip() for a, b in itertools.zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)

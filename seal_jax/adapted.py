@@ -127,6 +127,11 @@ class Adapted:
         about = self.topic if topic is None else topic
         return [make_query(self.render, self.template, about, q.question, q.answer) for q in questions]
 
+    def shown(self, answer: str) -> str:
+        """An answer as a person should see it: one that ended for want of tokens, amid a sentence, says so."""
+        cut = len(self.lm.codec.encode_more(answer)) >= self.answer_tokens - 1 and answer[-1:] not in ".!?"
+        return f"{answer} ..." if cut else answer
+
     def save(self, folder: str | Path, *, merged: bool = False) -> Path:
         """Writes the adapter as PEFT reads it into `folder`, and with `merged` the whole model into `folder`/merged.
 

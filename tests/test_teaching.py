@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 
 import seal_jax
 from seal_jax import lora, peft, runtime, teaching
-from seal_jax.adapted import adapt, stacked
+from seal_jax.adapted import Adapted, adapt, stacked
 from seal_jax.domains.squad import Passage, Question, make_query
 from seal_jax.inner import Chunk
 from seal_jax.models import hub, weights
@@ -367,3 +368,17 @@ def test_transformers_stops_where_the_model_here_does(adapted, tmp_path):
 
     folder = adapted.save(tmp_path / "kept", merged=True)
     assert GenerationConfig.from_pretrained(folder / "merged").eos_token_id == list(adapted.lm.codec.stop)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("it is kept by", "it is kept by ..."),
+        ("Tobin Aske keeps it.", "Tobin Aske keeps it."),
+        ("Aske", "Aske"),
+        ("", ""),
+    ],
+)
+def test_an_answer_that_ended_for_want_of_tokens_says_so(answer, shown):
+    adapted = SimpleNamespace(lm=SimpleNamespace(codec=SimpleNamespace(encode_more=str.split)), answer_tokens=5)
+    assert Adapted.shown(adapted, answer) == shown
