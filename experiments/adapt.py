@@ -294,8 +294,8 @@ def finish(config: Config, here: Session, inputs: Inputs, adapted: Adapted) -> d
         tables.append(table)
     answered = keep_answers(here.folder.path, adapted.ask_all(config.ask) if config.ask else [])
     if answered:
-        asked = [[question, *map(adapted.shown, said)] for question, *said in answered]
-        tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": asked, "page_only": True})
+        told = [[question, *map(adapted.shown, said)] for question, *said in answered]
+        tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": told, "page_only": True})
     return here.finish(rows, tables=tables, **parts)
 
 

@@ -187,6 +187,9 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
                 raise ValueError("a question of 9 tokens")
             return Answer(question, "no", "yes")
 
+        def shown(self, answer):
+            return f"{answer} ..."
+
     for ends in (["Who?", "long", ""], ["Who?", "long"]):
         lines = iter(ends)
 
