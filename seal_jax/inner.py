@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seal_jax import lora
 from seal_jax.batching import Plan, make_plans
@@ -235,6 +235,15 @@ def _begin_chunk(adapters, *, optimiser, steps, mesh=None, by_rows=False):
     return many(adapters)
 
 
+def _layout(batch: TokenBatch, by_rows: bool) -> tuple[Any, ...]:
+    """How (training, batch, plans, hparams, fixed) lie over the devices of a mesh."""
+    split, whole = PartitionSpec("adapters"), PartitionSpec()
+    if by_rows:  # each device takes its rows of every batch; gradients are summed
+        rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
+        return whole, rows, whole, whole, whole
+    return split, split, split, split, split  # each trains its own adapters, by its own plan; nothing is exchanged
+
+
 @partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="training")
 def _adapt_chunk(model, params, training, batch, plans, part, hparams, optimiser, mesh=None, by_rows=False, fixed=None):
     # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
@@ -248,13 +257,9 @@ def _adapt_chunk(model, params, training, batch, plans, part, hparams, optimiser
         return jax.vmap(one)(training, batch, hparams, fixed)
 
     if mesh is not None:
-        split, whole = PartitionSpec("adapters"), PartitionSpec()
-        if by_rows:  # each device takes its rows of every batch; gradients are summed
-            rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
-            specs, out = (whole, whole, rows, whole, whole, whole, whole), whole
-        else:  # each device trains its own adapters, by its own plan; nothing is exchanged
-            specs, out = (whole, split, split, split, whole, split, split), split
-        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        whole, (state, rows, planned, own, below) = PartitionSpec(), _layout(batch, by_rows)
+        specs = (whole, state, rows, planned, whole, own, below)
+        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=state, check_vma=False)
     return many(params, training, batch, plans, part, hparams, fixed)
 
 
@@ -290,19 +295,23 @@ def adapt_many(
         hyper = hyper.replace(num_steps=jnp.where(live, hyper.num_steps, 0))
         order = np.where(live[:, None, None], rows.order, -1)
         plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=1 if by_rows else devices)
-        below = None if fixed is None else lora.take(fixed, index)
+        below, steps = None if fixed is None else lora.take(fixed, index), int(np.max(plans.num_steps))
         training = _begin_chunk(
             lora.take(adapters, index), optimiser=optimiser, steps=order.shape[1], mesh=mesh, by_rows=by_rows
         )
-        if mesh is None:  # placed as what comes back will be, or the second part would be another program
-            training = jax.device_put(training, jnp.asarray(jax.tree.leaves(params)[0]).sharding)
-        for part in in_parts(int(np.max(plans.num_steps)), chunk.watch):
+        # Placed once for all parts; and as what comes back will be, or the second part would be another program.
+        where = (
+            jnp.asarray(jax.tree.leaves(params)[0]).sharding
+            if mesh is None
+            else jax.tree.map(partial(NamedSharding, mesh), _layout(rows, by_rows))
+        )
+        training, rows, plans, hyper, below = jax.device_put((training, rows, plans, hyper, below), where)
+        for part in in_parts(steps, chunk.watch):
             training = _adapt_chunk(model, params, training, rows, plans, part, hyper, optimiser, mesh, by_rows, below)
             jax.block_until_ready(training)
         return training.state.adapter, training.metrics
 
-    own = dataclasses.replace(chunk, size=1) if by_rows else chunk
-    return in_chunks(train, total, own, devices=1 if by_rows else devices)
+    return in_chunks(train, total, chunk, devices=1 if by_rows else devices)
 
 
 def in_parts(steps: int, watch: Callable[[int, int], None] | None) -> Iterator[tuple[int, int]]:

@@ -24,10 +24,7 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
 class FineTuning:
     """How an adapter is trained on sequences. FineTuning() is the paper's inner loop (its section B.1)."""
 
-    projections: tuple[str, ...] = (
-        "q_proj",
-        "v_proj",
-    )  # with an adapter; q and v: PEFT's default for the paper's model
+    projections: tuple[str, ...] = ("q_proj", "v_proj")  # with an adapter; PEFT's default for the paper's model
     rank: int = 32  # LoRA r
     alpha: float = 64.0  # LoRA alpha
     learning_rate: float = 1e-3  # decayed linearly to 0

@@ -320,7 +320,6 @@ def save_model(
     config_file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     unfinished.chmod(config_file.stat().st_mode)  # save_file lets no one else read it
     os.replace(unfinished, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if stop:
         generation = {"bos_token_id": described["bos_token_id"], "eos_token_id": list(stop), "do_sample": False}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
