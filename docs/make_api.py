@@ -26,28 +26,28 @@ width, V vocabulary.
 
 # Module -> the names shown, in this order.
 NAMES: dict[str, tuple[str, ...]] = {
-    "seal_jax.adapted": ("adapt", "Adapted", "Answer"),
-    "seal_jax.teaching": ("Teaching",),
+    "seal_jax.run.adapted": ("adapt", "Adapted", "Answer"),
+    "seal_jax.seal.teaching": ("Teaching",),
     "seal_jax.types": (
         "Domain", "SelfEdit", "Example", "Settings", "Query", "Verdict", "Grade", "GradeTasks", "Rate", "by_query",
         "LanguageModel", "Codec", "TokenBatch", "HParams",
     ),
-    "seal_jax.runtime": ("start", "load_language_model", "make_mesh", "place"),
-    "seal_jax.inner": (
+    "seal_jax.run.runtime": ("start", "load_language_model", "make_mesh", "place"),
+    "seal_jax.engine.inner": (
         "adapt_many", "begin", "adapt", "update", "loss_and_gradient", "Optimiser", "Training", "InnerState", "Metrics",
         "Chunk", "is_finite",
     ),
-    "seal_jax.batching": ("Tokens", "tokenize", "make_batch", "bucket_widths", "left_pad"),
-    "seal_jax.training": ("FineTuning", "Shapes", "train", "log_likelihoods", "untrained"),
-    "seal_jax.sampler": ("Sampling", "Completions", "sample", "row_keys"),
-    "seal_jax.rewards": ("Score", "score", "score_base", "ask"),
-    "seal_jax.rest_em": (
+    "seal_jax.engine.batching": ("Tokens", "tokenize", "make_batch", "bucket_widths", "left_pad"),
+    "seal_jax.engine.training": ("FineTuning", "Shapes", "train", "log_likelihoods", "untrained"),
+    "seal_jax.engine.sampler": ("Sampling", "Completions", "sample", "row_keys"),
+    "seal_jax.seal.rewards": ("Score", "score", "score_base", "ask"),
+    "seal_jax.seal.rest_em": (
         "OuterLoop", "Loop", "Trial", "RoundLog", "rest_em_round", "try_base", "write_self_edits", "try_self_edits",
         "rate_self_edits", "select", "sft",
     ),
-    "seal_jax.continual": ("Retention", "run_streams"),
-    "seal_jax.lora": ("Adapter", "PROJECTIONS", "init", "stack", "take", "join", "merge"),
-    "seal_jax.peft": ("save_peft", "load_peft", "with_peft"),
+    "seal_jax.seal.continual": ("Retention", "run_streams"),
+    "seal_jax.nn.lora": ("Adapter", "PROJECTIONS", "init", "stack", "take", "join", "merge"),
+    "seal_jax.io.peft": ("save_peft", "load_peft", "with_peft"),
     "seal_jax.domains.passages": ("Passage", "Question", "load_passages", "load_recorded", "shuffled"),
     "seal_jax.domains.squad": ("Prompts", "load_prompts", "make_domain", "parse", "passage_only"),
     "seal_jax.domains.arc.domain": ("TrainingSet", "Inference", "make_domain"),
@@ -56,10 +56,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "seal_jax.graders.choose": ("Grader", "Judge", "make_judge"),
     "seal_jax.graders.judge": ("grade_with", "rate_with"),
     "seal_jax.graders.agreement": ("Agreement", "agreement", "read_answers"),
-    "seal_jax.checkpoint": ("RunFolder", "write_atomically"),
-    "seal_jax.evaluation": ("Stage", "base_stage", "trained_stage", "rows", "summary"),
-    "seal_jax.statistics": ("Interval", "bootstrap_mean", "paired_bootstrap", "bootstrap_ratio", "wilson"),
-    "seal_jax.reliability": ("Reliability", "reward_reliability", "Choice", "choose_best"),
+    "seal_jax.run.journal": ("RunFolder", "write_atomically"),
+    "seal_jax.seal.evaluation": ("Stage", "base_stage", "trained_stage", "rows", "summary"),
+    "seal_jax.analysis.statistics": ("Interval", "bootstrap_mean", "paired_bootstrap", "bootstrap_ratio", "wilson"),
+    "seal_jax.analysis.reliability": ("Reliability", "reward_reliability", "Choice", "choose_best"),
 }  # fmt: skip
 
 Definition = ast.FunctionDef | ast.ClassDef

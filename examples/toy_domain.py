@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from seal_jax import runtime
-from seal_jax.checkpoint import RunFolder
-from seal_jax.inner import Chunk
-from seal_jax.lora import PROJECTIONS
-from seal_jax.models import transformer
-from seal_jax.report.progress import Progress
-from seal_jax.rest_em import Loop, OuterLoop, rest_em_round
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.nn import transformer
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run import runtime
+from seal_jax.run.journal import RunFolder
+from seal_jax.run.progress import Progress
+from seal_jax.seal.rest_em import Loop, OuterLoop, rest_em_round
 from seal_jax.types import Codec, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 
 # ---------------------------------------------------------------------------------------------------------------------

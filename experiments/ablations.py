@@ -35,23 +35,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments import ablation_results, jobs, knowledge, session
 from experiments import squad as main_job
-from experiments.ablation_results import METRICS, Metric, Outcome
-from experiments.jobs import Jobs, Task
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment, Session
-from seal_jax import effects, evaluation, grid, memory, plan, runtime, types
-from seal_jax.checkpoint import RunFolder, as_json, require_room, write_atomically
+from seal_jax import types
+from seal_jax.analysis import ablations as ablation_results
+from seal_jax.analysis import effects, grid
+from seal_jax.analysis.ablations import METRICS, Metric, Outcome
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
+from seal_jax.engine import memory
+from seal_jax.engine.training import FineTuning
 from seal_jax.graders.choose import Grader
-from seal_jax.lora import PROJECTIONS
+from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.report.page import write_report
-from seal_jax.report.trackers import Tracker
-from seal_jax.rest_em import Loop, Trial, try_self_edits, write_self_edits
-from seal_jax.rewards import Score, mean
-from seal_jax.training import FineTuning
+from seal_jax.run import jobs, knowledge, plan, runtime, session
+from seal_jax.run.jobs import Jobs, Task
+from seal_jax.run.journal import RunFolder, as_json, require_room, write_atomically
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment, Session
+from seal_jax.run.trackers import Tracker
+from seal_jax.seal import evaluation
+from seal_jax.seal.rest_em import Loop, Trial, try_self_edits, write_self_edits
+from seal_jax.seal.rewards import Score, mean
 from seal_jax.types import SelfEdit, require_at_least
 
 GRIDS = Path(__file__).parent / "grids"  # named ablations

@@ -28,24 +28,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import cpt, knowledge, session
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment, Prepared, Session, Speaker
-from seal_jax import batching, evaluation, lora, peft, plan, teaching
-from seal_jax import document as documents
-from seal_jax.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
-from seal_jax.checkpoint import RunFolder, digest, write_atomically
-from seal_jax.document import Document
+from experiments import cpt
+from seal_jax.analysis.statistics import wilson
+from seal_jax.domains import document as documents
 from seal_jax.domains import squad
+from seal_jax.domains.document import Document
 from seal_jax.domains.squad import Passage, Question
+from seal_jax.engine import batching
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.choose import make_judge
-from seal_jax.lora import PROJECTIONS, Adapter
-from seal_jax.rest_em import Trial
-from seal_jax.rewards import Score, mean
-from seal_jax.sampler import Sampling
-from seal_jax.statistics import wilson
-from seal_jax.teaching import Taught, Teaching
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.io import peft
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.run import knowledge, plan, session
+from seal_jax.run.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
+from seal_jax.run.journal import RunFolder, digest, write_atomically
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment, Prepared, Session, Speaker
+from seal_jax.seal import evaluation, teaching
+from seal_jax.seal.rest_em import Trial
+from seal_jax.seal.rewards import Score, mean
+from seal_jax.seal.teaching import Taught, Teaching
 from seal_jax.types import SelfEdit, Verdict
 
 

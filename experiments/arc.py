@@ -21,21 +21,22 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import session
-from experiments.arc_results import Shown, grids_of, rows_of, what_failed, what_was_chosen
-from experiments.session import Experiment, Prepared, RunConfig, Speaker
-from seal_jax import batching, evaluation, plan
-from seal_jax.constrained import compile_pattern
 from seal_jax.domains.arc import domain as arc
 from seal_jax.domains.arc import inference, prompts, self_edits, tasks
+from seal_jax.domains.arc.results import Shown, grids_of, rows_of, what_failed, what_was_chosen
 from seal_jax.domains.arc.self_edits import Bounds, Choice
 from seal_jax.domains.arc.tasks import Task
+from seal_jax.engine import batching
+from seal_jax.engine.constrained import compile_pattern
+from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.choose import Judge
-from seal_jax.inner import Optimiser
-from seal_jax.rest_em import OuterLoop, rest_em_round, try_self_edits, write_self_edits
-from seal_jax.rewards import gold_tokens
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.run import plan, session
+from seal_jax.run.session import Experiment, Prepared, RunConfig, Speaker
+from seal_jax.seal import evaluation
+from seal_jax.seal.rest_em import OuterLoop, rest_em_round, try_self_edits, write_self_edits
+from seal_jax.seal.rewards import gold_tokens
 from seal_jax.types import Domain, SelfEdit, require_at_least
 
 LORA_ON = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")  # paper section B.2

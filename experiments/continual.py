@@ -23,18 +23,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments import knowledge, session
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment
-from seal_jax import continual, plan
-from seal_jax.continual import MERGED, Figures, Retention, Stream
+from seal_jax.analysis.statistics import Interval, bootstrap_mean, paired_bootstrap
 from seal_jax.domains import squad
-from seal_jax.lora import PROJECTIONS
-from seal_jax.rest_em import Trial
-from seal_jax.rewards import Score
-from seal_jax.sampler import Sampling
-from seal_jax.statistics import Interval, bootstrap_mean, paired_bootstrap
-from seal_jax.training import FineTuning
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run import knowledge, plan, session
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment
+from seal_jax.seal import continual
+from seal_jax.seal.continual import MERGED, Figures, Retention, Stream
+from seal_jax.seal.rest_em import Trial
+from seal_jax.seal.rewards import Score
 from seal_jax.types import Task, require_at_least
 
 OPTIONS = ("none", "replay", "kl", "gate")

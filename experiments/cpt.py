@@ -29,21 +29,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import entigraph, knowledge, session
-from experiments.entigraph import Kind, Limits
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment, Session
-from seal_jax import batching, evaluation, full_training, lora, memory, plan, runtime
-from seal_jax.checkpoint import require_room
 from seal_jax.domains import squad
-from seal_jax.full_training import FullTuning
-from seal_jax.inner import Chunk, is_finite
-from seal_jax.lora import PROJECTIONS, Adapter
-from seal_jax.models.transformer import ModelConfig
-from seal_jax.rest_em import Trial, try_base, write_self_edits
-from seal_jax.rewards import Score
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, adapter_shapes, train
+from seal_jax.engine import batching, full_training, memory
+from seal_jax.engine.full_training import FullTuning
+from seal_jax.engine.inner import Chunk, is_finite
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, adapter_shapes, train
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.transformer import ModelConfig
+from seal_jax.run import knowledge, plan, runtime, session
+from seal_jax.run.journal import require_room
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment, Session
+from seal_jax.seal import entigraph, evaluation
+from seal_jax.seal.entigraph import Kind, Limits
+from seal_jax.seal.rest_em import Trial, try_base, write_self_edits
+from seal_jax.seal.rewards import Score
 from seal_jax.types import Example, LanguageModel, SelfEdit, require_at_least
 
 

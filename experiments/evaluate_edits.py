@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from experiments import knowledge, session
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment
-from seal_jax import evaluation, plan
+from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import load_recorded
-from seal_jax.lora import PROJECTIONS
-from seal_jax.rest_em import try_self_edits
-from seal_jax.statistics import paired_bootstrap
-from seal_jax.training import FineTuning
+from seal_jax.engine.training import FineTuning
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run import knowledge, plan, session
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment
+from seal_jax.seal import evaluation
+from seal_jax.seal.rest_em import try_self_edits
 from seal_jax.types import require_at_least
 
 

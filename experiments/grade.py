@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 import tyro
 
-from seal_jax import runtime
-from seal_jax.checkpoint import as_json, write_atomically
 from seal_jax.graders.agreement import Agreement, agreement, halves, read_answers
 from seal_jax.graders.choose import Grader, Judge, make_judge
+from seal_jax.run import runtime
+from seal_jax.run.journal import as_json, write_atomically
 from seal_jax.types import Query, Verdict, require_at_least
 
 PIECE = 256  # answers given to a model at a time; progress is shown between

@@ -26,13 +26,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seal_jax import batching, lora, peft, runtime
-from seal_jax.inner import Chunk, Optimiser, adapt_many
-from seal_jax.lora import PROJECTIONS, Adapter
-from seal_jax.models import tokenizer, transformer, weights
-from seal_jax.models.hub import ModelFiles, find_model
-from seal_jax.models.transformer import ModelConfig
-from seal_jax.sampler import Sampling, row_keys, sample
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk, Optimiser, adapt_many
+from seal_jax.engine.sampler import Sampling, row_keys, sample
+from seal_jax.io import peft, tokenizer, weights
+from seal_jax.io.hub import ModelFiles, find_model
+from seal_jax.nn import lora, transformer
+from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.transformer import ModelConfig
+from seal_jax.run import runtime
 from seal_jax.types import HParams
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -138,7 +140,7 @@ def compare_small_logits(name: str, *, live: bool) -> Row:
     tokens, positions, expected = golden["tokens"], golden["positions"], golden["logits"]
     prompt, expected_greedy = tokens[:GREEDY_PROMPT].tolist(), golden["greedy"].tolist()
     if live:
-        from experiments import peers
+        from experiments.benchmark import peers
 
         theirs = peers.load(small_files(name))
         positions = np.arange(len(tokens))
@@ -159,7 +161,7 @@ def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict,
         stored = np.load(GOLDEN / "smollm2.npz")  # every 97th entry after each token, all of them after the last
         difference = max(_largest(found[:, ::97], stored["strided"]), _largest(found[-1], stored["last"]))
     else:
-        from experiments import peers
+        from experiments.benchmark import peers
 
         difference = _largest(found, peers.logits(theirs, np.array(ids)))
         same = same and peers.greedy(theirs, ids, len(expected_greedy)) == expected_greedy
@@ -194,7 +196,7 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
     run = read_golden_losses(folder)
     if not live:
         return compare_losses(name, which, config, params, folder, run, live=False)
-    from experiments import peers
+    from experiments.benchmark import peers
 
     with tempfile.TemporaryDirectory() as scratch:
         theirs = peers.fine_tune(
@@ -206,7 +208,7 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
 
 def compare_smollm2_losses(files: ModelFiles, config: ModelConfig, params: dict, theirs: object, which: str) -> Row:
     """The embedded model on a few invented lines, at the paper's rank and alpha. Live only: its adapter is large."""
-    from experiments import peers
+    from experiments.benchmark import peers
 
     codec = tokenizer.make_codec(tokenizer.load_tokenizer(files), files)
     tokens = sorted((codec.encode(f"{TITLE}\n{line}") for line in LINES), key=len, reverse=True)
@@ -243,7 +245,7 @@ def compare(*, live: bool) -> Iterator[Row]:
     config, params = weights.load_model(files, dtype=jnp.float32)
     theirs = None
     if live:
-        from experiments import peers
+        from experiments.benchmark import peers
 
         theirs = peers.load(files)
     yield compare_smollm2_logits(files, config, params, theirs)

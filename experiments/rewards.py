@@ -5,7 +5,7 @@
     python -m experiments.rewards demo --edits A.json B.json   # recorded self-edits instead of fresh
 
 The model writes self-edits as in a round of the outer loop; each is trained under several seeds. From that the table
-reckons, for each reward and number of seeds: its reliability (seal_jax/reliability.py), how often the best is a tie,
+computes, for each reward and number of seeds: its reliability (analysis/reliability.py), how often the best is a tie,
 how often the winner does not beat the base model, and what best-of-k is worth: the accuracy of the winner under seeds
 that it was not chosen by, less that of a self-edit drawn blindly. The paper's choice is accuracy, 3 seeds.
 """
@@ -21,18 +21,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import knowledge, session
 from experiments import squad as main_job
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment
-from seal_jax import plan
+from seal_jax.analysis.reliability import choose_best, reward_reliability
+from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
-from seal_jax.reliability import choose_best, reward_reliability
-from seal_jax.rest_em import Trial, rate_self_edits, try_self_edits, write_self_edits
-from seal_jax.rewards import Score
-from seal_jax.statistics import paired_bootstrap
-from seal_jax.training import FineTuning
+from seal_jax.engine.training import FineTuning
+from seal_jax.run import knowledge, plan, session
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment
+from seal_jax.seal.rest_em import Trial, rate_self_edits, try_self_edits, write_self_edits
+from seal_jax.seal.rewards import Score
 from seal_jax.types import require_at_least
 
 TIES_BROKEN = "accuracy, then likelihood"  # the default: OuterLoop.break_ties

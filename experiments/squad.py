@@ -19,16 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import entigraph, knowledge, session
-from experiments.knowledge import Knowledge
-from experiments.session import Experiment
-from seal_jax import evaluation, plan
 from seal_jax.domains import squad
-from seal_jax.lora import PROJECTIONS
-from seal_jax.rest_em import OuterLoop, rest_em_round, try_self_edits, write_self_edits
-from seal_jax.rewards import mean
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run import knowledge, plan, session
+from seal_jax.run.knowledge import Knowledge
+from seal_jax.run.session import Experiment
+from seal_jax.seal import entigraph, evaluation
+from seal_jax.seal.rest_em import OuterLoop, rest_em_round, try_self_edits, write_self_edits
+from seal_jax.seal.rewards import mean
 from seal_jax.types import LanguageModel, SelfEdit, require_at_least
 
 

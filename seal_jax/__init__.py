@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seal_jax.adapted import Adapted, Answer, Teaching, adapt
+    from seal_jax.run.adapted import Adapted, Answer, Teaching, adapt
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
 
@@ -20,7 +20,7 @@ __all__ = ["Adapted", "Answer", "Teaching", "adapt"]
 def __getattr__(name: str) -> Any:
     """`adapt` and its types, from `adapted.py` when they are first asked for."""
     if name in __all__:
-        from seal_jax import adapted
+        from seal_jax.run import adapted
 
         return getattr(adapted, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,8 +17,8 @@ from flax import nnx
 from hypothesis import settings
 from jax.sharding import AxisType, Mesh
 
-from seal_jax.checkpoint import RunFolder
-from seal_jax.models.transformer import Model, ModelConfig, graph, random_params
+from seal_jax.nn.transformer import Model, ModelConfig, graph, random_params
+from seal_jax.run.journal import RunFolder
 
 jax.config.update("jax_platforms", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
 jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import ablations, session
+from experiments import ablations
 from experiments.ablations import DEMO, PAPER, PRESETS, SMOKE, Config, programs_of, read_search, settings_of
-from seal_jax import inner, rest_em
-from seal_jax.inner import Optimiser
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning
+from seal_jax.engine import inner
+from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.run import session
+from seal_jax.seal import rest_em
 from tests import tiny
 
 TWELVE = ("inner.learning_rate=1e-2,3e-2", "inner.rank=1,2,4", "inner.epochs=1,3")

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import adapt, session
+from experiments import adapt
 from experiments.adapt import PRESETS, SMOKE, Config, side_by_side
-from seal_jax import peft, runtime, teaching
-from seal_jax.adapted import Answer
 from seal_jax.domains.squad import Question
-from seal_jax.lora import PROJECTIONS
-from seal_jax.sampler import Sampling
-from seal_jax.teaching import Teaching
-from seal_jax.training import FineTuning
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.io import peft
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run import runtime, session
+from seal_jax.run.adapted import Answer
+from seal_jax.seal import teaching
+from seal_jax.seal.teaching import Teaching
 from tests import tiny
 from tests.test_cpt import earlier_run
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import arc, session
+from experiments import arc
 from experiments.arc import PAPER, SMOKE, Config, choose_tasks
 from seal_jax.domains.arc import tasks
 from seal_jax.domains.arc.domain import Inference, TrainingSet
 from seal_jax.domains.arc.self_edits import Bounds
-from seal_jax.sampler import Sampling
+from seal_jax.engine.sampler import Sampling
+from seal_jax.run import session
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

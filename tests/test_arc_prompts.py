@@ -15,7 +15,6 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from seal_jax.batching import tokenize
 from seal_jax.domains.arc.prompts import (
     answer_text,
     grid_text,
@@ -27,8 +26,9 @@ from seal_jax.domains.arc.prompts import (
 )
 from seal_jax.domains.arc.self_edits import Bounds
 from seal_jax.domains.arc.tasks import Pair, Task, as_grid, load_tasks
-from seal_jax.models.hub import ModelFiles, find_model
-from seal_jax.models.tokenizer import _SPLITS, chat, load_tokenizer, make_codec
+from seal_jax.engine.batching import tokenize
+from seal_jax.io.hub import ModelFiles, find_model
+from seal_jax.io.tokenizer import _SPLITS, chat, load_tokenizer, make_codec
 from seal_jax.types import Codec, Example
 
 STYLES = ("raw", "chat")

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seal_jax.batching import make_batch, tokenize
 from seal_jax.domains.arc import augmentations
 from seal_jax.domains.arc.augmentations import map_task, permute_colours, shift
 from seal_jax.domains.arc.prompts import grid_text, load_prompts, puzzle_prompt, read_grid
 from seal_jax.domains.arc.self_edits import Choice
 from seal_jax.domains.arc.tasks import Grid, Pair, Task, as_grid, by_id, load_tasks
 from seal_jax.domains.arc.training_set import CAP, augmenters, build, copied, leave_out, pseudo_tasks, steps
-from seal_jax.models.hub import find_model
-from seal_jax.models.tokenizer import chat, load_tokenizer, make_codec
+from seal_jax.engine.batching import make_batch, tokenize
+from seal_jax.io.hub import find_model
+from seal_jax.io.tokenizer import chat, load_tokenizer, make_codec
 from seal_jax.types import Codec, Example
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "arc" / "training_sets.json").read_text(encoding="utf-8"))

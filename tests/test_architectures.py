@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import pytest
 
-from seal_jax import costs
-from seal_jax.models import transformer
-from seal_jax.models.architectures import NAMED, named
+from seal_jax.engine import costs
+from seal_jax.io.architectures import NAMED, named
+from seal_jax.nn import transformer
 
 # Millions, as the safetensors of each hold (a tied output head counted once).
 PUBLISHED = {

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from seal_jax import batching
-from seal_jax.batching import Tokens
+from seal_jax.engine import batching
+from seal_jax.engine.batching import Tokens
 from seal_jax.types import Codec, Example
 
 

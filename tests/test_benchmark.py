@@ -15,10 +15,10 @@ import pytest
 
 from experiments.benchmark import command as benchmark
 from experiments.benchmark import number_tasks, profile, stages, table, workloads
-from seal_jax import batching, costs
-from seal_jax.batching import Tokens
-from seal_jax.costs import Cost, Peak
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.engine import batching, costs
+from seal_jax.engine.batching import Tokens
+from seal_jax.engine.costs import Cost, Peak
+from seal_jax.engine.training import FineTuning, Shapes
 
 ROOT = Path(__file__).parents[1]
 RATIOS = {"train_qv", "train_all", "decode", "edit", "seal"}

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax import checkpoint
-from seal_jax.checkpoint import RunFolder, as_json, differences, require_room, write_atomically
-from seal_jax.inner import Optimiser
-from seal_jax.rewards import Score
-from seal_jax.training import FineTuning
+from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.training import FineTuning
+from seal_jax.run import journal as checkpoint
+from seal_jax.run.journal import RunFolder, as_json, differences, require_room, write_atomically
+from seal_jax.seal.rewards import Score
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,7 +135,7 @@ def test_half_a_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
     tree = {"w": jnp.arange(4.0)}
     script = (
         "import os, sys, jax, jax.numpy as jnp, orbax.checkpoint as ocp\n"
-        "from seal_jax.checkpoint import RunFolder\n"
+        "from seal_jax.run.journal import RunFolder\n"
         "rename = os.rename\n"
         "def killed(a, b, *rest, **options):\n"
         "    os.kill(os.getpid(), 9) if str(b).endswith('round_1') else rename(a, b, *rest, **options)\n"
@@ -220,7 +220,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
 def test_a_second_process_is_locked_out_until_the_first_ends(tmp_path):
     run = RunFolder(tmp_path / "run", {})
     run.once("piece", Counted(1))
-    script = f"from seal_jax.checkpoint import RunFolder; RunFolder({str(tmp_path / 'run')!r}, {{}})"
+    script = f"from seal_jax.run.journal import RunFolder; RunFolder({str(tmp_path / 'run')!r}, {{}})"
     second = [sys.executable, "-c", script]
     refused = subprocess.run(second, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 1

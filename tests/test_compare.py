@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import report
+from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
 from seal_jax.report.compare import (
     RowKey,
     comparison_text,
@@ -21,7 +22,6 @@ from seal_jax.report.compare import (
     settings_that_differ,
     write_comparison,
 )
-from seal_jax.statistics import bootstrap_mean, paired_bootstrap
 from tests.test_report import HOSTILE, Page, alternatives, blank, interval, sample_run, write_sample_run
 
 LAST = RowKey("self_edits_round_1", "passage")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tiny import config
 
-from seal_jax import lora
-from seal_jax.constrained import ENDED, FORBIDDEN, Constraint, compile_pattern
 from seal_jax.domains.arc.self_edits import Bounds, Choice, parse_choice, pattern, to_json
-from seal_jax.lora import PROJECTIONS
-from seal_jax.models import tokenizer, transformer
-from seal_jax.models.hub import find_model
-from seal_jax.sampler import Sampling, row_keys, sample
+from seal_jax.engine.constrained import ENDED, FORBIDDEN, Constraint, compile_pattern
+from seal_jax.engine.sampler import Sampling, row_keys, sample
+from seal_jax.io import tokenizer
+from seal_jax.io.hub import find_model
+from seal_jax.nn import lora, transformer
+from seal_jax.nn.lora import PROJECTIONS
 
 STOP = (0, 6)
 PIECES = [None, b"a", b"b", b"ab", b"\xc3", b"\xa9", b"stop?", "é".encode(), b"", None, b"aba", b"c", b"a\xc3"]

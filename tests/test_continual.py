@@ -16,15 +16,17 @@ import jax
 import numpy as np
 import pytest
 
-from seal_jax import batching, continual, lora, training
-from seal_jax.checkpoint import RunFolder
-from seal_jax.continual import DIVERGED, MERGED, REJECTED, Retention, figures, matrix, run_streams, try_base
-from seal_jax.inner import Chunk
-from seal_jax.lora import PROJECTIONS
-from seal_jax.rest_em import Loop
-from seal_jax.rewards import Score
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.engine import batching, training
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run.journal import RunFolder
+from seal_jax.seal import continual
+from seal_jax.seal.continual import DIVERGED, MERGED, REJECTED, Retention, figures, matrix, run_streams, try_base
+from seal_jax.seal.rest_em import Loop
+from seal_jax.seal.rewards import Score
 from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 from tests.test_rest_em import Silent

@@ -10,11 +10,11 @@ import pytest
 
 from experiments import continual
 from experiments.continual import PAPER, SMOKE, Config, choose_streams, retention
-from seal_jax.continual import Retention
-from seal_jax.inner import Optimiser
-from seal_jax.lora import PROJECTIONS
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning
+from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.seal.continual import Retention
 from tests import tiny
 
 OPTIONS = ("none", "replay", "kl+gate")

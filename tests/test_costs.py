@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from seal_jax import costs
-from seal_jax.costs import Cost, Peak
-from seal_jax.models.architectures import NAMED
-from seal_jax.models.transformer import ModelConfig
-from seal_jax.models.weights import layout
+from seal_jax.engine import costs
+from seal_jax.engine.costs import Cost, Peak
+from seal_jax.io.architectures import NAMED
+from seal_jax.io.weights import layout
+from seal_jax.nn.transformer import ModelConfig
 
 # 3 layers of width 8: 2 heads of 4, one key-value head, an MLP of 16, 10 tokens. By hand:
 HAND = ModelConfig(

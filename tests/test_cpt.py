@@ -11,13 +11,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import cpt, paper, session
-from seal_jax import full_training, lora, runtime
-from seal_jax.checkpoint import as_json
+from experiments import cpt
+from seal_jax.analysis import paper
 from seal_jax.domains import squad
 from seal_jax.domains.passages import INVENTED, Passage, Question
-from seal_jax.inner import Chunk
-from seal_jax.training import train
+from seal_jax.engine import full_training
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.training import train
+from seal_jax.nn import lora
+from seal_jax.run import runtime, session
+from seal_jax.run.journal import as_json
 from tests import tiny
 
 OPTIONS = {

@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from experiments import session
 from experiments.benchmark import command as benchmark
 from seal_jax.domains.passages import load_passages
+from seal_jax.run import session
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

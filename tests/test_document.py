@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seal_jax.document import Document, Section, parse, passages, read_document, sentences
+from seal_jax.domains.document import Document, Section, parse, passages, read_document, sentences
 from tests.shown import pdf
 
 ISLE = """---

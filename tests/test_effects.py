@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from seal_jax.effects import MOST_LEVELS, compare, levels, main_effect, pair_effect, searched
-from seal_jax.statistics import paired_bootstrap
+from seal_jax.analysis.effects import MOST_LEVELS, compare, levels, main_effect, pair_effect, searched
+from seal_jax.analysis.statistics import paired_bootstrap
 
 NAN = math.nan
 

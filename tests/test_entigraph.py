@@ -12,16 +12,15 @@ import zlib
 import jax
 import pytest
 
-from experiments import entigraph
-from experiments.entigraph import Limits, choose_relations, load_prompts, parse_entities, write
-from seal_jax import rest_em
-from seal_jax.checkpoint import RunFolder
 from seal_jax.domains.passages import Passage, Question
-from seal_jax.inner import Chunk
-from seal_jax.models import transformer
-from seal_jax.rest_em import Loop
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.nn import transformer
+from seal_jax.run.journal import RunFolder
+from seal_jax.seal import entigraph, rest_em
+from seal_jax.seal.entigraph import Limits, choose_relations, load_prompts, parse_entities, write
+from seal_jax.seal.rest_em import Loop
 from seal_jax.types import Codec, Domain, LanguageModel
 from tests import tiny
 from tests.test_rest_em import Silent

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.domains.passages import Passage, Question
-from seal_jax.evaluation import (
+from seal_jax.seal.evaluation import (
     Stage,
     base_stage,
     mean_losses,
@@ -21,9 +22,8 @@ from seal_jax.evaluation import (
     ungraded,
     writing_figures,
 )
-from seal_jax.rest_em import RoundLog, Trial
-from seal_jax.rewards import Score
-from seal_jax.statistics import bootstrap_mean, paired_bootstrap, wilson
+from seal_jax.seal.rest_em import RoundLog, Trial
+from seal_jax.seal.rewards import Score
 from seal_jax.types import Example, Query, SelfEdit, Settings
 
 PASSAGES = [

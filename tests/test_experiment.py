@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import session, squad
-from seal_jax import runtime
+from experiments import squad
 from seal_jax.domains.passages import INVENTED
+from seal_jax.run import runtime, session
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

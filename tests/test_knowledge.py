@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate_edits, rewards, session, squad
-from seal_jax import runtime
+from experiments import evaluate_edits, rewards, squad
 from seal_jax.domains.passages import INVENTED, load_recorded
+from seal_jax.run import runtime, session
 from tests import judge_server, tiny
 
 Command = Callable[..., int]

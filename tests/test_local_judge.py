@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from seal_jax import runtime, sampler
+from seal_jax.engine import sampler
+from seal_jax.engine.inner import Chunk
 from seal_jax.graders import local
 from seal_jax.graders.choose import Grader, make_judge
 from seal_jax.graders.judge import grade_prompt, grade_with, read_verdict
-from seal_jax.inner import Chunk
+from seal_jax.run import runtime
 from seal_jax.types import LanguageModel, Query
 from tests import tiny
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax import lora
-from seal_jax.lora import PROJECTIONS
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS
 
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 12)).astype(np.int32)
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax import batching, inner, memory, sampler
-from seal_jax.inner import Optimiser
-from seal_jax.lora import PROJECTIONS
-from seal_jax.models import transformer
-from seal_jax.models.architectures import NAMED
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, Shapes, init_adapters
+from seal_jax.engine import batching, inner, memory, sampler
+from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes, init_adapters
+from seal_jax.io.architectures import NAMED
+from seal_jax.nn import transformer
+from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.types import HParams, TokenBatch
 
 QV = ("q_proj", "v_proj")

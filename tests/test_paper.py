@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from experiments import arc, squad
-from experiments.paper import PROMPTS, TABLE_2, beside, paper_row
-from seal_jax.checkpoint import as_json
+from seal_jax.analysis.paper import PROMPTS, TABLE_2, beside, paper_row
+from seal_jax.run.journal import as_json
 
 
 def row(name: str, passages: int = 200, **more) -> dict:

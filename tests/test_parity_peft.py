@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import parity
-from seal_jax.models.hub import find_model
-from seal_jax.models.weights import load_model
-from seal_jax.peft import load_peft
+from seal_jax.io.hub import find_model
+from seal_jax.io.peft import load_peft
+from seal_jax.io.weights import load_model
 
 
 @pytest.mark.parametrize(("name", "which"), parity.FINE_TUNED)
@@ -47,7 +47,7 @@ def test_the_parity_of_losses_sees_a_wrong_setting(monkeypatch):
 @pytest.fixture(scope="module")
 def smollm2():
     pytest.importorskip("torch")
-    from experiments import peers
+    from experiments.benchmark import peers
 
     try:
         files = find_model("smollm2-135m")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seal_jax import lora
-from seal_jax.lora import PROJECTIONS
-from seal_jax.models.hub import ModelFiles
-from seal_jax.models.transformer import graph
-from seal_jax.models.weights import load_model, read_config
-from seal_jax.peft import load_peft, save_peft, tensor_name, with_peft
+from seal_jax.io.hub import ModelFiles
+from seal_jax.io.peft import load_peft, save_peft, tensor_name, with_peft
+from seal_jax.io.weights import load_model, read_config
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.nn.transformer import graph
 from seal_jax.types import LanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -176,7 +176,8 @@ def test_an_adapter_can_be_trained_on_top_of_a_merged_one(params, tmp_path):
 def test_peft_loads_ours_and_computes_the_same_logits(params, tmp_path):
     pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
-    from experiments import parity, peers
+    from experiments import parity
+    from experiments.benchmark import peers
 
     files = ModelFiles("llama32", "safetensors", GOLDEN / "llama32", "golden")
     adapter = trained(params)

@@ -9,8 +9,9 @@ import shlex
 import pytest
 import tyro
 
-from experiments import grade, report, session
+from experiments import grade, report
 from experiments.benchmark import command as benchmark
+from seal_jax.run import session
 from tests.shown import commands
 
 OWN_COMMAND_LINE = {"grade": grade.Config, "report": report.Command}  # their files are looked for when they run

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_jax.reliability import choose_best, reward_reliability
+from seal_jax.analysis.reliability import choose_best, reward_reliability
 
 
 def noisy(noise: float, *, passages: int = 4000, edits: int = 5, seeds: int = 4) -> np.ndarray:

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
 from seal_jax.report import plots
-from seal_jax.report.metrics import MetricsWriter
 from seal_jax.report.page import holds, write_report
-from seal_jax.report.progress import Progress
-from seal_jax.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.run.metrics import MetricsWriter
+from seal_jax.run.progress import Progress
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> </style> {{ 7 * 7 }} & "quotes" $x^2$ \u202e'
 

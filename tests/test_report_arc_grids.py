@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.report.arc_grids import COLOURS, as_grid, difference, svg
 from seal_jax.report.compare import comparison_text, read_runs, write_comparison
 from seal_jax.report.page import write_report
-from seal_jax.statistics import bootstrap_mean, paired_bootstrap, wilson
 from tests.test_report import HOSTILE, Page, blank, interval, write_sample_run
 
 TASKS = 8

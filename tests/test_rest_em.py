@@ -16,11 +16,14 @@ import jax
 import numpy as np
 import pytest
 
-from seal_jax import batching, rest_em
-from seal_jax.checkpoint import RunFolder
-from seal_jax.inner import Chunk
-from seal_jax.lora import PROJECTIONS
-from seal_jax.rest_em import (
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling, read
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run.journal import RunFolder
+from seal_jax.seal import rest_em
+from seal_jax.seal.rest_em import (
     Loop,
     OuterLoop,
     Trial,
@@ -31,9 +34,7 @@ from seal_jax.rest_em import (
     try_self_edits,
     write_self_edits,
 )
-from seal_jax.rewards import Score, log_likelihoods
-from seal_jax.sampler import Sampling, read
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.seal.rewards import Score, log_likelihoods
 from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seal_jax import batching, lora
-from seal_jax.inner import Chunk
-from seal_jax.lora import Adapter
-from seal_jax.rewards import Score, ask, gold_tokens, log_likelihoods, score, score_base
-from seal_jax.sampler import read
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import read
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.nn import lora
+from seal_jax.nn.lora import Adapter
+from seal_jax.seal.rewards import Score, ask, gold_tokens, log_likelihoods, score, score_base
 from seal_jax.types import Example, LanguageModel, Query, SelfEdit, Settings, by_query
 from tests import tiny
 

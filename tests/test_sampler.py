@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax import lora
-from seal_jax.lora import PROJECTIONS
-from seal_jax.sampler import Sampling, choose, row_keys, sample
+from seal_jax.engine.sampler import Sampling, choose, row_keys, sample
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS
 
 N = 6  # new tokens
 PROMPTS = [[5, 17, 3, 44, 8], [9, 2], [30, 31, 32], [7]]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_jax.statistics import bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
+from seal_jax.analysis.statistics import bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
 
 
 def test_same_seed_same_interval_and_another_seed_another():
@@ -70,7 +70,7 @@ def test_one_passage_has_a_mean_but_no_interval_and_none_has_neither():
 
 
 def test_more_passages_than_one_chunk_of_indices(monkeypatch):
-    monkeypatch.setattr("seal_jax.statistics.CHUNK", 64)
+    monkeypatch.setattr("seal_jax.analysis.statistics.CHUNK", 64)
     interval = bootstrap_mean(np.linspace(0, 1, 21), seed=0, resamples=500)
     assert interval.low < 0.5 < interval.high
 

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 import seal_jax
-from seal_jax import lora, peft, runtime, teaching
-from seal_jax.adapted import Adapted, adapt, stacked
 from seal_jax.domains.squad import Passage, Question, make_query
-from seal_jax.inner import Chunk
-from seal_jax.models import hub, weights
-from seal_jax.rewards import Score
-from seal_jax.sampler import Sampling
-from seal_jax.teaching import Teaching, answered_by, grounded, parse_questions, spread
-from seal_jax.training import FineTuning, Shapes
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.io import hub, peft, weights
+from seal_jax.nn import lora
+from seal_jax.run import runtime
+from seal_jax.run.adapted import Adapted, adapt, stacked
+from seal_jax.seal import teaching
+from seal_jax.seal.rewards import Score
+from seal_jax.seal.teaching import Teaching, answered_by, grounded, parse_questions, spread
 from seal_jax.types import Example, SelfEdit, Settings
 from tests import tiny
 
@@ -336,7 +338,7 @@ def test_transformers_and_peft_answer_as_the_adapted_model_does(adapted, tmp_pat
     peft_of_theirs = pytest.importorskip("peft")
     from transformers import AutoTokenizer
 
-    from experiments import peers
+    from experiments.benchmark import peers
 
     folder = adapted.save(tmp_path / "kept", merged=True)
     asking = json.loads((folder / "asking.json").read_text())

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from seal_jax.models.hub import ModelFiles, find_model
-from seal_jax.models.tokenizer import _SPLITS, chat, encode, load_tokenizer, stop_tokens, vocabulary
+from seal_jax.io.hub import ModelFiles, find_model
+from seal_jax.io.tokenizer import _SPLITS, chat, encode, load_tokenizer, stop_tokens, vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
 SMOLLM2 = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))

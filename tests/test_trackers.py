@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from seal_jax.report import trackers
-from seal_jax.report.metrics import MetricsWriter
-from seal_jax.report.trackers import Entry, Sink, Tracker, Tracking, open_tracker, require, without_keys
+from seal_jax.run import trackers
+from seal_jax.run.metrics import MetricsWriter
+from seal_jax.run.trackers import Entry, Sink, Tracker, Tracking, open_tracker, require, without_keys
 
 KEY = "0123456789abcdef" * 3  # of the shape that W&B accepts
 LOSSES = [("round 1/inner loop", step, {"loss": 1 / (step + 1)}) for step in range(5)]

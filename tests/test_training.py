@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from seal_jax import batching, lora
-from seal_jax.inner import Chunk, Optimiser
-from seal_jax.training import FineTuning, Shapes, own_settings, train
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk, Optimiser
+from seal_jax.engine.training import FineTuning, Shapes, own_settings, train
+from seal_jax.nn import lora
 from seal_jax.types import Example, Settings
 from tests import tiny
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seal_jax import lora
-from seal_jax.models.transformer import KV, RopeScaling, rope_frequencies
+from seal_jax.nn import lora
+from seal_jax.nn.transformer import KV, RopeScaling, rope_frequencies
 
 FAMILIES = {
     "llama": {"rope_scaling": RopeScaling("llama3", 8.0)},

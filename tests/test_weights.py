@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from seal_jax.models.hub import ModelFiles, find_model
-from seal_jax.models.transformer import ModelConfig, RopeScaling, graph
-from seal_jax.models.weights import load_model, read_config, save_model
+from seal_jax.io.hub import ModelFiles, find_model
+from seal_jax.io.weights import load_model, read_config, save_model
+from seal_jax.nn.transformer import ModelConfig, RopeScaling, graph
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("llama32", "llama2", "qwen2", "qwen3")

@@ -16,7 +16,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from seal_jax.domains.passages import INVENTED
-from seal_jax.models import transformer, weights
+from seal_jax.io import weights
+from seal_jax.nn import transformer
 from seal_jax.types import Codec, LanguageModel
 
 END = "<end>"

@@ -33,8 +33,8 @@ import tyro
 
 from experiments.benchmark import table, workloads
 from experiments.benchmark.peer_process import Peer, require_installed
-from seal_jax import costs
-from seal_jax.models.architectures import named
+from seal_jax.engine import costs
+from seal_jax.io.architectures import named
 from seal_jax.types import require_at_least
 
 BUSY = 0.5  # processes at work on average in the last minute: from here on a warning is printed
@@ -187,7 +187,7 @@ def start(config: Common) -> None:
     """Makes JAX ready. Compiled programs are not kept, so that compile time is what it is."""
     if config.peer:  # leave the peers their share of a GPU
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from seal_jax import runtime
+    from seal_jax.run import runtime
 
     runtime.start(config.devices)
     import jax
@@ -209,8 +209,8 @@ def load(config: Common, name: str | None) -> tuple[Any, Any]:
     import jax
 
     from experiments.benchmark.number_tasks import number_codec
-    from seal_jax import runtime
-    from seal_jax.models import transformer
+    from seal_jax.nn import transformer
+    from seal_jax.run import runtime
     from seal_jax.types import LanguageModel
 
     dtype = dtype_of(config)
@@ -227,7 +227,7 @@ def make_bench(config: Common, name: str | None, peak: costs.Peak | None = None)
     import jax
 
     from experiments.benchmark import measuring, stages
-    from seal_jax import runtime
+    from seal_jax.run import runtime
 
     dtype = dtype_of(config)
     count = runtime.device_count(config.devices)
@@ -321,7 +321,7 @@ def named_or_read(config: Common) -> Any:
     try:
         return named(name)
     except ValueError:
-        from seal_jax import plan
+        from seal_jax.run import plan
 
         found = plan.read_config(name)
         if found is None:
@@ -421,7 +421,7 @@ def measure_scaling(config: Scaling) -> dict[str, Any]:
 
 def about(bench: Any) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    from seal_jax import runtime
+    from seal_jax.run import runtime
 
     versions = {package: importlib.metadata.version(package) for package in VERSIONS}
     for peer in bench.peers.values():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark import process_memory
-from seal_jax.costs import Peak
+from seal_jax.engine.costs import Peak
 
 T = TypeVar("T")
 

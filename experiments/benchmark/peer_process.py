@@ -26,7 +26,7 @@ def serve(pipe: Any) -> None:
     """The peer's side: is told the model's shape and the machine, then (method, arguments), until it is told None."""
     try:
         shape, machine = pipe.recv()
-        from experiments import peers
+        from experiments.benchmark import peers
 
         bench = peers.Bench(shape, peers.Machine(*machine))
         pipe.send(bench.versions())

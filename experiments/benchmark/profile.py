@@ -13,9 +13,9 @@ import jax
 
 from experiments.benchmark import workloads
 from experiments.benchmark.stages import Bench, shapes_for
-from seal_jax import batching
-from seal_jax.inner import Chunk
-from seal_jax.training import train
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.training import train
 
 STEPS, TOKENS = 3, 48
 KINDS = (  # the first that an operation's name matches; fusions are named after what they do

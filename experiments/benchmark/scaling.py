@@ -11,9 +11,9 @@ from experiments.benchmark import workloads
 from experiments.benchmark.measuring import by_turns, seconds
 from experiments.benchmark.peer_process import Peer
 from experiments.benchmark.stages import REFERENCE, REFERENCE_WIDTH, Bench, training_phases
-from seal_jax import costs
-from seal_jax.inner import Chunk
-from seal_jax.training import Shapes, train
+from seal_jax.engine import costs
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.training import Shapes, train
 
 SEQUENCES, TOKENS = 8, 48  # of the self-edit whose cost is given
 

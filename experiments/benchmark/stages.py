@@ -1,7 +1,7 @@
 """The stages of the benchmark: train, answer, sample; each measured here and, by turns, by the peers.
 
 A stage makes a `Row` for each who did it. Times are per self-edit (of `sample`: per prompt), medians over repeats.
-Compile time is the first call less a warm one and is in no other figure. A row's floor is what `seal_jax.costs` says
+Compile time is the first call less a warm one and is in no other figure. A row's floor is what `engine.costs` says
 it must take at least, at the peaks that the device itself has shown.
 """
 
@@ -17,12 +17,12 @@ import numpy as np
 from experiments.benchmark import process_memory, workloads
 from experiments.benchmark.measuring import by_turns, peak_memory, seconds
 from experiments.benchmark.peer_process import Peer
-from seal_jax import batching, costs, memory, sampler
-from seal_jax.inner import Chunk
-from seal_jax.lora import PROJECTIONS, Adapter
-from seal_jax.models.transformer import ModelConfig
-from seal_jax.sampler import Sampling
-from seal_jax.training import FineTuning, Shapes, train
+from seal_jax.engine import batching, costs, memory, sampler
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes, train
+from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.transformer import ModelConfig
 from seal_jax.types import LanguageModel
 
 OURS = "seal_jax"

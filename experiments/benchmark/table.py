@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmark import workloads
-from seal_jax import costs
+from seal_jax.engine import costs
 
 if TYPE_CHECKING:
     from experiments.benchmark.command import Common
-    from seal_jax.models.transformer import ModelConfig
+    from seal_jax.nn.transformer import ModelConfig
 
 TITLES = {
     "train_qv": "train q,v",

@@ -11,10 +11,10 @@ import jax
 
 from experiments.benchmark import number_tasks, workloads
 from experiments.benchmark.stages import PROMPT_TOKENS, TOP_P, Bench
-from seal_jax import batching
-from seal_jax.inner import Chunk
-from seal_jax.sampler import Sampling
-from seal_jax.training import Shapes
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import Shapes
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 WRITE_CHUNK = 64  # self-edits written at a time
@@ -65,8 +65,8 @@ class Stopwatch:
 
 def round_phases(bench: Bench, *, passages: int, samples: int, reward_seeds: int) -> list[Phase]:
     """Plays `rest_em_round` once, in a folder that is thrown away."""
-    from seal_jax.checkpoint import RunFolder
-    from seal_jax.rest_em import Loop, OuterLoop, rest_em_round
+    from seal_jax.run.journal import RunFolder
+    from seal_jax.seal.rest_em import Loop, OuterLoop, rest_em_round
 
     codec = number_tasks.number_codec(number_tasks.stop_ids(bench.model.vocab_size, seed=bench.seed))
     lm = number_tasks.flattened(bench.lm._replace(codec=codec))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seal_jax.batching import Tokens
+from seal_jax.engine.batching import Tokens
 
 TOKENS_A_WORD = 1.35  # of English, in the vocabularies of SmolLM2, Llama 3 and Qwen
 MAX_SEQUENCES = 30  # of a self-edit, the passage included (the paper's code)

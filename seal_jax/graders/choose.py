@@ -118,10 +118,10 @@ def _local(
     config: Grader, replies: Replies, usage: Usage, devices: int | None, say: Callable[[str], None]
 ) -> Callable[[int], Ask]:
     """A number of tokens -> an `Ask` of the model here, which is found and loaded when it is needed, and once."""
-    from seal_jax import runtime
+    from seal_jax.engine.inner import Chunk
     from seal_jax.graders import local
-    from seal_jax.inner import Chunk
-    from seal_jax.models import hub
+    from seal_jax.io import hub
+    from seal_jax.run import runtime
 
     assert config.model is not None  # checked with the settings
     name, chunk = config.model, Chunk(config.batch, "prompts of the judge", say)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from seal_jax import batching
+from seal_jax.engine import batching
+from seal_jax.engine.inner import Chunk, in_chunks
+from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.graders.judge import Ask
-from seal_jax.inner import Chunk, in_chunks
-from seal_jax.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.types import LanguageModel
 
 # Prompts are padded to the first of these that holds them (tokens), so that few programs are compiled. Beyond the last,

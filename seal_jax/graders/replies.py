@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_jax.checkpoint import explained
 from seal_jax.graders.judge import Ask
+from seal_jax.run.journal import explained
 
 
 @dataclasses.dataclass

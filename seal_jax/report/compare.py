@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.report import plots
 from seal_jax.report.page import holds, unit_of, write_page
 from seal_jax.report.results import (
@@ -34,7 +35,6 @@ from seal_jax.report.results import (
     read_results,
     section,
 )
-from seal_jax.statistics import paired_bootstrap
 
 COLUMNS = 5  # of a table on the page; what has more continues in a further table
 TERMINAL = 100  # columns of a terminal

@@ -22,6 +22,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.report import plots
 from seal_jax.report.arc_grids import as_grid, difference, svg
 from seal_jax.report.results import (
@@ -45,7 +46,6 @@ from seal_jax.report.results import (
     section,
     value_text,
 )
-from seal_jax.statistics import paired_bootstrap
 
 SHOWN_SELF_EDITS = 3  # best, and as many worst
 _WORD = re.compile(r"[^\W\d_]{2,}")  # three of them, and a cell is no figure

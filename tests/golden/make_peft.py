@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import peers
-from seal_jax.models.hub import ModelFiles
+from experiments.benchmark import peers
+from seal_jax.io.hub import ModelFiles
 
 HERE = Path(__file__).parent
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

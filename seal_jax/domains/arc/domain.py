@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from seal_jax import batching
 from seal_jax.domains.arc import inference, prompts, self_edits, training_set
 from seal_jax.domains.arc.augmentations import VIEWS
 from seal_jax.domains.arc.inference import IDENTITY, View
 from seal_jax.domains.arc.prompts import Prompts
 from seal_jax.domains.arc.self_edits import Bounds, Choice
 from seal_jax.domains.arc.tasks import Grid, Pair, Task
+from seal_jax.engine import batching
 from seal_jax.types import Codec, Domain, Example, Query, SelfEdit, Settings, Verdict, require_at_least
 
 TOO_MANY_STEPS = "too many steps"

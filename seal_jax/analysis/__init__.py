@@ -1,0 +1,1 @@
+"""Figures from results: intervals, reliability, effects of settings, and the paper's own."""

@@ -1,0 +1,398 @@
+"""Full fine-tuning: every weight of one model, on all sequences (the paper's continued pre-training, its section 4.1).
+
+One jitted step takes a batch of sequences: gradient, clip, AdamW. The weights are kept in float32, whatever the model
+computes in: at a rate of 1e-5 most updates are smaller than half of bfloat16's spacing and would be rounded away. The
+model's own precision is cast from them at each step.
+
+On several devices each takes its share of a batch's rows, and holds its share of the float32 weights and of both
+moments (ZeRO, Rajbhandari et al. 2020): gradients are summed where they are kept, weights gathered where they are used.
+So a parameter costs each of n devices 12 / n bytes for good; `need` adds what a step takes on top of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seal_jax.engine import batching, costs, memory
+from seal_jax.engine.costs import FLOAT32
+from seal_jax.engine.inner import Optimiser, learning_rate
+from seal_jax.nn.transformer import Head, Model, ModelConfig
+from seal_jax.run.journal import RunFolder
+from seal_jax.types import HParams, LanguageModel, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class FullTuning:
+    """How all weights are trained. The paper does not print its settings: these are ours."""
+
+    learning_rate: float = 1e-5  # ours: weights of 7B models are usually tuned at 5e-6 to 2e-5
+    epochs: int = 5  # passes over all sequences; ours
+    batch_size: int = 8  # sequences a step; ours
+    optimiser: Optimiser = Optimiser(remat=True)  # AdamW, clip, schedule; `dropout` is of adapters and must be 0
+    width_cuts: tuple[int, ...] = (64, 128, 192, 256, 384)  # tokens; steps are cut to the narrowest that fits
+
+    def __post_init__(self) -> None:
+        require_at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        require_at_least(0, learning_rate=self.learning_rate)
+        if self.optimiser.dropout:
+            raise ValueError(f"dropout is {self.optimiser.dropout}; full fine-tuning has none: set it to 0")
+        if self.batch_size % self.optimiser.accumulate:
+            raise ValueError(f"accumulate {self.optimiser.accumulate} does not divide batch_size {self.batch_size}")
+
+
+class TuningState(struct.PyTreeNode):
+    """A model in training."""
+
+    weights: dict  # the model's params, in float32
+    moments: optax.OptState
+    step: Int[Array, ""]
+    losses: Float[Array, "S"]  # one a step, nats; NaN where it is still to come
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step
+
+
+def transformation(optimiser: Optimiser) -> optax.GradientTransformation:
+    """Clip, then AdamW, all but the learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(optimiser.clip_norm),
+        optax.scale_by_adam(optimiser.b1, optimiser.b2, optimiser.eps),
+        optax.add_decayed_weights(optimiser.weight_decay),
+    )
+
+
+def log_probs(
+    head: Head, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int
+) -> Float[Array, "B T"]:
+    """Log-probability of each target, in nats, at most `chunk` tokens at a time.
+
+    Unlike the decoder's own it differentiates in the head too, which is trained here: logits are computed again in the
+    backward pass rather than stored.
+    """
+
+    @jax.checkpoint
+    def piece(head: Head, hidden: Array, targets: Array) -> Array:
+        logits = head.logits(hidden)
+        gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return gold - jax.nn.logsumexp(logits, axis=-1)
+
+    pieces = max(1, math.ceil(targets.size / chunk))  # equal ones, as the decoder cuts them
+    padding = -targets.size % pieces
+    flat_hidden = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, padding), (0, 0)))
+    flat_targets = jnp.pad(targets.reshape(-1), (0, padding))
+    rows = (flat_hidden.reshape(pieces, -1, hidden.shape[-1]), flat_targets.reshape(pieces, -1))
+    return jax.lax.map(lambda row: piece(head, *row), rows).reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+def loss_and_gradient(
+    model: Model,
+    params: dict,
+    tokens: Int[Array, "B T"],
+    loss_mask: Bool[Array, "B T"],
+    optimiser: Optimiser,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], dict]:
+    """The mean next-token loss over the tokens under `loss_mask`, in nats, and its gradient in every weight.
+
+    With a mesh each device takes its share of the rows, and of each summed gradient the part it keeps.
+    """
+
+    def share(params: dict, tokens: Array, loss_mask: Array) -> tuple[Array, dict]:
+        trained = jnp.sum(loss_mask[:, 1:])
+        trained = jnp.maximum(trained if mesh is None else jax.lax.psum(trained, "adapters"), 1)
+
+        def loss_of(params: dict, tokens: Array, loss_mask: Array) -> Array:
+            decoder = nnx.merge(model, params)
+            hidden, _ = decoder(tokens, remat=optimiser.remat)
+            likely = log_probs(decoder.head(), hidden[:, :-1], tokens[:, 1:], chunk=optimiser.loss_chunk)
+            return -jnp.sum(jnp.where(loss_mask[:, 1:], likely, 0)) / trained
+
+        def add(total, micro):  # each micro-batch's share of the one mean: the sum is the large batch's gradient
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, *micro)), None
+
+        if optimiser.accumulate == 1:
+            total = jax.value_and_grad(loss_of)(params, tokens, loss_mask)
+        else:
+            micro = jax.tree.map(lambda x: x.reshape(optimiser.accumulate, -1, *x.shape[1:]), (tokens, loss_mask))
+            zero = (jnp.zeros(()), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), params))
+            total, _ = jax.lax.scan(add, zero, micro)
+        return total if mesh is None else (jax.lax.psum(total[0], "adapters"), jax.tree.map(sum_kept, total[1]))
+
+    def sum_kept(gradient: Array) -> Array:
+        wide, axis = gradient.astype(jnp.float32), _split_axis(gradient.shape, mesh)
+        if axis is None:
+            return jax.lax.psum(wide, "adapters")
+        return jax.lax.psum_scatter(wide, "adapters", scatter_dimension=axis, tiled=True)
+
+    if mesh is None:
+        return share(params, tokens, loss_mask)
+    rows, whole = PartitionSpec("adapters"), PartitionSpec()
+    kept = jax.tree.map(lambda w: _spec(w.shape, mesh), params)
+    many = jax.shard_map(share, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(whole, kept), check_vma=False)
+    return many(params, tokens, loss_mask)
+
+
+@partial(jax.jit, static_argnames=("model", "dtype", "optimiser", "mesh"), donate_argnames="state")
+def train_step(
+    model: Model,
+    state: TuningState,
+    tokens: Int[Array, "B T"],
+    loss_mask: Bool[Array, "B T"],
+    hparams: HParams,
+    *,
+    dtype: np.dtype,
+    optimiser: Optimiser,
+    mesh: Mesh | None = None,
+) -> tuple[TuningState, Float[Array, ""], Float[Array, ""]]:
+    """One step of AdamW on a batch: the new state (the old one's memory is reused), the loss, the gradient's norm.
+
+    `dtype` is the precision in which the model computes; `hparams` are scalars.
+    """
+    params = _whole(jax.tree.map(lambda w: w.astype(dtype), state.weights), mesh)
+    loss, gradient = loss_and_gradient(model, params, tokens, loss_mask, optimiser, mesh)
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+    updates, moments = transformation(optimiser).update(gradient, state.moments, state.weights)
+    rate = learning_rate(optimiser, hparams, state.step)
+    weights = jax.tree.map(lambda w, u: w - rate * u, state.weights, updates)
+    losses = state.losses.at[state.step].set(loss)
+    new_state = _kept(TuningState(weights, moments, state.step + 1, losses), mesh)
+    return new_state, loss, optax.global_norm(gradient)
+
+
+def _split_axis(shape: Sequence[int], mesh: Mesh | None) -> int | None:
+    """The axis along which the devices share an array of the state; None where each holds it whole."""
+    if mesh is None or len(shape) < 2:
+        return None
+    return next((axis for axis, size in enumerate(shape) if size % mesh.size == 0), None)
+
+
+def _spec(shape: Sequence[int], mesh: Mesh | None) -> PartitionSpec:
+    axis = _split_axis(shape, mesh)
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "adapters")
+
+
+def _kept(state: TuningState, mesh: Mesh | None) -> TuningState:
+    if mesh is None:
+        return state
+    place = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(x.shape, mesh)))
+    return jax.tree.map(place, state)
+
+
+def _whole(params: dict, mesh: Mesh | None) -> dict:
+    if mesh is None:
+        return params
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda w: jax.lax.with_sharding_constraint(w, everywhere), params)
+
+
+@partial(jax.jit, static_argnames=("optimiser", "mesh", "steps"))
+def _start(params: dict, *, optimiser: Optimiser, mesh: Mesh | None, steps: int) -> TuningState:
+    weights = jax.tree.map(lambda w: jnp.array(w, jnp.float32, copy=True), params)  # the caller keeps what it gave
+    moments = transformation(optimiser).init(weights)
+    return _kept(TuningState(weights, moments, jnp.zeros((), jnp.int32), jnp.full(steps, jnp.nan)), mesh)
+
+
+@partial(jax.jit, static_argnames=("dtype", "mesh"))
+def _finish(weights: dict, *, dtype: np.dtype, mesh: Mesh | None) -> dict:
+    return _whole(jax.tree.map(lambda w: w.astype(dtype), weights), mesh)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All steps
+
+
+def train_all_weights(
+    lm: LanguageModel,
+    sequences: Sequence[batching.Tokens],
+    config: FullTuning,
+    *,
+    seed: int,
+    say: Callable[[str], None] = print,
+    on_step: Callable[[int, int], None] = lambda rows, tokens: None,
+    free: float | None = None,
+    itemsize: int | None = None,
+    run: RunFolder | None = None,
+    name: str = "full_fine_tuning",
+) -> tuple[LanguageModel, list[float]]:
+    """Trains every weight on the sequences: the trained model, and the loss at each step.
+
+    `lm.params` are left as they are; they may lie on the host (`jax.device_get`), which spares the devices a copy.
+    Batches are padded to the narrowest of a few widths, pads carry no loss. With a `run`, each finished epoch is
+    checkpointed under `name` (its predecessor then goes), so that a kill loses at most one; at the end the trained
+    weights alone are kept. `on_step` is told of each step's rows and real tokens.
+    `itemsize` is that of the activations, where it is not the weights' (a CPU widens bfloat16).
+
+    Raises:
+        ValueError: nothing to train on; it diverged; or `free` bytes a device are fewer than the forecast.
+    """
+    if not sequences:
+        raise ValueError("full fine-tuning: no training sequence; expected at least one (did every self-edit fail?)")
+    devices, dtype = (lm.mesh.size if lm.mesh else 1), np.dtype(jax.tree.leaves(lm.params)[0].dtype)
+    widths = batching.bucket_widths(max(len(s.ids) for s in sequences), config.width_cuts)
+    if free is not None:
+        shape = nnx.merge(lm.model, lm.params).config  # what is given lies there already: it is not in `free`
+        size = itemsize or dtype.itemsize
+        require_memory(need(shape, config, width=widths[-1], devices=devices, itemsize=size, base_kept=False), free)
+    batch_size = min(config.batch_size, len(sequences))
+    batch = batching.make_batch(
+        [sequences], epochs=config.epochs, batch_size=batch_size, widths=widths, capacity=len(sequences), seed=seed
+    )
+    lengths, order = np.asarray(batch.lengths)[0], np.asarray(batch.order)[0]
+    idle = -batch_size % (devices * config.optimiser.accumulate)
+    order = np.pad(order, ((0, 0), (0, idle)), constant_values=-1)
+    steps = len(order)
+    nothing = np.zeros((), np.int32)  # an adapter's settings
+    hparams = HParams(np.asarray(config.learning_rate, np.float32), np.asarray(steps), nothing, nothing, nothing)
+    step = partial(train_step, lm.model, dtype=dtype, optimiser=config.optimiser, mesh=lm.mesh)
+    start = partial(_start, optimiser=config.optimiser, mesh=lm.mesh, steps=steps)
+    like = jax.tree.map(partial(_abstract, mesh=lm.mesh), jax.eval_shape(start, lm.params))
+
+    def train_epoch(state: TuningState, epoch: int) -> TuningState:
+        losses = []
+        for s in range(epoch * steps // config.epochs, (epoch + 1) * steps // config.epochs):
+            there = order[s] >= 0
+            width = widths[np.searchsorted(widths, lengths[order[s][there]].max())]
+            rows = np.maximum(order[s], 0)
+            tokens = np.asarray(batch.tokens)[0, rows, :width]
+            loss_mask = np.asarray(batch.loss_mask)[0, rows, :width] & there[:, None]
+            state, loss, norm = step(state, tokens, loss_mask, hparams)
+            losses.append(float(loss))
+            if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
+                raise ValueError(
+                    f"full fine-tuning diverged: at step {s + 1} of {steps} the loss is {losses[-1]:g} and the "
+                    f"gradient's norm {float(norm):g}; expected numbers. The learning rate is "
+                    f"{config.learning_rate:g}: lower it, or raise warmup_steps, and use another run folder"
+                )
+            on_step(int(there.sum()), int(lengths[order[s][there]].sum()))
+        say(f"epoch {epoch + 1} of {config.epochs}: loss {np.mean(losses):.3f} nats")
+        return state
+
+    def state_after(epoch: int) -> TuningState:
+        """The state at an epoch's end; from the latest checkpoint that there is."""
+        if epoch < 0:
+            return start(lm.params)
+        if run is None:
+            return train_epoch(state_after(epoch - 1), epoch)
+        state = run.once_tree(checkpoint(epoch), lambda: train_epoch(state_after(epoch - 1), epoch), like)
+        forget(epoch - 1)
+        return state
+
+    def checkpoint(epoch: int) -> str:
+        return f"{name}_epoch_{epoch + 1}"
+
+    def forget(epoch: int) -> None:
+        if run is not None and epoch >= 0:
+            run.forget_tree(checkpoint(epoch))
+
+    found: list[float] = []
+
+    def train() -> dict:
+        last = config.epochs - 1
+        state = train_epoch(state_after(last - 1), last)
+        found.extend(np.asarray(state.losses).tolist())
+        if run is not None:
+            run.once(f"{name}/losses", lambda: found)  # before the checkpoint: where that is, these are
+        return _finish(state.weights, dtype=dtype, mesh=lm.mesh)
+
+    if run is None:
+        params = train()
+    else:
+        finished = jax.tree.map(lambda w: _abstract(w, lm.mesh, whole=True), lm.params)
+        params = run.once_tree(name, train, finished)
+        forget(config.epochs - 2)
+        found = run.once(f"{name}/losses", list)
+    return lm._replace(params=params), found
+
+
+def _abstract(leaf: Any, mesh: Mesh | None, *, whole: bool = False) -> jax.ShapeDtypeStruct:
+    """What a checkpoint is restored as: on the devices that hold it, however many wrote it."""
+    if mesh is None:
+        sharding: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    else:
+        sharding = NamedSharding(mesh, PartitionSpec() if whole else _spec(leaf.shape, mesh))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it needs
+
+
+class Need(NamedTuple):
+    """Bytes on one device, at the worst moment of a step."""
+
+    base: int  # the model that was given, where it lies on the devices
+    state: int  # float32 weights and both moments: 12 bytes a parameter, shared by the devices
+    gradient: int  # with the weights as the step computes with them
+    activations: int
+    logits: int  # and what of the head's gradient is added up over the loss's pieces
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def need(
+    model: ModelConfig, config: FullTuning, *, width: int, devices: int, itemsize: int, base_kept: bool = True
+) -> Need:
+    """The widest step on one device. `itemsize` is the model's own precision, in bytes."""
+    parameters, optimiser = costs.model_parameters(model), config.optimiser
+    rows = math.ceil(config.batch_size / (optimiser.accumulate * devices))
+    alone = devices == 1
+    used = 0 if alone and itemsize == FLOAT32 else itemsize  # cast, or gathered from the devices that hold them
+    gradient = itemsize if alone else FLOAT32
+    running = FLOAT32 if optimiser.accumulate > 1 else 0
+    d, f, tokens = model.hidden_size, model.intermediate_size, rows * width
+    kept = 10 * d + 5 * f + 2 * model.num_heads * width  # a token and layer: all that a matrix reads, and its results
+    floats = kept + model.num_layers * d if optimiser.remat else model.num_layers * kept
+    return Need(
+        base=parameters * itemsize if base_kept else 0,
+        state=math.ceil(3 * FLOAT32 * parameters / devices),
+        gradient=parameters * (used + gradient + running),
+        activations=tokens * floats * itemsize,
+        logits=model.vocab_size * (3 * min(optimiser.loss_chunk, tokens) * FLOAT32 + 2 * d * gradient),
+    )
+
+
+def disk(model: ModelConfig, *, itemsize: int) -> int:
+    """The most bytes of checkpoints at a time: two epochs' states, while the second is written."""
+    return costs.model_parameters(model) * max(2 * 3 * FLOAT32, 3 * FLOAT32 + itemsize)
+
+
+def lines(need: Need, free: float) -> list[str]:
+    """A step's memory, for people to read."""
+    parts = zip(("model as given", "weights, moments", "gradient, copy", "activations", "logits"), need, strict=True)
+    head = [f"{name:<18}{memory.readable(size):>10}" for name, size in parts]
+    return [
+        *head,
+        f"{'together':<18}{memory.readable(need.total):>10}   of {memory.readable(free)} free on each device",
+    ]
+
+
+def require_memory(need: Need, free: float) -> None:
+    """Raises ValueError where `free` bytes a device are fewer than a step needs.
+
+    All of the free memory is counted on, not `memory.SHARE` of it: nearly all of the need is known to the byte.
+    """
+    if need.total > free:
+        most = max(need._fields, key=lambda field: getattr(need, field))
+        raise ValueError(
+            f"full fine-tuning needs about {memory.readable(need.total)} on each device (most of it {most}: "
+            f"{memory.readable(getattr(need, most))}) and {memory.readable(free)} are free; train adapters instead "
+            "(--method lora), or use more devices, a smaller model, a smaller --full.batch-size, or a larger "
+            "--full.optimiser.accumulate"
+        )

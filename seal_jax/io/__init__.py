@@ -1,0 +1,1 @@
+"""Files of others: model folders, GGUF, tokenizers and PEFT adapters."""

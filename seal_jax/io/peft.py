@@ -1,0 +1,171 @@
+"""Adapters to and from PEFT's files: `adapter_model.safetensors` and `adapter_config.json` in a folder.
+
+What is trained here serves wherever PEFT's LoRA does (transformers, vLLM, llama.cpp's converter). An adapter from there
+is evaluated here, merged (`with_peft`), or what is trained next stands on top of it. PEFT keeps A as [r, in] and B as
+[out, r], a pair for each projection of each layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from seal_jax.io.weights import TENSORS, layout
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.transformer import ModelConfig
+from seal_jax.types import LanguageModel
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+# Fields of adapter_config.json that change what an adapter computes, or what it was trained against, and the value with
+# which they do not. `use_rslora` and `init_lora_weights` are read below.
+_PLAIN: dict[str, Any] = {
+    "peft_type": "LORA",
+    "fan_in_fan_out": False,
+    "bias": "none",
+    "use_dora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layer_replication": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "velora_config": None,
+    "monteclora_config": None,
+}
+# These only choose the first values; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well.
+_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+def tensor_name(projection: str, layer: int, side: str) -> str:
+    """PEFT's name of a tensor; `side` is "A" or "B"."""
+    module = TENSORS[("blocks", projection, "kernel")][0].format(layer).removesuffix(".weight")
+    return f"base_model.model.{module}.lora_{side}.weight"
+
+
+def save_peft(folder: Path, adapter: Adapter, *, rank: int, base_model: str) -> None:
+    """Writes one adapter as PEFT would. `rank` is its own, which may be less than the one it was padded to.
+
+    Raises:
+        ValueError: E adapters at once, or an adapter that is not zero past `rank`.
+    """
+    if adapter.scale.ndim:
+        raise ValueError(f"{folder}: {adapter.scale.size} adapters; one folder holds one: choose with lora.take")
+    tensors = {}
+    for name in adapter.a:
+        a, b = np.asarray(adapter.a[name], np.float32), np.asarray(adapter.b[name], np.float32)
+        if a[:, :, rank:].any() or b[:, rank:].any():
+            raise ValueError(f"{folder}: {name} has weights past rank {rank}; its rank is up to {a.shape[-1]}")
+        for layer in range(len(a)):
+            tensors[tensor_name(name, layer, "A")] = np.ascontiguousarray(a[layer, :, :rank].T)
+            tensors[tensor_name(name, layer, "B")] = np.ascontiguousarray(b[layer, :rank].T)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": round(float(adapter.scale) * rank, 4),  # scale is a float32: 16 / 3 · 3 is not quite 16
+        "lora_dropout": 0.0,
+        "target_modules": sorted(adapter.a),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file lets no one else read it
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_peft(folder: Path, config: ModelConfig) -> Adapter:
+    """One adapter for a model of `config` from PEFT's files: plain LoRA, on the same projections in every layer.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: a file that cannot be read, an option that changes what is computed (DoRA, biases, patterns, ...), a
+            tensor that is missing, left over, or of another shape than `config` calls for.
+    """
+    require_files(folder)
+    file = folder / WEIGHTS
+    rank, scale = _read_config(folder / CONFIG)
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error}); fetch or save it again") from error
+    projections = [name for name in PROJECTIONS if any(f".{name}.lora_" in key for key in tensors)]
+    if not projections:
+        raise ValueError(f"{file}: no LoRA weights of {list(PROJECTIONS)}; found {sorted(tensors)[:3]}")
+
+    def read(projection: str, layer: int, side: str) -> np.ndarray:
+        d_in, d_out = shapes[("blocks", projection, "kernel")]
+        name, expected = tensor_name(projection, layer, side), (rank, d_in) if side == "A" else (d_out, rank)
+        if name not in tensors:
+            raise ValueError(f"{file}: tensor {name!r} is missing; the model has {config.num_layers} layers")
+        tensor = tensors.pop(name)
+        if tensor.shape != expected:
+            raise ValueError(f"{file}: tensor {name!r} is {tensor.shape}, expected {expected} from r and the model")
+        return tensor.astype(np.float32).T
+
+    shapes, layers = layout(config), range(config.num_layers)
+    a = {name: jnp.asarray(np.stack([read(name, layer, "A") for layer in layers])) for name in sorted(projections)}
+    b = {name: jnp.asarray(np.stack([read(name, layer, "B") for layer in layers])) for name in sorted(projections)}
+    if tensors:
+        raise ValueError(f"{file}: {len(tensors)} tensors have no place in this model ({sorted(tensors)[:3]})")
+    return Adapter(a, b, jnp.float32(scale))
+
+
+def with_peft(lm: LanguageModel, folder: Path, config: ModelConfig) -> LanguageModel:
+    """The model with a PEFT adapter merged into its weights: to be evaluated, or to begin from.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_peft`.
+    """
+    return lm._replace(params=lora.merge(lm.params, load_peft(folder, config)))
+
+
+def require_files(folder: Path) -> None:
+    """Raises FileNotFoundError if one of the two files is not there."""
+    for needed in (folder / CONFIG, folder / WEIGHTS):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: not there; expected a folder that PEFT's save_pretrained wrote")
+
+
+def fingerprint(folder: Path) -> list[str]:
+    """Of an adapter's files, as far as they are there."""
+    files = [folder / name for name in (CONFIG, WEIGHTS)]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+
+
+def _read_config(file: Path) -> tuple[int, float]:
+    """Rank and scale, once nothing else matters."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        rank, alpha = raw["r"], raw["lora_alpha"]
+    except KeyError as error:
+        raise ValueError(f"{file}: field {error} is missing; expected the configuration of a LoRA adapter") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); fetch or save it again") from error
+    for field, plain in _PLAIN.items():
+        if raw.get(field, plain) != plain and raw[field]:  # null, false and {} all say "not used"
+            raise ValueError(f"{file}: {field} = {raw[field]!r}; this program reads plain LoRA ({field} = {plain!r})")
+    if raw.get("init_lora_weights", True) not in _INITIALISATIONS:
+        raise ValueError(
+            f"{file}: init_lora_weights = {raw['init_lora_weights']!r} also changed the base weights; convert the "
+            "adapter to plain LoRA first (PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    return rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)

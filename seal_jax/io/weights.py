@@ -1,0 +1,367 @@
+"""Checkpoints to parameters and back: Hugging Face folders (safetensors) and GGUF files.
+
+One table names every tensor three ways: ours, Hugging Face's and llama.cpp's. Both readers fill the same stacked
+arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from seal_jax.io import gguf
+from seal_jax.io.hub import ModelFiles
+from seal_jax.nn.transformer import ModelConfig, RopeScaling
+
+MODEL_TYPES = ("llama", "qwen2", "qwen3")  # config.json's model_type; SmolLM2 is a llama
+
+# ours: (Hugging Face's name, llama.cpp's name). `{}` is the layer.
+TENSORS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("embed", "embedding"): ("model.embed_tokens.weight", "token_embd.weight"),
+    ("blocks", "input_norm", "scale"): ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    ("blocks", "q_proj", "kernel"): ("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
+    ("blocks", "q_proj", "bias"): ("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
+    ("blocks", "k_proj", "kernel"): ("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
+    ("blocks", "k_proj", "bias"): ("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
+    ("blocks", "v_proj", "kernel"): ("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    ("blocks", "v_proj", "bias"): ("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
+    ("blocks", "o_proj", "kernel"): ("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    ("blocks", "q_norm", "scale"): ("model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight"),
+    ("blocks", "k_norm", "scale"): ("model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight"),
+    ("blocks", "post_attention_norm", "scale"): (
+        "model.layers.{}.post_attention_layernorm.weight",
+        "blk.{}.ffn_norm.weight",
+    ),
+    ("blocks", "gate_proj", "kernel"): ("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
+    ("blocks", "up_proj", "kernel"): ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
+    ("blocks", "down_proj", "kernel"): ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+    ("final_norm", "scale"): ("model.norm.weight", "output_norm.weight"),
+    ("lm_head", "kernel"): ("lm_head.weight", "output.weight"),
+}
+
+
+class Checkpoint(NamedTuple):
+    """Tensors by name, wherever they are stored."""
+
+    config: ModelConfig
+    files: dict[str, Path]  # which file holds each tensor
+    read: Callable[[str], np.ndarray]  # kernels as [out, in], rows in Hugging Face's order
+    column: int  # of the names in `TENSORS`: 0 Hugging Face's, 1 llama.cpp's
+
+
+def load_model(files: ModelFiles, *, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, dict]:
+    """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out].
+
+    Arrays are allocated stacked in NumPy and filled tensor by tensor, then handed to JAX one leaf at a time, so the
+    host holds one copy of the model and one tensor more.
+
+    Raises ValueError, naming file and tensor, for an unknown architecture, a feature that this decoder does not
+    compute, a missing, left-over or misshapen tensor, and a cut-off or altered file.
+    """
+    reader = _open_gguf if files.kind == "gguf" else _open_safetensors
+    with reader(files.path) as checkpoint:
+        params = _fill(checkpoint, np.dtype(dtype), files.path)
+    return checkpoint.config, _to_jax(params)
+
+
+def layout(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of every parameter, by its path; those of a layer without the leading L."""
+    d, v, h, kernels = config.hidden_size, config.vocab_size, config.head_dim, config.kernels()
+    shapes: dict[tuple[str, ...], tuple[int, ...]] = {("embed", "embedding"): (v, d), ("final_norm", "scale"): (d,)}
+    shapes |= {("blocks", name, "kernel"): shape for name, shape in kernels.items()}
+    shapes |= {("blocks", name, "scale"): (d,) for name in ("input_norm", "post_attention_norm")}
+    if config.qkv_bias:
+        shapes |= {("blocks", name, "bias"): kernels[name][1:] for name in ("q_proj", "k_proj", "v_proj")}
+    if config.qk_norm:
+        shapes |= {("blocks", name, "scale"): (h,) for name in ("q_norm", "k_norm")}
+    if not config.tie_embeddings:
+        shapes[("lm_head", "kernel")] = (d, v)
+    return shapes
+
+
+def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict:
+    """Every tensor that the config calls for, and no other."""
+    config, unused = checkpoint.config, set(checkpoint.files)
+    params: dict = {}
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in checkpoint.files:
+            raise ValueError(
+                f"{where}: tensor {name!r} is missing; the checkpoint is incomplete or of another architecture"
+            )
+        tensor = checkpoint.read(name)
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{checkpoint.files[name]}: tensor {name!r} is {tensor.shape}, expected {shape} from its config"
+            )
+        unused.discard(name)
+        return tensor
+
+    for path, shape in layout(config).items():
+        name, is_kernel = TENSORS[path][checkpoint.column], path[-1] == "kernel"
+        stored = shape[::-1] if is_kernel else shape
+        if path[0] == "blocks":
+            leaf = np.empty((config.num_layers, *shape), dtype)
+            for i, layer in enumerate(leaf):
+                layer[...] = read(name.format(i), stored).T
+        else:
+            leaf = np.empty(shape, dtype)
+            tensor = read(name, stored)
+            leaf[...] = tensor.T if is_kernel else tensor
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+
+    head = TENSORS[("lm_head", "kernel")][checkpoint.column]
+    if config.tie_embeddings and head in unused:  # some savers write the tied head a second time
+        embedding = params["embed"]["embedding"]
+        if not np.array_equal(read(head, embedding.shape).astype(dtype), embedding):
+            raise ValueError(
+                f"{checkpoint.files[head]}: {head!r} differs from the embedding that config.json ties it to"
+            )
+    unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq") and name != gguf.ROPE_FACTORS}
+    if unused:
+        some = ", ".join(sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
+        raise ValueError(
+            f"{where}: {len(unused)} tensors have no place in this decoder ({some}); "
+            "loading without them would compute another model"
+        )
+    return params
+
+
+def _to_jax(tree: dict) -> dict:
+    """Leaf by leaf, in place: each NumPy array is let go before the next is copied."""
+    for key, value in tree.items():
+        tree[key] = _to_jax(value) if isinstance(value, dict) else jnp.asarray(value)
+    return tree
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GGUF
+
+
+@contextlib.contextmanager
+def _open_gguf(path: Path) -> Iterator[Checkpoint]:
+    reader = gguf.open_gguf(path)
+    config = gguf.read_config(reader, path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    permuted: dict[str, int] = {}  # rows to put back, and of how many heads
+    if gguf.field(reader, "general.architecture") == "llama":
+        for i in range(config.num_layers):
+            permuted |= {f"blk.{i}.attn_q.weight": config.num_heads, f"blk.{i}.attn_k.weight": config.num_kv_heads}
+
+    def read(name: str) -> np.ndarray:
+        weight = gguf.read_tensor(tensors[name])
+        return gguf.unpermute(weight, permuted[name]) if name in permuted else weight
+
+    yield Checkpoint(config, dict.fromkeys(tensors, path), read, column=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face folders
+
+
+@contextlib.contextmanager
+def _open_safetensors(folder: Path) -> Iterator[Checkpoint]:
+    config = read_config(folder / "config.json")
+    with contextlib.ExitStack() as stack:
+        handles = {file: stack.enter_context(_open_shard(file)) for file in _shards(folder)}
+        files = {name: file for file, handle in handles.items() for name in handle.keys()}  # noqa: SIM118
+        yield Checkpoint(config, files, lambda name: handles[files[name]].get_tensor(name), column=0)
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+    elif (folder / "model.safetensors").is_file():
+        shards = [folder / "model.safetensors"]
+    else:
+        shards = sorted(folder.glob("*.safetensors"))
+        if len(shards) != 1:
+            raise ValueError(f"{folder}: {len(shards)} safetensors files and no index; expected model.safetensors")
+    for shard in shards:
+        if not shard.is_file():
+            raise FileNotFoundError(f"{shard}: missing, though {index.name} lists it; fetch the model again")
+    return shards
+
+
+def _open_shard(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: not a readable safetensors file ({error}). It has {file.stat().st_size:,} bytes; it was probably "
+            "cut off or altered on its way here: delete it and fetch it again"
+        ) from error
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); fetch the model again") from error
+
+
+def read_config(file: Path) -> ModelConfig:
+    """config.json to our config. Where a key is absent, transformers' own default for that architecture holds.
+
+    Read directly, not through transformers, because both spellings of RoPE are in use (`rope_theta` + `rope_scaling`,
+    and since transformers 5 `rope_parameters`), and what we do not compute has to be refused by name.
+    """
+    raw = _read_json(file)
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{file}: model_type {kind!r} is not supported; expected one of {MODEL_TYPES}")
+    try:
+        _refuse_unsupported(raw, file)
+        width, layers, heads = raw["hidden_size"], raw["num_hidden_layers"], raw["num_attention_heads"]
+        head_dim = raw.get("head_dim") or (128 if kind == "qwen3" else width // heads)
+        kv_heads = raw.get("num_key_value_heads") or (heads if kind == "llama" else 32)
+        theta, scaling = _read_rope(raw, file)
+        return ModelConfig(
+            vocab_size=raw["vocab_size"],
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate_size=raw["intermediate_size"],
+            rope_theta=theta,
+            rope_scaling=scaling,
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            qkv_bias=kind == "qwen2",
+            qk_norm=kind == "qwen3",
+            tie_embeddings=raw.get("tie_word_embeddings", False),
+            context_length=raw.get("max_position_embeddings", 2048 if kind == "llama" else 32768),
+        )
+    except KeyError as error:
+        raise ValueError(f"{file}: field {error} is missing") from error
+
+
+def _refuse_unsupported(raw: dict, file: Path) -> None:
+    window = raw.get("use_sliding_window") and raw.get("sliding_window") is not None
+    windowed = window and raw.get("max_window_layers", 28) < raw["num_hidden_layers"]
+    refused = {
+        "hidden_act": raw.get("hidden_act", "silu") != "silu",
+        "attention_bias": raw["model_type"] != "qwen2"
+        and raw.get("attention_bias", False),  # it puts one on o_proj too
+        "mlp_bias": raw.get("mlp_bias", False),
+        "quantization_config": raw.get("quantization_config") is not None,
+        "layer_types": any(kind != "full_attention" for kind in raw.get("layer_types") or ()),
+        "use_sliding_window": windowed,
+    }
+    for field, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"{file}: {field} = {raw[field]!r} is not supported by this decoder")
+
+
+def _read_rope(raw: dict, file: Path) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from either spelling."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ValueError(f"{file}: partial_rotary_factor is not 1; this decoder rotates whole heads")
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", factor=float(rope["factor"]))
+    if kind == "llama3":
+        return theta, RopeScaling(
+            "llama3",
+            factor=float(rope["factor"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+            original_context_length=int(rope["original_max_position_embeddings"]),
+        )
+    raise ValueError(f"{file}: RoPE scaling {kind!r} is not supported; expected 'default', 'linear' or 'llama3'")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Export
+
+
+def save_model(
+    folder: str | Path, config: ModelConfig, params: dict, tokenizer: Any = None, *, stop: Sequence[int] = ()
+) -> None:
+    """Writes a folder that transformers, vLLM and `load_model` read: model.safetensors, config.json, the tokenizer.
+
+    Whatever the model was read from, a GGUF file too. `params` is merged already: adapters are not written. `stop` are
+    the ids that end an answer, where there are more than the tokenizer's one (generation_config.json). Raises
+    ValueError for a config that no architecture of Hugging Face's has (query-key norms together with biases).
+    """
+    folder = Path(folder)
+    described = _describe(config, params, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for path in layout(config):
+        leaf, name = params, TENSORS[path][0]
+        for key in path:
+            leaf = leaf[key]
+        array, is_kernel = np.asarray(leaf), path[-1] == "kernel"
+        for i, layer in enumerate(array) if path[0] == "blocks" else [(0, array)]:
+            tensors[name.format(i)] = np.ascontiguousarray(layer.T if is_kernel else layer)
+    unfinished = folder / "model.safetensors.unfinished"
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    unfinished.chmod(config_file.stat().st_mode)  # save_file lets no one else read it
+    os.replace(unfinished, folder / "model.safetensors")
+    if stop:
+        generation = {"bos_token_id": described["bos_token_id"], "eos_token_id": list(stop), "do_sample": False}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _describe(config: ModelConfig, params: dict, tokenizer: Any) -> dict:
+    """Our config as config.json, in the older spelling of RoPE, which old and new programs read."""
+    if config.qkv_bias and config.qk_norm:
+        raise ValueError("a model with both qkv_bias and qk_norm has no architecture in Hugging Face's format")
+    kind, name = "llama", "LlamaForCausalLM"
+    if config.qkv_bias:
+        kind, name = "qwen2", "Qwen2ForCausalLM"
+    elif config.qk_norm:
+        kind, name = "qwen3", "Qwen3ForCausalLM"
+    scaling: dict[str, Any] | None = None
+    if config.rope_scaling is not None:
+        scaling = {"rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor}
+        if config.rope_scaling.kind == "llama3":
+            scaling |= {
+                "low_freq_factor": config.rope_scaling.low_freq_factor,
+                "high_freq_factor": config.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": config.rope_scaling.original_context_length,
+            }
+    return {
+        "architectures": [name],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": str(jax.tree.leaves(params)[0].dtype),
+        "bos_token_id": getattr(tokenizer, "bos_token_id", None),
+        "eos_token_id": getattr(tokenizer, "eos_token_id", None),
+    }

@@ -1,0 +1,1 @@
+"""The decoder, its adapters and the losses: pure functions of arrays."""

@@ -1,0 +1,418 @@
+"""One decoder for Llama 2/3/3.1/3.2, SmolLM2, Qwen2/2.5 and Qwen3: grouped-query attention, RoPE, RMSNorm, SwiGLU.
+
+Layers are stacked along a leading axis L and scanned, so a model of any depth compiles once. Outside this file a model
+is a pair: `model`, the module's graph (static, hashable), and `params`, a nested dict of arrays. `nnx.merge(model,
+params)` makes the module again, inside whatever is being jitted, differentiated or vmapped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from seal_jax.nn.lora import Adapter, LowRank, layer_adapters
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched to a longer context."""
+
+    kind: str  # "linear" | "llama3"
+    factor: float
+    low_freq_factor: float = 1.0  # this and the next two: llama3 only
+    high_freq_factor: float = 4.0
+    original_context_length: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder, under the field's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+    tie_embeddings: bool = True
+    context_length: int = 8192
+
+    def kernels(self) -> dict[str, tuple[int, int]]:
+        """The matrices of one layer, [in, out], under the names that adapters use."""
+        d, f = self.hidden_size, self.intermediate_size
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "q_proj": (d, q),
+            "k_proj": (d, kv),
+            "v_proj": (d, kv),
+            "o_proj": (q, d),
+            "gate_proj": (d, f),
+            "up_proj": (d, f),
+            "down_proj": (f, d),
+        }
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer, or of all layers with a leading axis L.
+
+    Slots lie next to each other: a cache in the order of activations, [B, S, K, H], is copied at every decoded token.
+    """
+
+    k: Float[Array, "B K S H"]
+    v: Float[Array, "B K S H"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotary positions
+
+
+def rope_frequencies(config: ModelConfig) -> Float[Array, "H/2"]:
+    """Radians that a position turns each pair of dimensions by. llama3 slows the slow pairs and blends in between."""
+    inverse = config.rope_theta ** -(jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return inverse
+    if scaling.kind == "linear":
+        return inverse / scaling.factor
+    if scaling.kind != "llama3":
+        raise ValueError(f"RoPE scaling {scaling.kind!r}: expected 'linear' or 'llama3'")
+    turns = scaling.original_context_length * inverse / (2 * math.pi)  # full turns within the original context
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = jnp.clip(blend, 0, 1)
+    return inverse / scaling.factor * (1 - blend) + inverse * blend
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
+    """Turns each pair (i, i + H/2) by its angle: Hugging Face's order of dimensions."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attend(q: Float[Array, "B T N H"], kv: KV, mask: Bool[Array, "B T S"]) -> Float[Array, "B T N H"]:
+    """Softmax attention of a few new tokens over a cache; N/K query heads share a key-value head."""
+    grouped = q.reshape(*q.shape[:2], kv.k.shape[1], -1, q.shape[3])
+    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, kv.k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf)).astype(q.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, kv.v).reshape(q.shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+class RMSNorm(nnx.Module):
+    """`x / rms(x) · scale`, in float32."""
+
+    def __init__(self, size: int, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones(size, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale[...]
+
+
+class Linear(nnx.Module):
+    """`x W (+ bias) (+ the adapter's share)`."""
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool = False, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out), dtype) * 0.02)
+        self.bias = nnx.Param(jnp.zeros(d_out, dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "B T D"], lora: LowRank | None = None) -> Float[Array, "B T F"]:
+        y = x @ self.kernel[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y if lora is None else y + lora(x)
+
+
+class Block(nnx.Module):
+    """One layer: attention, then the gated MLP, each on a normalised input and added back."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d, h, f = config.hidden_size, config.head_dim, config.intermediate_size
+        q, kv = config.num_heads * h, config.num_kv_heads * h
+        self.config = config
+        self.input_norm = RMSNorm(d, config.rms_norm_eps, dtype)
+        self.q_proj = Linear(d, q, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(d, kv, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(d, kv, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(q, d, dtype=dtype, rngs=rngs)
+        self.q_norm = RMSNorm(h, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(h, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.post_attention_norm = RMSNorm(d, config.rms_norm_eps, dtype)
+        self.gate_proj = Linear(d, f, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(d, f, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(f, d, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T H/2"],
+        mask: Bool[Array, "B T S"] | None,
+        lora: dict[str, LowRank],
+        past: KV | None = None,
+        at: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B T D"], KV]:
+        """Without a past, keys are this call's own and `mask` None means causal; with one, they are written at `at`."""
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        h = self.input_norm(x)
+        q = self.q_proj(h, lora.get("q_proj")).reshape(heads)
+        k = self.k_proj(h, lora.get("k_proj")).reshape(heads)
+        v = self.v_proj(h, lora.get("v_proj")).reshape(heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        kv = KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        if past is None:
+            attended = jax.nn.dot_product_attention(
+                q, k, v, mask=None if mask is None else mask[:, None], is_causal=mask is None
+            )
+        else:
+            kv = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2), past, kv)
+            assert mask is not None  # whoever has a past says which of its slots count
+            attended = attend(q, kv, mask)
+        x = x + self.o_proj(attended.reshape(*x.shape[:2], -1), lora.get("o_proj"))
+        h = self.post_attention_norm(x)
+        gated = jax.nn.silu(self.gate_proj(h, lora.get("gate_proj"))) * self.up_proj(h, lora.get("up_proj"))
+        return x + self.down_proj(gated, lora.get("down_proj")), kv
+
+
+class Transformer(nnx.Module):
+    """Token ids to hidden states (`__call__`, `decode`) and on to logits (`logits`)."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype=dtype, rngs=rngs)
+
+        self.config = config
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        self.blocks = stacked(rngs)
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        valid: Bool[Array, "B S"] | None = None,
+        adapter: Adapter | None = None,
+        fixed: Adapter | None = None,
+        past: KV | None = None,
+        dropout: float = 0.0,
+        dropout_key: PRNGKeyArray | None = None,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "B T D"], KV]:
+        """Hidden states after the last norm, and every layer's keys and values (leading axis L).
+
+        `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
+        causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take its last T, and
+        `valid` is said of all S. `fixed` is an adapter that `adapter` is trained on top of: the two add up, and dropout
+        is the latter's alone. `remat` recomputes each layer in the backward pass.
+        """
+        T = tokens.shape[1]
+        S = T if valid is None else valid.shape[1]
+        if valid is None:
+            positions, mask = jnp.broadcast_to(jnp.arange(T), tokens.shape), None
+        else:
+            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)[:, S - T :]
+            mask = jnp.tril(jnp.ones((S, S), bool)) & valid[:, None, :]
+            mask = (mask | jnp.eye(S, dtype=bool))[:, S - T :]  # a left pad sees itself: no row of softmax is empty
+        angles = positions[..., None] * rope_frequencies(self.config)
+        graph, stacked = nnx.split(self.blocks)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
+
+        def layer(x, slices):
+            block, a, b, below_a, below_b, key, kv = slices
+            below = None if fixed is None else layer_adapters(below_a, below_b, fixed.scale)
+            lora = below or {}
+            if adapter is not None:
+                lora = layer_adapters(a, b, adapter.scale, key, dropout, below)
+            return nnx.merge(graph, block)(x, angles, mask, lora, kv, S - T)
+
+        shares = [side for one in (adapter, fixed) for side in ((None, None) if one is None else (one.a, one.b))]
+        body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
+        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), *shares, keys, past))
+        return self.final_norm(x), kv
+
+    def layers(self) -> list[Block]:
+        """The blocks, unstacked. Slice once before a decoding loop: a scan inside it copies the weights every token."""
+        graph, stacked = nnx.split(self.blocks)
+        weights = nnx.to_pure_dict(stacked)
+        return [nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights)) for i in range(self.config.num_layers)]
+
+    def decode(
+        self,
+        tokens: Int[Array, "B"],
+        layers: list[Block],
+        adapters: list[dict[str, LowRank]],
+        cache: list[KV],
+        at: Int[Array, ""],
+        valid: Bool[Array, "B S"],
+        positions: Int[Array, "B"],
+    ) -> tuple[Float[Array, "B D"], list[KV]]:
+        """One token a row, written into the cache's slot `at` (shared by all rows; `valid` says which slots count).
+
+        `adapters` is an adapter, unstacked likewise (`lora.unstack`), or an empty dict a layer.
+        """
+        angles = positions[:, None, None] * rope_frequencies(self.config)
+        x, new_cache = self.embed(tokens[:, None]), []
+        for block, shares, past in zip(layers, adapters, cache, strict=True):
+            x, kv = block(x, angles, valid[:, None, :], shares, past, at)
+            new_cache.append(kv)
+        return self.final_norm(x)[:, 0], new_cache
+
+    def head(self) -> Head:
+        """What turns hidden states into logits."""
+        if self.config.tie_embeddings:
+            return Head(self.embed.embedding[...], "vd")
+        return Head(self.lm_head.kernel[...], "dv")
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Next-token logits, in float32."""
+        return self.head().logits(hidden)
+
+    def log_probs(
+        self,
+        hidden: Float[Array, "B T D"],
+        targets: Int[Array, "B T"],
+        *,
+        chunk: int = 256,
+        before: Float[Array, "B T D"] | None = None,
+        kl: float = 0.0,
+    ) -> Float[Array, "B T"]:
+        """Log-probability of each target, in nats; at most `chunk` tokens at a time so that [B, T, V] never exists.
+
+        With `before`, the hidden states of another model with this head, less `kl` times the divergence of what it
+        predicts, KL(before || now). Differentiates in `hidden` only: the head is frozen, as all of the base model is.
+        """
+        flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        pieces = max(1, math.ceil(flat_targets.shape[0] / chunk))  # equal ones: 264 tokens are 2 x 132, not 2 x 256
+        chunk = max(1, math.ceil(flat_targets.shape[0] / pieces))
+        padding = -flat_targets.shape[0] % chunk
+        flat_hidden = jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+        flat_targets = jnp.pad(flat_targets, (0, padding)).reshape(-1, chunk)
+        if before is None:
+            log_probs = jax.lax.map(lambda rows: target_log_probs(*rows, self.head()), (flat_hidden, flat_targets))
+        else:
+            flat_before = before.reshape(-1, before.shape[-1])
+            flat_before = jnp.pad(flat_before, ((0, padding), (0, 0))).reshape(flat_hidden.shape)
+            log_probs = jax.lax.map(
+                lambda rows: penalised_log_probs(*rows, self.head(), kl), (flat_hidden, flat_before, flat_targets)
+            )
+        return log_probs.reshape(-1)[: targets.size].reshape(targets.shape)
+
+
+class Head(struct.PyTreeNode):
+    """The output matrix as it is stored: its transpose, used in a loop, would be copied (2 GB at 7B)."""
+
+    weight: Float[Array, "V D"] | Float[Array, "D V"]
+    axes: str = struct.field(pytree_node=False)  # "vd" or "dv"
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """In float32, from activations of any precision."""
+        return jnp.einsum(f"...d,{self.axes}->...v", hidden, self.weight, preferred_element_type=jnp.float32)
+
+    def combine(self, coefficients: Float[Array, "T V"]) -> Float[Array, "T D"]:
+        """Sums of the vocabulary's vectors."""
+        narrow = coefficients.astype(self.weight.dtype)
+        return jnp.einsum(f"tv,{self.axes}->td", narrow, self.weight, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def target_log_probs(hidden: Float[Array, "T D"], targets: Int[Array, "T"], head: Head) -> Float[Array, "T"]:
+    """Log-softmax of the logits at the targets. The head is taken as constant.
+
+    What the backward pass needs of a token is one vector, d log p(y) / d h = sum_v ([v = y] - p(v)) W[v]. The forward
+    pass has p at hand, so it keeps that vector and neither stores the logits nor computes them again.
+    """
+    return _target_log_probs(hidden, targets, head)[0]
+
+
+def _target_log_probs(hidden, targets, head):
+    logits = head.logits(hidden)
+    gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return gold - normaliser, logits, normaliser
+
+
+def _target_log_probs_forward(hidden, targets, head):
+    log_probs, logits, normaliser = _target_log_probs(hidden, targets, head)
+    is_target = jnp.arange(logits.shape[-1]) == targets[:, None]
+    slope = head.combine(is_target - jnp.exp(logits - normaliser[:, None]))
+    return log_probs, slope.astype(hidden.dtype)
+
+
+def _target_log_probs_backward(slope, cotangent):
+    return (slope * cotangent[:, None]).astype(slope.dtype), None, None
+
+
+target_log_probs.defvjp(_target_log_probs_forward, _target_log_probs_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def penalised_log_probs(
+    hidden: Float[Array, "T D"], before: Float[Array, "T D"], targets: Int[Array, "T"], head: Head, kl: float
+) -> Float[Array, "T"]:
+    """`log p(y) - kl · KL(q || p)`, where q is what the hidden states `before` predict. Only `hidden` is no constant.
+
+    As above, one vector a token is kept for the backward pass: sum_v ([v = y] - p(v) - kl · (p(v) - q(v))) W[v].
+    """
+    return _penalised_log_probs(hidden, before, targets, head, kl)[0]
+
+
+def _penalised_log_probs(hidden, before, targets, head, kl):
+    log_p, log_q = (jax.nn.log_softmax(head.logits(h)) for h in (hidden, before))
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    gold = jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]
+    return gold - kl * jnp.sum(q * (log_q - log_p), axis=-1), p, q
+
+
+def _penalised_log_probs_forward(hidden, before, targets, head, kl):
+    value, p, q = _penalised_log_probs(hidden, before, targets, head, kl)
+    is_target = jnp.arange(p.shape[-1]) == targets[:, None]
+    return value, head.combine(is_target - p - kl * (p - q)).astype(hidden.dtype)
+
+
+def _penalised_log_probs_backward(kl, slope, cotangent):
+    return (slope * cotangent[:, None]).astype(slope.dtype), None, None, None
+
+
+penalised_log_probs.defvjp(_penalised_log_probs_forward, _penalised_log_probs_backward)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pair (model, params)
+
+Model = nnx.GraphDef
+
+
+def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Model:
+    """The static half of a model. Allocates nothing."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))[0]
+
+
+def random_params(seed: int, config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict:
+    """Weights drawn afresh: for tests, and for measuring the speed of a size whose weights are not here."""
+    make = jax.jit(lambda: nnx.split(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))[1])
+    return nnx.to_pure_dict(make())

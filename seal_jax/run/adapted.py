@@ -1,0 +1,274 @@
+"""An adapted model, to be asked and saved; and `adapt`, from a document's name to it.
+
+    adapted = seal_jax.adapt("notes.md", model="smollm2-135m")
+    answer = adapted.ask("Who keeps the lamp?")
+    print(answer.before, "->", answer.after)
+    adapted.save("my-adapter", merged=True)
+
+How the model is taught is in `teaching.py`; `experiments/adapt.py` does the same in a run folder with a report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seal_jax.domains import document as documents
+from seal_jax.domains import squad
+from seal_jax.domains.squad import Question, make_query
+from seal_jax.engine import batching, memory
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.graders.lexical import grade_by_match
+from seal_jax.io import hub, peft, tokenizer, weights
+from seal_jax.nn import lora
+from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.transformer import ModelConfig
+from seal_jax.run import runtime
+from seal_jax.run.journal import RunFolder, digest, write_atomically
+from seal_jax.seal.rest_em import Loop, Progress
+from seal_jax.seal.rewards import gold_tokens
+from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, lesson_texts, make_lesson, teach
+from seal_jax.types import LanguageModel, Query
+
+ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
+
+# For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
+SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
+INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, width_cuts=(24, 32, 48, 96))
+SEQUENCES = 8  # of one self-edit, the passage included
+ANSWER_TOKENS = 24
+
+
+class Answer(NamedTuple):
+    """A question to the model before and after it was taught."""
+
+    question: str
+    before: str
+    after: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A model that was taught something: it can be asked, and saved."""
+
+    lm: LanguageModel  # before
+    model: ModelConfig
+    name: str  # of the model, as `hub.find_model` takes it
+    adapter: Adapter
+    below: tuple[Adapter, ...]  # adapters that `lm` has in its weights already, in order
+    topic: str  # what questions are about: the document's title
+    template: str  # of a question
+    render: Callable[[str], str]
+    answer_tokens: int
+    sizes: Shapes  # for several questions: those of the program that compared the candidates
+    at_once: Chunk  # of that program
+    taught: Taught | None = None  # how it was taught, where it was here
+
+    def ask(self, question: str, *, topic: str | None = None) -> Answer:
+        """One question, to the model before and after."""
+        return self.ask_all([question], topic=topic)[0]
+
+    def ask_all(self, questions: Sequence[str], *, topic: str | None = None) -> list[Answer]:
+        """Several at a time.
+
+        Raises:
+            ValueError: an empty question, or one too long for the model's context.
+        """
+        about = self.topic if topic is None else topic
+        for question in questions:
+            if not question.strip():
+                raise ValueError("the question is empty; expected a sentence that ends in a question mark")
+        asked = [make_query(self.render, self.template, about, question.strip(), "") for question in questions]
+        return self.ask_queries(asked)
+
+    def ask_queries(self, queries: Sequence[Query]) -> list[Answer]:
+        """The same for questions as the model reads them.
+
+        Raises:
+            ValueError: one too long for the model's context.
+        """
+        longest = max((len(self.lm.codec.encode(query.prompt)) for query in queries), default=0)
+        if longest + self.answer_tokens > self.model.context_length:
+            raise ValueError(
+                f"a question of {longest} tokens with its prompt; the model's context is {self.model.context_length}, "
+                f"and {self.answer_tokens} are kept for the answer"
+            )
+        gold = max((len(gold_tokens(self.lm.codec.encode_more, query)) for query in queries), default=0)
+        sizes, chunk = self.sizes, self.at_once
+        if len(queries) == 1 or longest > sizes.question_width or gold > sizes.gold_width:
+            sizes = sizes._replace(
+                questions=1 if len(queries) == 1 else TOGETHER,
+                question_width=batching.round_up(max(longest, 1), 64),  # few widths: each is a program to compile
+                gold_width=batching.round_up(max(gold, 1), 8),
+            )
+            chunk = Chunk(batching.round_up(2, self.lm.mesh.size if self.lm.mesh else 1), say=chunk.say)
+        both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
+        (before, after), _ = ask_each(self.lm, both, queries, sizes, max_tokens=self.answer_tokens, chunk=chunk)
+        return [Answer(q.question, b, a) for q, b, a in zip(queries, before, after, strict=True)]
+
+    def queries(self, questions: Sequence[Question], *, topic: str | None = None) -> list[Query]:
+        """Questions with their answers, as the model reads them."""
+        about = self.topic if topic is None else topic
+        return [make_query(self.render, self.template, about, q.question, q.answer) for q in questions]
+
+    def shown(self, answer: str) -> str:
+        """An answer as a person should see it: one that ended for want of tokens, amid a sentence, says so."""
+        cut = len(self.lm.codec.encode_more(answer)) >= self.answer_tokens - 1 and answer[-1:] not in ".!?"
+        return f"{answer} ..." if cut else answer
+
+    def save(self, folder: str | Path, *, merged: bool = False) -> Path:
+        """Writes the adapter as PEFT reads it into `folder`, and with `merged` the whole model into `folder`/merged.
+
+        The adapter is over the model as it was named: what was merged before (`below`) is in it. The merged model is a
+        Hugging Face checkpoint with its tokenizer; transformers and `--model` here read it.
+        """
+        folder = Path(folder).expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: a file; expected a folder to write into, or a name that is free")
+        whole = stacked([*self.below, self.adapter], self.lm.params["blocks"])
+        files = hub.find_model(self.name)
+        base = str(files.path.absolute()) if Path(self.name).expanduser().exists() else self.name
+        peft.save_peft(folder, whole, rank=whole.a[next(iter(whole.a))].shape[-1], base_model=base)
+        write_atomically(folder / ASKING, json.dumps(self._asking(), indent=1) + "\n")
+        if merged:
+            params = lora.merge(self.lm.params, self.adapter)
+            text = tokenizer.load_tokenizer(files)
+            weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
+        return folder
+
+    def _asking(self) -> dict[str, Any]:
+        """How it has to be asked elsewhere, to answer as here."""
+        example = "{question}"
+        return {
+            "base_model": self.name,
+            "topic": self.topic,
+            "prompt": make_query(self.render, self.template, self.topic, example, "").prompt,
+            "max_new_tokens": self.answer_tokens,
+            "sampling": "greedy",
+        }
+
+
+def stacked(adapters: Sequence[Adapter], blocks: dict) -> Adapter:
+    """Adapters merged one after another, as the one adapter that computes the same."""
+    if len(adapters) == 1:
+        return adapters[0]
+    names = sorted({name for adapter in adapters for name in adapter.a})
+    ranks = [next(iter(adapter.a.values())).shape[-1] for adapter in adapters]
+    whole, at = lora.empty(blocks, names, sum(ranks)), 0
+    for adapter, rank in zip(adapters, ranks, strict=True):
+        whole, at = lora.join(whole, adapter, at), at + rank
+    return whole
+
+
+class Quiet:
+    """A progress display that shows nothing, or a line a phase."""
+
+    def __init__(self, say: Callable[[str], None] | None = None):
+        self._say = say
+
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
+        """A phase begins."""
+        if self._say:
+            self._say(name)
+
+    def advance(
+        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
+    ) -> None:
+        """Some of it is done."""
+
+
+def adapt(
+    document: str | Path,
+    model: str = "smollm2-135m",
+    *,
+    start: str | Path | None = None,
+    run_folder: str | Path | None = None,
+    teaching: Teaching = Teaching(),
+    inner: FineTuning = INNER,
+    sampling: Sampling = SAMPLING,
+    prompt: str = "facts",
+    max_sequences: int = SEQUENCES,
+    answer_tokens: int = ANSWER_TOKENS,
+    style: Literal["auto", "raw", "chat"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int = 0,
+    devices: int | None = None,
+    say: Callable[[str], None] | None = print,
+) -> Adapted:
+    """Teaches a model a document; minutes on two CPU cores for a page. The same arguments give the same adapter.
+
+    Args:
+      document: a .md, .txt or .pdf file.
+      model: as `--model`: embedded, a Hugging Face folder or id, or a GGUF file.
+      start: a folder with a PEFT adapter that the model begins with.
+      run_folder: where finished work is kept, so that a call that was interrupted carries on; by default nowhere.
+      teaching, inner, sampling: how passages, candidates, training and writing are set.
+      prompt: that self-edits are written with: a name of `squad.prompt_variants` or a TOML file.
+      max_sequences: training sequences of a passage's self-edit at most, the passage included.
+      style: raw continues text, chat goes through the chat template (auto: where the model has one).
+      say: told of each phase; None for silence.
+
+    Raises:
+      FileNotFoundError, ValueError: as `document.read_document` and `hub.find_model`; a document too long; divergence.
+    """
+    read = documents.read_document(document)
+    with_devices(devices)
+    lm, chat, config = runtime.load_language_model(model, dtype, devices)
+    spoken, render = runtime.in_style(style, chat, model)
+    below: tuple[Adapter, ...] = ()
+    if start is not None:
+        start = Path(start).expanduser()
+        below = (peft.load_peft(start, config),)
+        lm = lm._replace(params=lora.merge(lm.params, below[0]))
+    lesson = make_lesson(
+        read, lm, context_length=config.context_length, style=spoken, render=render, grade=grade_by_match,
+        teaching=teaching, prompt=prompt, max_sequences=max_sequences, sampling=sampling, answer_tokens=answer_tokens,
+        inner=inner,
+    )  # fmt: skip
+    inner = dataclasses.replace(inner, chunk=inner.chunk or teaching.candidates)
+    cut = runtime.fit(
+        config, inner, lesson.shapes, max_tokens=answer_tokens, prompt_width=lesson.prompt_width,
+        samples=teaching.candidates, written_tokens=sampling.max_tokens, write_chunk=None, dtype=dtype, devices=devices,
+    )  # fmt: skip
+    told = say or (lambda text: None)
+    settings = {
+        "inputs": digest([read, lesson_texts(prompt), [] if start is None else peft.fingerprint(start)]),
+        "model": model, "teaching": repr(teaching), "inner": repr(inner),
+        "sampling": repr(sampling), "prompt": prompt, "max_sequences": max_sequences, "answer_tokens": answer_tokens,
+        "style": spoken, "dtype": dtype, "seed": seed,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="seal_jax-") as scratch:
+        folder = RunFolder(Path(run_folder or scratch).expanduser(), settings)
+        try:
+            cut = memory.Plan(*folder.once("memory", lambda: list(cut)))
+            progress: Progress = Quiet(say)
+            loop = Loop(
+                lesson.domain, cut.applied(inner), sampling, Chunk(cut.write_chunk, "self-edits", told), answer_tokens,
+                lesson.shapes, lesson.prompt_width, seed, Chunk(cut.chunk, "adapters", told), folder, progress,
+            )  # fmt: skip
+            taught = teach(lm, lesson, loop, teaching)
+        finally:
+            folder.close()
+    template = squad.load_prompts(prompt, spoken).question
+    return Adapted(
+        lm, config, model, taught.adapter, below, lesson.title, template, render, answer_tokens, lesson.shapes,
+        chunk_of(lm, loop, teaching.candidates), taught,
+    )  # fmt: skip
+
+
+def with_devices(devices: int | None) -> None:
+    """Settles devices and the cache of programs, unless JAX has started already: then it stays as it is."""
+    try:
+        runtime.start(devices)
+    except RuntimeError:
+        if devices is not None:
+            runtime.device_count(devices)

@@ -1,0 +1,169 @@
+"""The machine: which devices a run uses, compiled programs kept between runs, and a named model made ready on them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seal_jax.engine.memory import Plan
+    from seal_jax.engine.training import FineTuning, Shapes
+    from seal_jax.nn.transformer import ModelConfig
+    from seal_jax.types import Style
+
+# A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
+# (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
+MAX_CPU_DEVICES = 4  # each holds a copy of the weights
+CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+
+
+def start(devices: int | None) -> None:
+    """Settles the number of CPU devices and the cache of compiled programs. Call before any other use of JAX."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries, before the error that counts
+    import jax
+
+    from seal_jax.io.hub import cache_folder
+
+    if CPU_FLAGS not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}".strip()
+    jax.config.update("jax_num_cpu_devices", devices or min(_cores(), MAX_CPU_DEVICES))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def device_count(devices: int | None) -> int:
+    """How many devices a run uses: those asked for, or all.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    import jax
+
+    found = jax.devices()
+    if devices is not None and not 1 <= devices <= len(found):
+        raise ValueError(f"--devices {devices}: found {len(found)} ({found[0].platform})")
+    return devices or len(found)
+
+
+def make_mesh(devices: int | None) -> Any:
+    """A mesh of one axis "adapters" over so many devices (None: all), or None for a single one."""
+    import jax
+
+    count = device_count(devices)
+    axis = (jax.sharding.AxisType.Auto,)
+    return None if count == 1 else jax.make_mesh((count,), ("adapters",), axis, devices=jax.devices()[:count])
+
+
+def free_memory(devices: int | None) -> float:
+    """Bytes that each device of a run has left. The devices of a CPU share its memory."""
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.devices()[: device_count(devices)]]
+    if all("bytes_limit" in s for s in stats):
+        return min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available / len(stats)
+
+
+def place(params: dict, mesh: Any) -> dict:
+    """Weights on every device of the mesh, or on the first device where there is none.
+
+    For good also on a single one: merged weights are placed, and would otherwise compile every program anew.
+    """
+    import jax
+
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
+    return jax.device_put(params, everywhere)
+
+
+def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, Any]:
+    """A model by name, on the devices: it, its chat template (None for a base model), and its `ModelConfig`."""
+    import jax.numpy as jnp
+
+    from seal_jax.io import hub, tokenizer, weights
+    from seal_jax.nn import transformer
+    from seal_jax.types import LanguageModel
+
+    files = hub.find_model(name)
+    config, params = weights.load_model(files, dtype=jnp.dtype(dtype))
+    text = tokenizer.load_tokenizer(files)
+    codec = tokenizer.make_codec(text, files)
+    mesh = make_mesh(devices)
+    lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), place(params, mesh), codec, mesh)
+    return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config
+
+
+def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[Style, Callable[[str], str]]:
+    """How model `name`, with or without a chat template, is spoken to: in chat or raw style (auto: as it is made), and
+    a prompt -> as it then reads it.
+
+    Raises:
+        ValueError: a chat style for a model without a chat template.
+    """
+    if style == "raw" or (style == "auto" and chat is None):
+        return "raw", str
+    if chat is None:
+        raise ValueError(f"style chat: {name} has no chat template; use style raw (--style raw)")
+    return "chat", chat
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
+    import jax
+
+    return 2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
+
+
+def fit(
+    model: ModelConfig, inner: FineTuning, shapes: Shapes, *, dtype: str, devices: int | None, **sizes: Any
+) -> Plan:
+    """`memory.fit` on this machine: to the memory that is free now on each of the devices. `sizes` are its others."""
+    import jax
+
+    from seal_jax.engine import memory
+
+    return memory.fit(
+        model,
+        inner,
+        shapes,
+        free=free_memory(devices),
+        devices=device_count(devices),
+        itemsize=itemsize(dtype),
+        most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
+        **sizes,
+    )
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures of a run were measured on."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _cores() -> int:
+    """Cores this process may run on (not every system can tell)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,453 @@
+"""Continual learning: a stream of tasks, an adapter merged after each, and what is left of the earlier ones.
+
+At each step the model writes a self-edit for the next task of its stream, trains an adapter on it and merges that into
+its weights; then it is asked about all tasks of the stream. Many streams run side by side on the adapter axis. Their
+weights differ, but only by the adapters merged so far, and those are together one wider adapter over the one base
+model (`lora.join`): so nothing is ever merged in place, and the base model is shared as everywhere else.
+
+The paper measures how much a model forgets so (its streams of 8 passages) and leaves open what to do about it;
+`Retention` holds some answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from seal_jax.analysis.statistics import Interval, bootstrap_ratio
+from seal_jax.engine import batching
+from seal_jax.engine.inner import in_chunks, is_finite
+from seal_jax.engine.sampler import Completions, row_keys, sample
+from seal_jax.engine.training import FineTuning, log_likelihoods, train
+from seal_jax.nn import lora
+from seal_jax.nn.lora import Adapter
+from seal_jax.seal.rest_em import Loop, stable_hash
+from seal_jax.seal.rewards import Score, ask, mean
+from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool, Float
+
+MERGED, REJECTED, DIVERGED = "merged", "rejected", "diverged"  # what became of a self-edit, if it could be trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """What is done against forgetting. The default is the paper's: nothing."""
+
+    replay: int | None = 0  # earlier self-edits of the stream trained on again with each new one; None: all of them
+    kl: float = 0.0  # weight of KL(model before the edit || model now) in the loss
+    gate: bool = False  # merge only what brings at least what it costs, in log-likelihood of training lines
+
+    def __post_init__(self) -> None:
+        require_at_least(0, replay=self.replay or 0, kl=self.kl)
+
+    def self_edits(self, length: int) -> int:
+        """How many an adapter is trained on at most, its own included, in streams of so many tasks."""
+        return 1 + (length - 1 if self.replay is None else min(self.replay, length - 1))
+
+
+class Step(NamedTuple):
+    """One self-edit of a stream of N tasks, and what came of it."""
+
+    task: Task
+    edit: SelfEdit
+    outcome: str  # MERGED, REJECTED, DIVERGED, or why there was nothing to train on
+    brings: float | None  # its own training lines' gain in mean log-likelihood, nats a token; None without a gate
+    costs: float | None  # the earlier merged self-edits' losses in the same, added up; None without a gate
+    losses: list[float]  # one an optimiser step
+    sequences: int  # trained on, replayed ones included
+    tokens: int  # trained on, those of every epoch
+    seconds: float  # a stream's share of the time that the step took
+    scores: list[Score]  # [N], all tasks of the stream, after this step
+
+
+class Stream(NamedTuple):
+    """One stream from its first task to its last."""
+
+    base: list[Score]  # [N], before the first step
+    steps: list[Step]  # [N]
+
+
+Sequences = list[batching.Tokens]  # of one self-edit
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run
+
+
+def try_base(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop, *, name: str) -> list[list[Score]]:
+    """All tasks of R streams to the model as it is: [R][N]."""
+    _require_equal(streams)
+    loop.progress.phase(f"{name}: base model", sum(map(len, streams)))
+    scores: list[list[Score]] = []
+    for start in range(0, len(streams), loop.chunk.planned):
+        group = streams[start : start + loop.chunk.planned]
+        piece = f"{name}/base/{start}"
+        resumed = loop.run.has(piece)
+        found = loop.run.once(piece, partial(_ask_base, lm, group, loop))
+        scores += _as_scores(found)
+        accuracy = mean(score.accuracy for row in scores for score in row)
+        loop.progress.advance(sum(map(len, group)), accuracy=accuracy, resumed=resumed)
+    return scores
+
+
+def run_streams(
+    lm: LanguageModel,
+    streams: Sequence[Sequence[Task]],
+    base: Sequence[Sequence[Score]],
+    retention: Retention,
+    loop: Loop,
+    *,
+    name: str,
+) -> list[Stream]:
+    """R streams of N tasks, as many side by side as adapters are trained at a time.
+
+    What a stream does depends on the seed and its own tasks, not on `name` or its neighbours: two options of
+    `Retention` meet the same draws, so that they can be compared stream by stream. `loop.shapes.capacity` must hold a
+    self-edit's training sequences and those replayed with it (`Retention.self_edits` of them at most).
+
+    Raises:
+        ValueError: streams of unequal length.
+    """
+    _require_equal(streams)
+    loop.progress.phase(f"{name}: streams", sum(map(len, streams)), "self-edits")
+    finished: list[Stream] = []
+    for start in range(0, len(streams), loop.chunk.planned):
+        rows = slice(start, start + loop.chunk.planned)
+        finished += _run_group(lm, streams[rows], base[rows], retention, loop, f"{name}/streams {start}")
+    return finished
+
+
+def _run_group(
+    lm: LanguageModel,
+    streams: Sequence[Sequence[Task]],
+    base: Sequence[Sequence[Score]],
+    retention: Retention,
+    loop: Loop,
+    name: str,
+) -> list[Stream]:
+    """The streams of a chunk, step by step. Each step is four pieces: written, trained, merged or not, asked.
+
+    The adapters of a group that is under way are checkpoints; once it is finished its journal says all there is to say
+    of it, and they are removed.
+    """
+    group = _Group(lm, streams, retention, loop, name)
+    log: list[list[Step]] = [[] for _ in streams]
+    for n in range(len(streams[0])):
+        resumed = loop.run.has(f"{name}/step {n}/ask")
+        steps = group.step(n, log)
+        for row, step in zip(log, steps, strict=True):
+            row.append(step)
+        accuracy = mean(score.accuracy for row in log for score in row[-1].scores[: n + 1])
+        tokens = sum(step.tokens for step in steps)
+        loop.progress.advance(len(steps), adapters=len(steps), tokens=tokens, accuracy=accuracy, resumed=resumed)
+    group.finish()
+    return [Stream(list(scores), steps) for scores, steps in zip(base, log, strict=True)]
+
+
+class _Group:
+    """R streams under way: their tasks, and the weights that each has come to."""
+
+    def __init__(
+        self, lm: LanguageModel, streams: Sequence[Sequence[Task]], retention: Retention, loop: Loop, name: str
+    ):
+        self.lm, self.streams, self.retention, self.loop, self.name = lm, streams, retention, loop, name
+        self.config = _training(loop.inner, retention)
+        # A finished group is read from the journal alone: nothing then asks for its weights.
+        self.weights = None if loop.run.has(f"{name}/finished") else _room(lm, streams, loop)
+
+    def step(self, n: int, log: Sequence[Sequence[Step]]) -> list[Step]:
+        """Writes, learns, merges and answers once, in every stream. `log` holds the steps before."""
+        loop, piece = self.loop, f"{self.name}/step {n}"
+        tasks = [stream[n] for stream in self.streams]
+
+        texts, seconds = loop.run.once(f"{piece}/write", lambda: _timed(lambda: self._write(tasks)))
+        edits = [
+            loop.domain.parse(task, text)._replace(finished=ended)
+            for task, (text, ended) in zip(tasks, texts, strict=True)
+        ]
+        own = [self._sequences(edit) for edit in edits]
+        lessons = [
+            lines + self._replayed(task, row) if lines else [] for task, lines, row in zip(tasks, own, log, strict=True)
+        ]
+
+        adapters = self._train(n, lessons)
+        losses, trained_for = loop.run.once(f"{piece}/losses", list)
+        candidate = None if adapters is None else self._joined(adapters, n)
+        decisions, judged_for = loop.run.once(
+            f"{piece}/merge", lambda: _timed(lambda: self._judge(adapters, candidate, edits, own, log))
+        )
+        if candidate is not None:
+            merged = np.array([outcome == MERGED for outcome, *_ in decisions])
+            self.weights = _choose(merged, candidate, self.weights)
+        scores, asked_for = loop.run.once(
+            f"{piece}/ask", lambda: _timed(lambda: _ask(self.lm, self.weights, self.streams, loop))
+        )
+        share = (seconds + trained_for + judged_for + asked_for) / len(tasks)
+        return [
+            Step(
+                task, edit, outcome, brings, costs, loss, len(lines),
+                self.config.epochs * sum(len(line.ids) for line in lines), share, after,
+            )
+            for task, edit, (outcome, brings, costs), loss, lines, after in zip(
+                tasks, edits, decisions, losses, lessons, _as_scores(scores), strict=True
+            )
+        ]  # fmt: skip
+
+    def finish(self) -> None:
+        """Says that all steps are in the journal, and makes room."""
+        self.loop.run.once(f"{self.name}/finished", lambda: True)
+        for n in range(len(self.streams[0])):
+            self.loop.run.forget_tree(self._checkpoint(n))
+
+    def _write(self, tasks: Sequence[Task]) -> list[tuple[str, bool]]:
+        """A self-edit for each stream's task, by the model that it has come to, and whether that ended by itself."""
+        lm, loop, codec = self.lm, self.loop, self.lm.codec
+        prompts = [codec.encode(loop.domain.prompt(task)) for task in tasks]
+        tokens, valid = batching.left_pad(prompts, loop.prompt_width)
+        names = np.array([stable_hash(task.id) for task in tasks])
+
+        def run(index: np.ndarray, live: np.ndarray) -> Completions:
+            keys = row_keys(loop.seed, np.array(stable_hash("continual")), names[index, None, None])
+            limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
+            return sample(
+                keys, lm.model, lm.params, lora.take(self._present, index), tokens[index, None], valid[index, None],
+                limits, sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
+            )  # fmt: skip
+
+        out = in_chunks(run, len(tasks), loop.chunk, devices=lm.mesh.size if lm.mesh else 1)
+        written, lengths, stopped = (np.asarray(side[:, 0, 0]) for side in out)
+        return [
+            (codec.decode(written[r, : lengths[r]].tolist()), bool(stopped[r])) for r in range(len(tasks))
+        ]  # fmt: skip
+
+    def _train(self, n: int, lessons: Sequence[Sequences]) -> Adapter | None:
+        """An adapter for each stream, on top of all that it has merged. None where nobody will ask for it."""
+        loop = self.loop
+        if self.weights is None:
+            return None
+
+        def work() -> Adapter:
+            # One program serves all steps: what lies below is always as wide as the last step finds it.
+            below = (len(self.streams[0]) - 1) * loop.inner.rank
+            fixed = lora.columns(self._present, below) if below else None
+            started = time.monotonic()
+            adapters, losses = train(
+                self.lm, lessons, self.config, loop.shapes, seed=1000 * loop.seed + n, chunk=loop.chunk, fixed=fixed
+            )
+            trained = [[float(loss) for loss in row[np.isfinite(row)]] for row in losses]
+            seconds = time.monotonic() - started
+            # Before the checkpoint: where that is, these are.
+            loop.run.once(f"{self.name}/step {n}/losses", lambda: (trained, seconds))
+            return adapters
+
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lora.columns(self.weights, loop.inner.rank)
+        )
+        adapters = loop.run.once_tree(self._checkpoint(n), work, like)
+        return jax.tree.map(np.asarray, adapters)  # bound to no device: it joins weights that are spread over all
+
+    def _judge(
+        self,
+        adapters: Adapter | None,
+        candidate: Adapter | None,
+        edits: Sequence[SelfEdit],
+        own: Sequence[Sequences],
+        log: Sequence[Sequence[Step]],
+    ) -> list[tuple[str, float | None, float | None]]:
+        """What becomes of each stream's adapter: the outcome, what merging it brings, and what it costs.
+
+        Nothing is merged that holds a number that is none, or cannot compute its own training lines. The gate looks at
+        training lines only, never at a question.
+        """
+        assert adapters is not None and candidate is not None
+        after = self._likelihoods(candidate, own)
+        sound = np.asarray(is_finite(adapters)) & np.isfinite(after)
+        brings = costs = np.full(len(edits), np.nan)
+        if self.retention.gate:
+            brings, costs = after - self._likelihoods(self._present, own), np.zeros(len(edits))
+            for m in range(len(log[0])):
+                earlier = [self._sequences(row[m].edit) if row[m].outcome == MERGED else [] for row in log]
+                if any(earlier):  # a stream without any loses 0 there
+                    lost = self._likelihoods(self._present, earlier) - self._likelihoods(candidate, earlier)
+                    costs = costs + lost
+        decisions: list[tuple[str, float | None, float | None]] = []
+        for r, edit in enumerate(edits):
+            outcome = edit.problem or (MERGED if sound[r] else DIVERGED)
+            if outcome == MERGED and self.retention.gate and not brings[r] >= costs[r]:
+                outcome = REJECTED
+            known = self.retention.gate and outcome in (MERGED, REJECTED)
+            decisions.append((outcome, *((float(brings[r]), float(costs[r])) if known else (None, None))))
+        return decisions
+
+    @property
+    def _present(self) -> Adapter:
+        """What each stream has merged so far."""
+        assert self.weights is not None  # a finished group does nothing any more
+        return self.weights
+
+    def _joined(self, adapters: Adapter, n: int) -> Adapter:
+        """The weights with the new adapters merged."""
+        return _join(self._present, adapters, np.int32(n * self.loop.inner.rank))
+
+    def _likelihoods(self, weights: Adapter, edits: Sequence[Sequences]) -> Float[np.ndarray, "R"]:
+        return log_likelihoods(self.lm, weights, edits, self.loop.inner, self.loop.shapes, chunk=self.loop.chunk)
+
+    def _sequences(self, edit: SelfEdit) -> Sequences:
+        return [batching.tokenize(example, self.lm.codec) for example in edit.examples]
+
+    def _replayed(self, task: Task, log: Sequence[Step]) -> Sequences:
+        """The training lines of k self-edits that the stream has merged, drawn with the seed."""
+        merged = [step.edit for step in log if step.outcome == MERGED]
+        count = len(merged) if self.retention.replay is None else min(self.retention.replay, len(merged))
+        draw = np.random.default_rng([self.loop.seed, stable_hash(task.id)])
+        chosen = sorted(draw.choice(len(merged), count, replace=False)) if count else []
+        return [line for i in chosen for line in self._sequences(merged[i])]
+
+    def _checkpoint(self, n: int) -> str:
+        return f"{self.name.replace('/', '_').replace(' ', '_')}_step_{n}"
+
+
+def _training(config: FineTuning, retention: Retention) -> FineTuning:
+    return dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, kl=retention.kl))
+
+
+def _room(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> Adapter:
+    """For each of R streams a wide adapter that has room for one adapter a task, and holds none yet."""
+    empty = lora.empty(lm.params["blocks"], loop.inner.projections, loop.inner.rank * len(streams[0]))
+    room = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(streams), *x.shape)), empty)
+    if lm.mesh is None or len(streams) % lm.mesh.size:
+        return room
+    return jax.device_put(room, NamedSharding(lm.mesh, PartitionSpec("adapters")))
+
+
+@jax.jit
+def _join(weights: Adapter, adapters: Adapter, at: Any) -> Adapter:
+    return jax.vmap(lora.join, in_axes=(0, 0, None))(weights, adapters, at)
+
+
+@jax.jit
+def _choose(merged: Bool[np.ndarray, "R"], candidate: Adapter, present: Adapter) -> Adapter:
+    def choose(one, new, old):
+        return jax.tree.map(partial(jnp.where, one), new, old)
+
+    return jax.vmap(choose)(merged, candidate, present)
+
+
+def _ask(
+    lm: LanguageModel, weights: Adapter | None, streams: Sequence[Sequence[Task]], loop: Loop
+) -> list[list[Score]]:
+    """All questions of each stream to its model. They are packed: a task with few leaves room for the next one's."""
+    assert weights is not None  # a finished group asks nothing any more
+    queries = [[loop.domain.queries(task) for task in stream] for stream in streams]
+    packed = [[query for task in stream for query in task] for stream in queries]
+    answers: list[list[str]] = [[] for _ in streams]
+    likely: list[list[float | None]] = [[] for _ in streams]
+    for start in range(0, max(map(len, packed)), loop.shapes.questions):
+        part = [row[start : start + loop.shapes.questions] for row in packed]
+        said, likelihoods = ask(lm, weights, part, loop.shapes, max_tokens=loop.answer_tokens, chunk=loop.chunk)
+        for r in range(len(streams)):
+            answers[r] += said[r]
+            likely[r] += likelihoods[r]
+
+    def parts(stream: Sequence[Sequence[Query]]) -> list[slice]:
+        ends = list(itertools.accumulate(map(len, stream)))
+        return [slice(end - len(task), end) for task, end in zip(stream, ends, strict=True)]
+
+    where = [(r, own) for r, stream in enumerate(queries) for own in parts(stream)]
+    verdicts = loop.domain.grade([packed[r][own] for r, own in where], [answers[r][own] for r, own in where])
+    scores: list[list[Score]] = [[] for _ in streams]
+    for (r, own), graded in zip(where, verdicts, strict=True):
+        score = Score(answers[r][own], graded, likely[r][own], [])
+        if not np.isfinite(np.array(score.log_likelihoods, float)).all():  # weights too large to compute with
+            asked = len(score.answers)
+            score = Score([""] * asked, [False] * len(score.verdicts), [None] * asked, [], DIVERGED)
+        scores[r].append(score)
+    return scores
+
+
+def _ask_base(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> list[list[Score]]:
+    """With room for adapters that holds none: the program that asks the adapted model asks this one."""
+    return _ask(lm, _room(lm, streams, loop), streams, loop)
+
+
+def _as_scores(rows: Any) -> list[list[Score]]:
+    """As the journal keeps them."""
+    return [[Score(*values) for values in row] for row in rows]
+
+
+def _timed(work: Any) -> tuple[Any, float]:
+    started = time.monotonic()
+    return work(), time.monotonic() - started
+
+
+def _require_equal(streams: Sequence[Sequence[Task]]) -> None:
+    lengths = sorted({len(stream) for stream in streams})
+    if len(lengths) != 1 or lengths[0] < 1:
+        raise ValueError(f"streams of {lengths} tasks; expected at least one, and all of the same length")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+class Figures(NamedTuple):
+    """One figure a stream, each the mean over its tasks (None where no answer got a verdict)."""
+
+    base: list[float | None]  # [R] accuracy before the first edit
+    own: list[float | None]  # [R] on each task right after its own edit
+    final: list[float | None]  # [R] on all tasks after the last edit
+    forgetting: list[float | None]  # [R] own - final
+    base_log_likelihood: list[float | None]  # [R] of gold answers, nats a token
+    own_log_likelihood: list[float | None]
+    final_log_likelihood: list[float | None]
+
+
+def figures(streams: Sequence[Stream]) -> Figures:
+    """How well each of R streams learned, and how much of it was left at its end."""
+
+    def each(field: str, choose: Any) -> list[float | None]:
+        return [mean(getattr(score, field) for score in choose(stream)) for stream in streams]
+
+    def own(stream: Stream) -> list[Score]:
+        return [step.scores[n] for n, step in enumerate(stream.steps)]
+
+    def final(stream: Stream) -> list[Score]:
+        return stream.steps[-1].scores
+
+    learned, left = each("accuracy", own), each("accuracy", final)
+    return Figures(
+        base=each("accuracy", lambda stream: stream.base),
+        own=learned,
+        final=left,
+        forgetting=[None if a is None or b is None else a - b for a, b in zip(learned, left, strict=True)],
+        base_log_likelihood=each("log_likelihood", lambda stream: stream.base),
+        own_log_likelihood=each("log_likelihood", own),
+        final_log_likelihood=each("log_likelihood", final),
+    )
+
+
+def matrix(streams: Sequence[Stream]) -> list[list[float | None]]:
+    """[N + 1][N]: accuracy on task c before any edit (row 0) and after edit r (row r), mean over streams."""
+    tables = [[stream.base, *(step.scores for step in stream.steps)] for stream in streams]
+    length = len(tables[0][0])
+    return [[mean(table[r][c].accuracy for table in tables) for c in range(length)] for r in range(length + 1)]
+
+
+def retention(figures: Figures, *, seed: int) -> Interval:
+    """The share of what was known right after its own edit that is still known at the end: mean final over mean own.
+
+    A ratio of means, its interval by resampling streams; a stream that never knew anything has no ratio of its own.
+    NaN where nothing was known; resamples in which nothing was are left out.
+    """
+    return bootstrap_ratio(figures.final, figures.own, seed=seed)

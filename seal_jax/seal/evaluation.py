@@ -1,0 +1,233 @@
+"""Stages of a run on held-out tasks, each compared with the one before it: the rows of the paper's table 2.
+
+A figure is a mean over tasks, with a 95 % bootstrap interval over tasks; a comparison is paired by task.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.seal.rest_em import RoundLog, Trial
+from seal_jax.seal.rewards import Score, mean
+from seal_jax.types import Query, SelfEdit, Task, Verdict
+
+
+class Stage(NamedTuple):
+    """One row: how well each of P held-out tasks is answered."""
+
+    name: str  # "base", "passage", "self_edits_round_0", ...
+    label: str  # as the report prints it
+    accuracy: list[float | None]  # [P], mean over self-edits and training seeds
+    log_likelihood: list[float | None]  # [P], of the gold answers, nats a token
+    problems: dict[str, int]  # how many self-edits trained nothing, or diverged
+
+
+def base_stage(scores: Sequence[Score], label: str) -> Stage:
+    """The model as it is."""
+    return Stage("base", label, [s.accuracy for s in scores], [s.log_likelihood for s in scores], {})
+
+
+def trained_stage(name: str, label: str, trials: Sequence[Sequence[Trial]]) -> Stage:
+    """The model after training on self-edits."""
+    return Stage(
+        name,
+        label,
+        [mean(trial.accuracy for trial in row) for row in trials],
+        [mean(trial.log_likelihood for trial in row) for row in trials],
+        dict(sorted(Counter(trial.problem for row in trials for trial in row if trial.problem).items())),
+    )
+
+
+def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed: int) -> list[dict[str, Any]]:
+    """The stages as results.json holds them, each against the one above and against the base model."""
+    table = []
+    for number, stage in enumerate(stages):
+        above = stages[number - 1] if number else None
+        table.append(
+            {
+                "name": stage.name,
+                "label": stage.label,
+                "passages": len(tasks),
+                "questions": questions,
+                "accuracy": bootstrap_mean(stage.accuracy, seed=seed).as_json(),
+                "log_likelihood": bootstrap_mean(stage.log_likelihood, seed=seed).as_json(),
+                "versus_previous": above and {"row": above.name, **_difference(above, stage, seed)},
+                "versus_base": above and {"row": stages[0].name, **_difference(stages[0], stage, seed)},
+                "problems": stage.problems,
+                "per_passage": {task.id: value for task, value in zip(tasks, stage.accuracy, strict=True)},
+            }
+        )
+    return table
+
+
+def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
+    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed).as_json()
+
+
+def first_and_last(losses: Sequence[float], epochs: int) -> tuple[float | None, float | None]:
+    """Mean losses of the first and of the last of so many epochs; None without any."""
+    each = max(1, len(losses) // epochs)
+    first, last = (float(np.mean(part)) if part else None for part in (losses[:each], losses[-each:]))
+    return first, last
+
+
+def trial_record(
+    stage: str, trial: Trial, queries: Sequence[Query], kept: bool, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One line of self_edits.jsonl: a self-edit with its sequences, rewards, and each answer before and after.
+
+    `about` says which task it is. The answers after are those of the first training seed; there are none under the
+    proxy reward. Where the domain votes, an answer has no verdict of its own (null): the reward is the vote's.
+    """
+    before, chosen = trial.base, trial.edit.settings
+    after = trial.scores[0] if trial.scores else None
+    accuracy, base = trial.accuracy, before.accuracy
+    return {
+        "stage": stage,
+        **about,
+        "sample": trial.sample,
+        "completion": trial.edit.completion,
+        "problem": trial.problem,
+        "sequences": [example.prompt + example.completion for example in trial.edit.examples],
+        "reward": accuracy,
+        "base_reward": base,
+        "gain": None if accuracy is None or base is None else accuracy - base,
+        "log_likelihood": trial.log_likelihood,
+        "base_log_likelihood": before.log_likelihood,
+        "rewards_by_seed": [score.accuracy for score in trial.scores],
+        "probability": trial.probability,
+        "proxy": trial.proxy,
+        "settings": chosen and {name: value for name, value in chosen._asdict().items() if value is not None},
+        "losses": after.losses if after else [],
+        "kept": kept,
+        "answers": [
+            {
+                "question": query.question,
+                "gold": query.gold,
+                "before": before.answers[q],
+                "before_correct": _verdict(before, q),
+                "after": after.answers[q] if after else None,
+                "after_correct": _verdict(after, q) if after else None,
+            }
+            for q, query in enumerate(queries)
+        ],
+    }
+
+
+def _verdict(score: Score, q: int) -> Verdict:
+    """Of one answer; None too where only the task as a whole has one."""
+    return score.verdicts[q] if len(score.verdicts) == len(score.answers) else None
+
+
+def round_record(number: int, log: RoundLog) -> dict[str, Any]:
+    """One finished round of RL, as results.json holds it."""
+    trials = [trial for row in log.trials for trial in row]
+    return {
+        "round": number,
+        "passages": len(log.trials),
+        "self_edits": len(trials),
+        "kept": int(log.keep.sum()),
+        "mean_reward": mean(trial.accuracy for trial in trials),
+        **writing_figures([[trial.edit for trial in row] for row in log.trials]),
+        "mean_best_reward": mean(
+            max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials
+        ),
+        "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
+        "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
+        "sft_losses": log.sft_losses,
+    }
+
+
+def writing_figures(edits: Sequence[Sequence[SelfEdit]]) -> dict[str, float | None]:
+    """Length and diversity of k self-edits for each of P tasks: where a writer collapses, it shows here first.
+
+    `mean_words` and `mean_sequences` are a self-edit's. `distinct_bigrams` is the share of a task's pairs of
+    neighbouring words that are not repeats (1: nothing is said twice), `similarity` the mean overlap (Jaccard) of the
+    vocabularies of two of its self-edits (1: the same words). None where there is nothing to compare.
+    """
+    words = [[edit.completion.lower().split() for edit in row] for row in edits]
+    bigrams = [[pair for text in row for pair in itertools.pairwise(text)] for row in words]
+    overlaps = [
+        len(a & b) / len(a | b)
+        for row in words
+        for a, b in itertools.combinations([set(text) for text in row], 2)
+        if a | b
+    ]
+    return {
+        "mean_words": mean(len(text) for row in words for text in row),
+        "mean_sequences": mean(len(edit.examples) for row in edits for edit in row),
+        "distinct_bigrams": mean(len(set(pairs)) / len(pairs) for pairs in bigrams if pairs),
+        "similarity": mean(overlaps),
+    }
+
+
+def ungraded(task: Task, queries: Sequence[Query], score: Score, **where: Any) -> list[dict[str, Any]]:
+    """The answers that a judge failed to grade, as lines of ungraded.jsonl: `experiments.grade` reads them."""
+    return [
+        {**where, "passage": task.id, "question": query.question, "gold": query.gold, "answer": score.answers[q]}
+        for q, query in enumerate(queries)
+        if q < len(score.verdicts) and score.verdicts[q] is None
+    ]
+
+
+def mean_losses(trials: Sequence[Sequence[Trial]]) -> list[float]:
+    """The inner loop's loss at each step, mean over the adapters that were still training then."""
+    curves = [score.losses for row in trials for trial in row for score in trial.scores if not score.problem]
+    longest = max(map(len, curves), default=0)
+    return [
+        sum(c[step] for c in curves if len(c) > step) / sum(len(c) > step for c in curves) for step in range(longest)
+    ]
+
+
+def summary(table: Sequence[dict[str, Any]]) -> str:
+    """The rows as a terminal shows them, and in words what the last one changed.
+
+    Rows with "solved" and "tried" show them ("29 of 40"); rows whose accuracy has another interval than the bootstrap's
+    name it ("interval": "Wilson").
+    """
+    first, last = table[0], table[-1]
+    unit = first.get("unit", "passage")
+    asked = [f"{first['passages']} {unit}s"]
+    if first.get("questions") is not None:
+        asked.append(f"{first['questions']} {'test inputs' if unit == 'task' else 'questions'}")
+    named = {row.get("interval") for row in table}
+    if named == {None}:
+        intervals = f"95 % intervals, paired by {unit}"
+    else:
+        others = ["bootstrap"] if None in named else []
+        intervals = f"95 % intervals ({', '.join(sorted(filter(None, named)) + others)}), differences paired by {unit}"
+    counts = [f"{row['solved']} of {row['tried']}" if row.get("tried") else "" for row in table]
+    if any(counts):
+        widest = max(map(len, counts))
+        counts = [f"{count:>{widest}}  " for count in ("solved", *counts)]
+    else:
+        counts = ["", *counts]
+    wide = max(37 - len(counts[0]), *(len(row["label"]) + 2 for row in table))
+    lines = [
+        f"{', '.join(asked)}; {intervals}",
+        f"{'':<{wide}}{counts[0]}{'accuracy, %':>19}{'against row above':>24}",
+    ]
+    for row, count in zip(table, counts[1:], strict=True):
+        against = "" if row["versus_previous"] is None else _points(row["versus_previous"], sign="+")
+        lines.append(f"{row['label']:<{wide}}{count}{_points(row['accuracy']):>19}{against:>24}".rstrip())
+    change = last["versus_previous"]
+    if change and change["low"] is not None:
+        rounding = 1e-9  # of sums: the low end of an interval may be exactly nothing
+        clear = "better" if change["low"] > rounding else "worse" if change["high"] < -rounding else "no clear change"
+        lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
+    return "\n".join(lines)
+
+
+def _points(interval: dict[str, float | None], sign: str = "") -> str:
+    """`12.3 [10.1, 14.5]`, in percent or points."""
+    mean_, low, high = (interval[key] for key in ("mean", "low", "high"))
+    if mean_ is None:
+        return "-"
+    bounds = "" if low is None or high is None else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{100 * mean_:{sign}.1f}{bounds}"

@@ -1,0 +1,230 @@
+"""From self-edits to rewards: train each, ask the adapted model, grade its answers (paper section 3.1, Algorithm 1).
+
+Three signals come of every self-edit: the share of questions answered right, and the mean log-likelihood and the mean
+probability of the gold answers, which are denser (of best-of-5 choices by accuracy 4 in 10 are ties). How reliable each
+is, reliability.py reckons. The base model is scored once a question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seal_jax.engine import batching, inner
+from seal_jax.engine.inner import Chunk
+from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys, write
+from seal_jax.engine.training import FineTuning, Shapes, train, untrained
+from seal_jax.nn import lora
+from seal_jax.nn.lora import Adapter
+from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Verdict
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int
+
+
+class Score(NamedTuple):
+    """One self-edit, tried. `None` where there is no number."""
+
+    answers: list[str]  # [Q]
+    verdicts: list[Verdict]  # [Q], or fewer where the domain votes
+    log_likelihoods: list[float | None]  # [Q], mean over the gold answer's tokens, nats
+    losses: list[float]  # one a step that was trained
+    problem: str | None = None  # "diverged", or why there was nothing to train on
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers among those that got a verdict."""
+        return mean(self.verdicts)
+
+    @property
+    def log_likelihood(self) -> float | None:
+        """The mean over questions, nats a token."""
+        return mean(self.log_likelihoods)
+
+    @property
+    def probability(self) -> float | None:
+        """The mean over questions of a gold answer's geometric mean probability of a token, 0 to 1.
+
+        Unlike the log-likelihood it is bounded: one hopeless question does not outweigh the others.
+        """
+        return mean(None if value is None else math.exp(value) for value in self.log_likelihoods)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ask
+
+
+def ask(
+    lm: LanguageModel,
+    adapters: Adapter,
+    queries: Sequence[Sequence[Query]],
+    shapes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
+) -> tuple[list[list[str]], list[list[float | None]]]:
+    """Greedy answers of E groups of queries, each by its own adapter, and each gold answer's mean log-likelihood.
+
+    `adapters` carries the axis E; `training.untrained` are the base model. A non-finite adapter's answers mean nothing.
+    """
+    codec, groups, width = lm.codec, len(queries), shapes.questions
+    prompts = [[codec.encode(query.prompt) for query in group] for group in queries]
+    rows = [batching.left_pad([*group, *([[]] * (width - len(group)))], shapes.question_width) for group in prompts]
+    tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
+    limits = np.zeros((groups, width, 1), np.int32)
+    for e, group in enumerate(queries):
+        limits[e, : len(group), 0] = [min(max_tokens, query.max_tokens or max_tokens) for query in group]
+    golds = _gold_rows(codec, queries, shapes)
+    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+
+    def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, Array, Array]:
+        base = (lm.model, lm.params, lora.take(adapters, index))
+        prompts = read(*base, tokens[index], valid[index], mesh=lm.mesh)  # once, for the answer and for the gold one
+        likely = log_likelihoods(*base, prompts, valid[index], *(side[index] for side in golds), mesh=lm.mesh)
+        keys = row_keys(0, np.zeros((len(index), width, 1), np.int32))  # greedy: never used
+        allowed = limits[index] * live[:, None, None]
+        written = write(
+            keys, *base, prompts, valid[index], allowed, sampling=sampling, stop=codec.stop, mesh=lm.mesh
+        )  # fmt: skip
+        return written.tokens[:, :, 0], written.lengths[:, :, 0], likely
+
+    written, lengths, likely = map(
+        np.asarray, inner.in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1)
+    )
+    answers = [
+        [codec.decode(written[e, q, : lengths[e, q]].tolist()).strip() for q in range(len(group))]
+        for e, group in enumerate(queries)
+    ]
+    return answers, [[float(x) for x in likely[e, : len(group)]] for e, group in enumerate(queries)]
+
+
+def _gold_rows(
+    codec: Codec, queries: Sequence[Sequence[Query]], shapes: Shapes
+) -> tuple[Int[np.ndarray, "E Q G"], Bool[np.ndarray, "E Q G"]]:
+    """Gold answers, right-padded, and where they are real."""
+    shape = (len(queries), shapes.questions, shapes.gold_width)
+    tokens, real = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for e, group in enumerate(queries):
+        for q, query in enumerate(group):
+            gold = gold_tokens(codec.encode_more, query)
+            tokens[e, q, : len(gold)] = gold
+            real[e, q, : len(gold)] = True
+    return tokens, real
+
+
+def gold_tokens(encode_more: Callable[[str], list[int]], query: Query) -> list[int]:
+    """The gold answer as it would follow the prompt."""
+    return encode_more(query.gold if query.prompt[-1:].isspace() else f" {query.gold}")
+
+
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def log_likelihoods(
+    model: nnx.GraphDef,
+    params: dict,
+    adapters: Adapter | None,
+    prompts: Read,
+    valid: Bool[Array, "E Q T"],
+    tokens: Int[Array, "E Q G"],
+    real: Bool[Array, "E Q G"],
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Float[Array, "E Q"]:
+    """Mean log-probability, in nats a token, of continuations of prompts that have been read.
+
+    `valid` is the prompts', `real` is False where a continuation is padded (on the right).
+    """
+
+    def group(params, adapter, prompts, valid, tokens, real):
+        decoder = nnx.merge(model, params)
+        first = jnp.take_along_axis(jax.nn.log_softmax(prompts.logits), tokens[:, :1], axis=1)
+        room = ((0, 0), (0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))
+        past = jax.tree.map(lambda x: jnp.pad(x, room), prompts.cache)
+        seen = jnp.concatenate([valid, real], axis=1)
+        hidden, _ = decoder(tokens, valid=seen, adapter=adapter, past=past)
+        log_probs = jnp.concatenate([first, decoder.log_probs(hidden[:, :-1], tokens[:, 1:])], axis=1)
+        return jnp.sum(jnp.where(real, log_probs, 0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+    many = over_groups(jax.vmap(group, in_axes=(None, 0, 0, 0, 0, 0)), mesh, arguments=5)
+    return many(params, adapters, prompts, valid, tokens, real)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Score
+
+
+def score(
+    lm: LanguageModel,
+    edits: Sequence[SelfEdit],
+    queries: Sequence[Sequence[Query]],
+    grade: GradeTasks,
+    config: FineTuning,
+    shapes: Shapes,
+    *,
+    seed: int,
+    max_tokens: int,
+    chunk: Chunk,
+) -> list[Score]:
+    """Trains on each self-edit, by its own settings if it has any, asks its task's queries, grades.
+
+    A diverged adapter answers nothing: all wrong.
+    Every self-edit must yield training sequences: one that does not is scored as no training, by `score_base`.
+    """
+    sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
+    settings = [edit.settings for edit in edits]
+    adapters, losses = train(lm, sequences, config, shapes, seed=seed, chunk=chunk, settings=settings)
+    finite = np.array(inner.is_finite(adapters))
+    answers, likely = ask(lm, adapters, queries, shapes, max_tokens=max_tokens, chunk=chunk)
+    finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in likely]  # or too large to compute with
+    trained = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
+    return graded(queries, answers, likely, trained, finite, grade)
+
+
+def graded(
+    queries: Sequence[Sequence[Query]],
+    answers: Sequence[list[str]],
+    likely: Sequence[list[float | None]],
+    losses: Sequence[list[float]],
+    finite: Bool[np.ndarray, "E"],
+    grade: GradeTasks,
+) -> list[Score]:
+    """Scores from E groups of answers, graded in one call; those of an adapter that is not finite are empty."""
+    answers = [group if ok else [""] * len(group) for group, ok in zip(answers, finite, strict=True)]
+    verdicts = grade(queries, answers)
+    scores = []
+    for e, group in enumerate(queries):
+        if finite[e]:
+            scores.append(Score(answers[e], verdicts[e], likely[e], losses[e]))
+        else:
+            scores.append(Score(answers[e], [False] * len(verdicts[e]), [None] * len(group), losses[e], "diverged"))
+    return scores
+
+
+def score_base(
+    lm: LanguageModel,
+    queries: Sequence[Sequence[Query]],
+    grade: GradeTasks,
+    config: FineTuning,
+    shapes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
+) -> list[Score]:
+    """The same for the model as it is: once per question."""
+    answers, likely = ask(
+        lm, untrained(lm, len(queries), config, chunk), queries, shapes, max_tokens=max_tokens, chunk=chunk
+    )
+    verdicts = grade(queries, answers)
+    return [Score(a, v, ll, []) for a, v, ll in zip(answers, verdicts, likely, strict=True)]

@@ -1,0 +1,512 @@
+"""Teaching a model a document: it writes notes and questions on it, learns the notes, and is asked.
+
+The document is cut into passages. On each the model writes self-edits, and questions whose answers stand in it; the
+questions are never trained on. A candidate is one adapter over the whole document: its own share of the self-edits of
+every passage, the passages, and their sentences one by one. All candidates train at once, rows of one adapter axis, and
+the one that answers the questions best is kept. `teach` reads as that list. `adapted.py` begins with a file's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seal_jax.domains import document as documents
+from seal_jax.domains import squad
+from seal_jax.domains.document import Document
+from seal_jax.domains.squad import Passage, Question, make_query
+from seal_jax.domains.templates import fill, load_template
+from seal_jax.engine import batching, training
+from seal_jax.engine.inner import Chunk, is_finite
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.graders.lexical import normalise
+from seal_jax.nn import lora
+from seal_jax.nn.lora import Adapter
+from seal_jax.seal.rest_em import Loop, select, write_self_edits
+from seal_jax.seal.rewards import Score, ask, gold_tokens, graded, mean
+from seal_jax.types import Domain, Example, Grade, LanguageModel, Query, SelfEdit, Settings, Style, require_at_least
+
+STYLES: tuple[Style, ...] = get_args(Style)
+GROUNDED_QUESTION = 0.5  # of a question's longer words, so many must stand in its passage, or it asks of something else
+QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
+WRITING_QUESTIONS = "writing questions"  # what the display says
+TOGETHER = 8  # questions asked of an adapter at a time; more are asked in groups
+ANSWER_WORDS = 12  # of a self-written question, at most: longer ones are sentences, not answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """How a document is taught. All defaults are ours."""
+
+    passage_tokens: int = 128  # at most, of a passage
+    most_passages: int = 64  # of a document; more are refused: training time grows with them
+    candidates: int = 4  # adapters trained at once, each on other self-edits of all passages
+    edits: int = 2  # self-edits of a passage that one candidate is trained on
+    grounded: float = 0.7  # of a line's longer words, so many must stand in its passage, or it is dropped; 0 keeps all
+    sentences: bool = True  # train on the sentences of a passage, too, each for itself
+    learning_rates: tuple[float, ...] = ()  # of the candidates, by turns; () is the inner loop's for all
+    questions: int = 24  # self-written, spread over the passages; the candidate is chosen by them
+    choose_by: Literal["accuracy", "log_likelihood", "probability"] = "accuracy"  # ties: by log-likelihood
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1, passage_tokens=self.passage_tokens, most_passages=self.most_passages, candidates=self.candidates,
+            edits=self.edits, questions=self.questions,
+        )  # fmt: skip
+        if not 0 <= self.grounded <= 1:
+            raise ValueError(f"grounded is {self.grounded}; expected a share, 0 to 1")
+        if any(not rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates are {self.learning_rates}; expected numbers above 0")
+
+
+class Lesson(NamedTuple):
+    """A document made ready for a model."""
+
+    title: str  # the topic of every question, as a person names it who asks one
+    passages: list[Passage]  # without questions
+    domain: Domain
+    questions_prompt: Callable[[Passage], str]
+    shapes: Shapes
+    prompt_width: int
+
+
+class Taught(NamedTuple):
+    """What came of teaching C candidates P passages."""
+
+    adapter: Adapter  # the best candidate's
+    chosen: int
+    passages: list[Passage]  # [P], with the self-written questions that were asked
+    edits: list[list[list[SelfEdit]]]  # [P][C], `Teaching.edits` of each
+    settings: list[Settings]  # [C]
+    sequences: list[tuple[int, int]]  # [C], training sequences and their tokens
+    losses: list[list[float]]  # [C], one a step
+    base: list[Score]  # [P]
+    scores: list[list[Score]]  # [P][C]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making ready
+
+
+def make_lesson(
+    document: Document,
+    lm: LanguageModel,
+    *,
+    context_length: int,
+    style: Style,
+    render: Callable[[str], str],
+    grade: Grade,
+    teaching: Teaching,
+    prompt: str | Path,
+    max_sequences: int,
+    sampling: Sampling,
+    answer_tokens: int,
+    inner: FineTuning,
+) -> Lesson:
+    """Cuts the document into passages and measures what every program is compiled for.
+
+    Raises:
+        ValueError: more passages than allowed, or one that the model's context cannot hold with its prompt.
+    """
+    encode = lm.codec.encode
+    passages = documents.passages(document, count=lambda text: len(encode(text)), budget=teaching.passage_tokens)
+    if len(passages) > teaching.most_passages:
+        raise ValueError(
+            f"the document has {document.words:,} words: {len(passages)} passages of at most "
+            f"{teaching.passage_tokens} tokens, and at most {teaching.most_passages} are taught "
+            "(--teaching.most-passages). Cut out the part that matters, or raise that and expect time in proportion"
+        )
+    prompts = squad.load_prompts(prompt, style)
+    about = squad.make_domain(prompts, render, grade, max_examples=max_sequences)
+    asking = question_template(style)
+
+    def parse(passage: Passage, text: str) -> SelfEdit:
+        return keep_grounded(passage, about.parse(passage, text), teaching.grounded)
+
+    def queries(passage: Passage) -> list[Query]:
+        return [make_query(render, prompts.question, document.title, q.question, q.answer) for q in passage.questions]
+
+    def questions_prompt(passage: Passage) -> str:
+        return render(fill(asking, title=passage.title, context=passage.context))
+
+    domain = about._replace(parse=parse, queries=queries)
+    longest = max(len(encode(p.title)) + 2 + max(sampling.max_tokens, len(encode(p.context))) for p in passages)
+    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + 2 * answer_tokens
+    written = max(len(encode(text(p))) for p in passages for text in (domain.prompt, questions_prompt))
+    needed = max(longest, written + sampling.max_tokens, asked + answer_tokens)
+    if needed > context_length:
+        raise ValueError(
+            f"a passage of {teaching.passage_tokens} tokens needs a context of {needed} with its prompt and "
+            f"--sampling.max-tokens {sampling.max_tokens}; the model has {context_length}. Lower "
+            "--teaching.passage-tokens"
+        )
+    sizes = Shapes(
+        widths=batching.bucket_widths(longest, inner.width_cuts),
+        capacity=sum(
+            teaching.edits * (max_sequences - 1) + len(passage_examples(passage, teaching)) for passage in passages
+        ),
+        questions=TOGETHER,
+        question_width=batching.round_up(asked, 8),
+        gold_width=batching.round_up(answer_tokens, 8),
+    )
+    return Lesson(document.title, passages, domain, questions_prompt, sizes, batching.round_up(written, 8))
+
+
+def question_template(style: Style) -> str:
+    """What the model reads before it writes questions on a passage."""
+    return load_template(QUESTIONS, style, "title", "context")
+
+
+def lesson_texts(prompt: str) -> list[Any]:
+    """All prompts of a lesson, in both styles: what is read from files is part of what a run is."""
+    return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Teaching
+
+
+def phases(teaching: Teaching) -> list[str]:
+    """What a progress display will show, in order."""
+    return [
+        f"questions: {WRITING_QUESTIONS}",
+        *(f"self-edits {n}: writing self-edits" for n in range(1, teaching.edits + 1)),
+        "base model",
+        "candidates: training",
+        "candidates: questions",
+    ]
+
+
+def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> Taught:
+    """The lines of the module's docstring, one after another. Each is a piece of `loop.run`, or several.
+
+    Raises:
+        ValueError: every candidate diverged.
+    """
+    passages = write_questions(lm, lesson, loop, teaching)
+    written = [
+        write_self_edits(lm, lesson.passages, loop, samples=teaching.candidates, name=f"self-edits {n}")
+        for n in range(1, teaching.edits + 1)
+    ]
+    edits = [[[part[p][c] for part in written] for c in range(teaching.candidates)] for p in range(len(passages))]
+    at_once = chunk_of(lm, loop, teaching.candidates)
+
+    def untaught() -> Adapter:
+        return training.untrained(lm, 1, loop.inner, Chunk(1))
+
+    (base,) = compare(lm, untaught, passages, loop, at_once, piece="base", shown="base model")
+    settings = candidate_settings(teaching, loop.inner)
+    sequences = [
+        [batching.tokenize(example, lm.codec) for example in candidate_examples(lesson.passages, edits, c, teaching)]
+        for c in range(teaching.candidates)
+    ]
+    candidates, losses = train_candidates(lm, sequences, settings, loop, at_once)
+    scores = compare(lm, candidates, passages, loop, at_once, piece="candidates/scores", shown="candidates: questions")
+    chosen = choose(scores, losses, teaching)
+
+    def keep() -> Adapter:
+        return jax.tree.map(lambda leaf: leaf[chosen], candidates())
+
+    adapter = restored(loop.run.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.inner)))
+    loop.run.forget_tree("candidates")  # the others are not asked for again
+    return Taught(
+        adapter, chosen, passages, edits, settings, [size_of(own) for own in sequences], losses, base,
+        [[own[p] for own in scores] for p in range(len(passages))],
+    )  # fmt: skip
+
+
+def train_candidates(
+    lm: LanguageModel,
+    sequences: Sequence[Sequence[batching.Tokens]],
+    settings: Sequence[Settings],
+    loop: Loop,
+    at_once: Chunk,
+) -> tuple[Callable[[], Adapter], list[list[float]]]:
+    """C adapters, trained together, and their losses. The adapters are read only where something asks for them."""
+    tokens = sum(chosen.epochs * size_of(own)[1] for chosen, own in zip(settings, sequences, strict=True))
+    loop.progress.phase("candidates: training", len(sequences), "adapters")
+
+    def train() -> Adapter:
+        adapters, losses = training.train(
+            lm, sequences, loop.inner, loop.shapes, seed=loop.seed, chunk=at_once, settings=settings
+        )
+        kept = [[float(loss) for loss in own if math.isfinite(loss)] for own in losses]
+        loop.run.once("candidates/losses", lambda: kept)  # before the checkpoint: where that is, these are
+        return adapters
+
+    @cache
+    def candidates() -> Adapter:
+        return restored(
+            loop.run.once_tree("candidates", train, like=training.adapter_shapes(lm, loop.inner, len(sequences)))
+        )
+
+    resumed = loop.run.has("candidates/losses")
+    if not loop.run.has("candidates/scores"):
+        candidates()
+    loop.progress.advance(len(sequences), adapters=len(sequences), tokens=tokens, resumed=resumed)
+    return candidates, loop.run.once("candidates/losses", list)
+
+
+def compare(
+    lm: LanguageModel,
+    adapters: Callable[[], Adapter],
+    passages: Sequence[Passage],
+    loop: Loop,
+    at_once: Chunk,
+    *,
+    piece: str,
+    shown: str,
+) -> list[list[Score]]:
+    """Every question to each of C adapters: [C][P]. The display calls it `shown`, and has the best one's accuracy."""
+    asked = sum(len(passage.questions) for passage in passages)
+    loop.progress.phase(shown, asked, "questions")
+    resumed = loop.run.has(piece)
+    rows = loop.run.once(piece, lambda: score_all(lm, adapters(), passages, loop, at_once))
+    scores = [[Score(*values) for values in row] for row in rows]
+    accuracies = [figure(own, "accuracy") for own in scores]
+    best = max((value for value in accuracies if value is not None), default=None)
+    loop.progress.advance(asked, accuracy=best, resumed=resumed)
+    return scores
+
+
+def size_of(sequences: Sequence[batching.Tokens]) -> tuple[int, int]:
+    """How many they are, and their tokens."""
+    return len(sequences), sum(len(own.ids) for own in sequences)
+
+
+def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> list[Passage]:
+    """The passages with self-written questions: those whose answer stands in the passage, spread evenly over passages.
+
+    Drawn as often as self-edits are, with the same program.
+    """
+    domain = Domain(
+        lesson.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain.grade
+    )
+    asking = loop._replace(domain=domain)
+    written = write_self_edits(
+        lm, lesson.passages, asking, samples=teaching.candidates, name="questions", shown=WRITING_QUESTIONS
+    )
+    begun = lesson.questions_prompt(lesson.passages[0]).rstrip().endswith("Question:")  # the first one, by the prompt
+    width, gold_width = loop.shapes.question_width, loop.shapes.gold_width
+
+    def fits(query: Query) -> bool:
+        gold = len(gold_tokens(lm.codec.encode_more, query))
+        return len(lm.codec.encode(query.prompt)) <= width and 0 < gold <= gold_width
+
+    found: list[list[Question]] = []
+    for passage, row in zip(lesson.passages, written, strict=True):
+        own: dict[str, Question] = {}
+        for edit in row:
+            for question in parse_questions(f"Question: {edit.completion}" if begun else edit.completion):
+                if answered_by(passage, question):
+                    own.setdefault(normalise(question.question), question)
+        asked = passage._replace(questions=tuple(own.values()))
+        queries = lesson.domain.queries(asked)
+        found.append([q for q, query in zip(asked.questions, queries, strict=True) if fits(query)])
+    kept = spread([len(own) for own in found], teaching.questions)
+    return [
+        passage._replace(questions=tuple(own[:count]))
+        for passage, own, count in zip(lesson.passages, found, kept, strict=True)
+    ]
+
+
+def spread(counts: Sequence[int], most: int) -> list[int]:
+    """How many of each to take so that all are at most `most`, as evenly as the counts allow."""
+    taken = [0] * len(counts)
+    while sum(taken) < most and any(t < c for t, c in zip(taken, counts, strict=True)):
+        for i, count in enumerate(counts):
+            if taken[i] < count and sum(taken) < most:
+                taken[i] += 1
+    return taken
+
+
+_PAIR = re.compile(
+    r"^[^\w\n]*(?:\d{1,2}[.)]\s*)?(?:Question|Q)\s*\d*\s*[:.)]\s*(?P<question>[^\n]+?)\s*\n+[^\w\n]*(?:Answer|A)\s*\d*\s*[:.)]\s*"
+    r"(?P<answer>[^\n]+)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def parse_questions(text: str) -> Iterator[Question]:
+    """`Question: ...` and on the next line `Answer: ...`, as often as they come; anything else is passed over."""
+    for match in _PAIR.finditer(text):
+        yield Question(match["question"].strip(" *_"), match["answer"].strip(" *_").rstrip("."))
+
+
+def answered_by(passage: Passage, question: Question) -> bool:
+    """Whether a question is one: it asks of this passage, its answer stands there, is short, and is not given away."""
+    gold, asked = normalise(question.answer), normalise(question.question)
+    context = normalise(passage.context)
+    return (
+        question.question.endswith("?")
+        and len(asked.split()) >= 3
+        and 0 < len(gold.split()) <= ANSWER_WORDS
+        and f" {gold} " in f" {context} "
+        and f" {gold} " not in f" {asked} {normalise(passage.title)} "
+        and grounded(question.question, f"{passage.title} {passage.context}") >= GROUNDED_QUESTION
+    )
+
+
+def candidate_settings(teaching: Teaching, inner: FineTuning) -> list[Settings]:
+    """Learning rate and epochs of each candidate."""
+    rates = teaching.learning_rates or (inner.learning_rate,)
+    return [Settings(rates[c % len(rates)], inner.epochs) for c in range(teaching.candidates)]
+
+
+def passage_examples(passage: Passage, teaching: Teaching) -> list[Example]:
+    """The document's own words: the sentences of the passage one by one, then the passage."""
+    whole = squad.passage_only(passage).examples[0]
+    if not teaching.sentences:
+        return [whole]
+    sentences = [s for line in passage.context.split("\n") for s in documents.sentences(line)]
+    return [*(Example("", f"{passage.title}\n{s}") for s in sentences if s != passage.context), whole]
+
+
+def candidate_examples(
+    passages: Sequence[Passage], edits: Sequence[Sequence[Sequence[SelfEdit]]], c: int, teaching: Teaching
+) -> list[Example]:
+    """All that candidate `c` is trained on: of each passage its self-edits' lines and the document's own, each once."""
+    chosen: dict[Example, None] = {}
+    for passage, row in zip(passages, edits, strict=True):
+        own = passage_examples(passage, teaching)
+        lines = [example for edit in row[c] for example in edit.examples if example != own[-1]]
+        chosen |= dict.fromkeys([*lines, *own])
+    return list(chosen)
+
+
+_COMMON = frozenset(
+    ("what", "which", "where", "when", "whom", "whose", "does", "were", "have", "that", "this", "with", "from", "many",
+     "much", "there", "their")
+)  # fmt: skip
+_NUMBERING = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
+
+
+def keep_grounded(passage: Passage, edit: SelfEdit, least: float) -> SelfEdit:
+    """A self-edit without the lines that speak of something else, and without their numbering.
+
+    A small model likes to copy the prompt's worked example, and to go on inventing.
+    """
+    if not edit.examples:
+        return edit
+    title, about = f"{passage.title}\n", f"{passage.title} {passage.context}"
+    lines = [_NUMBERING.sub("", example.completion.removeprefix(title)) for example in edit.examples[:-1]]
+    kept = [line for line in lines if line and grounded(line, about) >= least]
+    if not kept:
+        return edit._replace(examples=(), problem="no line about the passage")
+    return edit._replace(examples=(*(Example("", title + line) for line in kept), edit.examples[-1]))
+
+
+def grounded(line: str, text: str) -> float:
+    """The share of a line's words, numbers and what has four letters and says something, that stand in the text.
+
+    Words with the same first four letters count as the same: "keeps" stands in a text that has "keeper".
+    """
+    there, asked = set(_roots(text)), _roots(line)
+    return sum(word in there for word in asked) / len(asked) if asked else 0.0
+
+
+def _roots(text: str) -> list[str]:
+    words = [word for word in normalise(text).split() if (len(word) > 3 or word.isdigit()) and word not in _COMMON]
+    return [word[:4] if word.isalpha() else word for word in words]
+
+
+def score_all(
+    lm: LanguageModel, adapters: Adapter, passages: Sequence[Passage], loop: Loop, at_once: Chunk
+) -> list[list[Score]]:
+    """Every question to each of C adapters, graded: [C][P]. One that diverged answers nothing."""
+    queries = [loop.domain.queries(passage) for passage in passages]
+    flat = [query for own in queries for query in own]
+    answers, likely = ask_each(lm, adapters, flat, loop.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
+    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in likely]
+    count, each = len(finite), len(passages)
+    ends = np.cumsum([len(own) for own in queries])
+    parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
+    scores = graded(
+        queries * count,
+        [own[part] for own in answers for part in parts],
+        [own[part] for own in likely for part in parts],
+        [[]] * (count * each),
+        np.repeat(finite, each),
+        loop.domain.grade,
+    )
+    return [scores[c * each : (c + 1) * each] for c in range(count)]
+
+
+def ask_each(
+    lm: LanguageModel,
+    adapters: Adapter,
+    queries: Sequence[Query],
+    sizes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
+) -> tuple[list[list[str]], list[list[float | None]]]:
+    """The same queries to each of C adapters, `sizes.questions` at a time: answers and log-likelihoods, [C][Q]."""
+    total = len(adapters.scale)
+    groups = [queries[at : at + sizes.questions] for at in range(0, len(queries), sizes.questions)]
+    if not groups:
+        return [[] for _ in range(total)], [[] for _ in range(total)]
+    of_group = np.repeat(np.arange(total), len(groups))
+    said, likely = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
+
+    def joined(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        n = len(groups)
+        return [[value for row in rows[c * n : (c + 1) * n] for value in row] for c in range(total)]
+
+    return joined(said), joined(likely)
+
+
+def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
+    """The candidate that answers the questions best; where there is no question, the one of the lowest last losses.
+
+    Where no answer got a verdict, it is the one to which the answers expected are likeliest.
+
+    Raises:
+        ValueError: every candidate diverged.
+    """
+    alive = [c for c, own in enumerate(by_candidate) if not any(score.problem for score in own) and losses[c]]
+    if not alive:
+        raise ValueError(
+            "every candidate diverged; lower --inner.learning-rate (or --teaching.learning-rates) and use another "
+            "run folder"
+        )
+    if not any(score.answers for score in by_candidate[0]):
+        return min(alive, key=lambda c: float(np.mean(losses[c][-max(1, len(losses[c]) // 8) :])))
+    values = {
+        name: np.array([[math.nan if c not in alive or (v := figure(own, name)) is None else v
+                         for c, own in enumerate(by_candidate)]], float)
+        for name in (teaching.choose_by, "log_likelihood")
+    }  # fmt: skip
+    by = "log_likelihood" if np.isnan(values[teaching.choose_by]).all() else teaching.choose_by
+    keep = select(values[by], np.zeros(1), rule="best", tie_break=values["log_likelihood"])
+    return int(np.argmax(keep[0]))
+
+
+def figure(scores: Sequence[Score], name: str) -> float | None:
+    """A candidate's accuracy, log_likelihood or probability: the mean over all questions, whatever passage's."""
+    if name == "accuracy":
+        return mean(verdict for score in scores for verdict in score.verdicts)
+    values = [value for score in scores for value in score.log_likelihoods]
+    return mean(value if name == "log_likelihood" or value is None else math.exp(value) for value in values)
+
+
+def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
+    """As many adapters at a time as the run's plan allows, and no more than there are: idle ones cost as much."""
+    devices = lm.mesh.size if lm.mesh else 1
+    size = max(1, min(loop.chunk.planned, batching.round_up(adapters, devices)))
+    return dataclasses.replace(loop.chunk, size=size)
+
+
+def restored(tree: Adapter) -> Adapter:
+    """On no device in particular, whichever wrote it."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
