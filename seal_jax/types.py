@@ -7,9 +7,10 @@ V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
 
 AnyArray = jax.Array | np.ndarray  # made on the host, used on the device
 
@@ -31,6 +32,7 @@ class Example(NamedTuple):
 
     prompt: str  # "" where every token is trained on
     completion: str
+    weight: float = 1.0  # of its tokens in the loss; negative: made less likely
 
 
 class Settings(NamedTuple):
@@ -129,7 +131,7 @@ class TokenBatch(struct.PyTreeNode):
     """
 
     tokens: Int[AnyArray, "E N T"]
-    loss_mask: Bool[AnyArray, "E N T"]  # True where predicting this token is trained
+    loss_weight: Float[AnyArray, "E N T"]  # of predicting this token; 0 where it is not trained
     lengths: Int[AnyArray, "E N"]  # 0 where there is no sequence
     order: Int[AnyArray, "E S B"]  # rows of N; -1 is no row, and a step with no row at all changes nothing
     widths: tuple[int, ...] = struct.field(pytree_node=False)  # lengths a step may be cut to, ascending; the last is T
@@ -143,3 +145,95 @@ class HParams(struct.PyTreeNode):
     alpha: Float[AnyArray, "E"]  # LoRA alpha: the adapter's output is scaled by alpha / rank
     rank: Int[AnyArray, "E"]  # at most the static maximum; columns past it stay zero
     seed: Int[AnyArray, "E"]  # of the initialisation and of dropout
+    numbers: dict[str, Float[AnyArray, "E"]] = struct.field(default_factory=dict)  # of the loss (nn/losses.py)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """What changes the cost of a run and none of its figures, but for the rounding of sums. No part of its identity."""
+
+    chunk: int | None = None
+    """Adapters trained at a time, over all devices; by default as many as fit in memory."""
+    write_chunk: int | None = None
+    """Self-edits written at a time; by default as many as fit in memory."""
+    width_cuts: tuple[int, ...] = (32, 40, 56, 72, 192, 256, 320)
+    """Tokens that a training step may be cut to: the narrowest that holds its sequences."""
+    remat: bool = False
+    """Recompute layers in the backward pass: about a third more work, far less memory."""
+    loss_chunk: int = 256
+    """Tokens of an adapter whose logits exist at a time."""
+    accumulate: int = 1
+    """Micro-batches that a step is split into (the greatest common divisor with the batch size): less memory."""
+    devices: int | None = None
+    """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, accumulate=self.accumulate, loss_chunk=self.loss_chunk)
+        for name in ("chunk", "write_chunk", "devices"):
+            if getattr(self, name) is not None:
+                require_at_least(1, **{name: getattr(self, name)})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the method needs of the world: somewhere to keep finished work, and somebody to show progress to
+
+
+class Journal(Protocol):
+    """Keeps finished pieces of work by name, so that a run that is repeated does none of them again."""
+
+    def has(self, name: str) -> bool:
+        """Whether the piece was finished before."""
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns (plain JSON values), or returned before."""
+
+    def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:
+        """The same for a pytree of arrays; `like` holds a `jax.ShapeDtypeStruct` for each."""
+
+    def forget_tree(self, name: str) -> None:
+        """Removes a pytree that nothing will ask for again."""
+
+
+class Display(Protocol):
+    """Shows what is being done (run/progress.py draws it in a terminal)."""
+
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
+        """A phase of `total` items begins."""
+
+    def advance(
+        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
+    ) -> None:
+        """So many items of the phase are done; `resumed` ones were read from a journal."""
+
+
+class Memory:
+    """A journal for a notebook: finished pieces are kept while it lives, and nowhere else."""
+
+    def __init__(self) -> None:
+        self._finished: dict[str, Any] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self._finished
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        if name not in self._finished:
+            self._finished[name] = work()
+        return self._finished[name]
+
+    def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:
+        return self.once(name, work)
+
+    def forget_tree(self, name: str) -> None:
+        self._finished.pop(name, None)
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
+        pass
+
+    def advance(
+        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
+    ) -> None:
+        pass

@@ -25,14 +25,15 @@ class Tokens(NamedTuple):
 
     ids: list[int]
     loss_from: int  # the first id that is trained on (predicted)
+    weight: float = 1.0  # in the loss, of each id from there on
 
 
 def tokenize(example: Example, codec: Codec) -> Tokens:
     """Prompt and completion are encoded apart, so that the boundary falls where it will at sampling time."""
     if not example.prompt:
-        return Tokens(codec.encode(example.completion), 0)
+        return Tokens(codec.encode(example.completion), 0, example.weight)
     prompt = codec.encode(example.prompt)
-    return Tokens(prompt + codec.encode_more(example.completion), len(prompt))
+    return Tokens(prompt + codec.encode_more(example.completion), len(prompt), example.weight)
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -116,24 +117,24 @@ def make_batch(
         if not 1 <= own <= epochs:
             raise ValueError(f"self-edit {e} asks for {own} epochs; there is room for 1 to {epochs}")
     shape = (len(edits), capacity, widths[-1])
-    tokens, loss_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    tokens, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     lengths = np.zeros(shape[:2], np.int32)
     for e, sequences in enumerate(edits):
         if len(sequences) > capacity:
             raise ValueError(f"self-edit {e} has {len(sequences)} training sequences; there is room for {capacity}")
-        for n, (ids, loss_from) in enumerate(sorted(sequences, key=lambda s: -len(s.ids))):
+        for n, (ids, loss_from, weight) in enumerate(sorted(sequences, key=lambda s: -len(s.ids))):
             if len(ids) > widths[-1]:
                 raise ValueError(
                     f"self-edit {e}: a training sequence of {len(ids)} tokens; the widest step has {widths[-1]}"
                 )
             tokens[e, n, : len(ids)] = ids
-            loss_mask[e, n, loss_from : len(ids)] = True
+            loss_weight[e, n, loss_from : len(ids)] = weight
             lengths[e, n] = len(ids)
     counts = [len(sequences) for sequences in edits]
     order = shuffle(
         counts, capacity=capacity, epochs=epochs, batch_size=batch_size, seed=seed, own_epochs=own_epochs
     )  # fmt: skip
-    return TokenBatch(tokens, loss_mask, lengths, order, widths)
+    return TokenBatch(tokens, loss_weight, lengths, order, widths)
 
 
 class Plan(NamedTuple):

@@ -24,15 +24,15 @@ import optax
 from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seal_jax.engine import batching, costs, memory
+from seal_jax.engine import batching, costs, inner, memory
 from seal_jax.engine.costs import FLOAT32
-from seal_jax.engine.inner import Optimiser, learning_rate
-from seal_jax.nn.transformer import Head, Model, ModelConfig
-from seal_jax.run.journal import RunFolder
-from seal_jax.types import HParams, LanguageModel, require_at_least
+from seal_jax.engine.inner import Optimiser, Outputs
+from seal_jax.nn.losses import next_token
+from seal_jax.nn.transformer import Model, ModelConfig
+from seal_jax.types import Compute, HParams, Journal, LanguageModel, Memory, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,13 @@ class FullTuning:
     learning_rate: float = 1e-5  # ours: weights of 7B models are usually tuned at 5e-6 to 2e-5
     epochs: int = 5  # passes over all sequences; ours
     batch_size: int = 8  # sequences a step; ours
-    optimiser: Optimiser = Optimiser(remat=True)  # AdamW, clip, schedule; `dropout` is of adapters and must be 0
-    width_cuts: tuple[int, ...] = (64, 128, 192, 256, 384)  # tokens; steps are cut to the narrowest that fits
+    optimiser: Optimiser = Optimiser()  # AdamW, clip, schedule; `dropout` is of adapters and must be 0
 
     def __post_init__(self) -> None:
         require_at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         require_at_least(0, learning_rate=self.learning_rate)
         if self.optimiser.dropout:
             raise ValueError(f"dropout is {self.optimiser.dropout}; full fine-tuning has none: set it to 0")
-        if self.batch_size % self.optimiser.accumulate:
-            raise ValueError(f"accumulate {self.optimiser.accumulate} does not divide batch_size {self.batch_size}")
 
 
 class TuningState(struct.PyTreeNode):
@@ -67,71 +64,29 @@ class TuningState(struct.PyTreeNode):
 # One step
 
 
-def transformation(optimiser: Optimiser) -> optax.GradientTransformation:
-    """Clip, then AdamW, all but the learning rate."""
-    return optax.chain(
-        optax.clip_by_global_norm(optimiser.clip_norm),
-        optax.scale_by_adam(optimiser.b1, optimiser.b2, optimiser.eps),
-        optax.add_decayed_weights(optimiser.weight_decay),
-    )
-
-
-def log_probs(
-    head: Head, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int
-) -> Float[Array, "B T"]:
-    """Log-probability of each target, in nats, at most `chunk` tokens at a time.
-
-    Unlike the decoder's own it differentiates in the head too, which is trained here: logits are computed again in the
-    backward pass rather than stored.
-    """
-
-    @jax.checkpoint
-    def piece(head: Head, hidden: Array, targets: Array) -> Array:
-        logits = head.logits(hidden)
-        gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        return gold - jax.nn.logsumexp(logits, axis=-1)
-
-    pieces = max(1, math.ceil(targets.size / chunk))  # equal ones, as the decoder cuts them
-    padding = -targets.size % pieces
-    flat_hidden = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, padding), (0, 0)))
-    flat_targets = jnp.pad(targets.reshape(-1), (0, padding))
-    rows = (flat_hidden.reshape(pieces, -1, hidden.shape[-1]), flat_targets.reshape(pieces, -1))
-    return jax.lax.map(lambda row: piece(head, *row), rows).reshape(-1)[: targets.size].reshape(targets.shape)
-
-
 def loss_and_gradient(
     model: Model,
     params: dict,
     tokens: Int[Array, "B T"],
-    loss_mask: Bool[Array, "B T"],
-    optimiser: Optimiser,
+    loss_weight: Float[Array, "B T"],
+    compute: Compute,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict]:
-    """The mean next-token loss over the tokens under `loss_mask`, in nats, and its gradient in every weight.
+    """`inner.loss_and_gradient` of every weight: the mean next-token loss, in nats, and its gradient.
 
     With a mesh each device takes its share of the rows, and of each summed gradient the part it keeps.
     """
 
-    def share(params: dict, tokens: Array, loss_mask: Array) -> tuple[Array, dict]:
-        trained = jnp.sum(loss_mask[:, 1:])
-        trained = jnp.maximum(trained if mesh is None else jax.lax.psum(trained, "adapters"), 1)
+    def forward(params: dict, tokens: Array, key: Array) -> Outputs:
+        decoder = nnx.merge(model, params)
+        return Outputs(decoder(tokens, remat=compute.remat)[0], decoder.head())
 
-        def loss_of(params: dict, tokens: Array, loss_mask: Array) -> Array:
-            decoder = nnx.merge(model, params)
-            hidden, _ = decoder(tokens, remat=optimiser.remat)
-            likely = log_probs(decoder.head(), hidden[:, :-1], tokens[:, 1:], chunk=optimiser.loss_chunk)
-            return -jnp.sum(jnp.where(loss_mask[:, 1:], likely, 0)) / trained
-
-        def add(total, micro):  # each micro-batch's share of the one mean: the sum is the large batch's gradient
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, *micro)), None
-
-        if optimiser.accumulate == 1:
-            total = jax.value_and_grad(loss_of)(params, tokens, loss_mask)
-        else:
-            micro = jax.tree.map(lambda x: x.reshape(optimiser.accumulate, -1, *x.shape[1:]), (tokens, loss_mask))
-            zero = (jnp.zeros(()), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), params))
-            total, _ = jax.lax.scan(add, zero, micro)
-        return total if mesh is None else (jax.lax.psum(total[0], "adapters"), jax.tree.map(sum_kept, total[1]))
+    def share(params: dict, tokens: Array, loss_weight: Array) -> tuple[Array, dict]:
+        loss, gradient = inner.loss_and_gradient(
+            forward, params, tokens, loss_weight, jax.random.key(0), loss=next_token, numbers={}, compute=compute,
+            rows_axis=None if mesh is None else "adapters", train_head=True,
+        )  # fmt: skip
+        return (loss, gradient) if mesh is None else (jax.lax.psum(loss, "adapters"), jax.tree.map(sum_kept, gradient))
 
     def sum_kept(gradient: Array) -> Array:
         wide, axis = gradient.astype(jnp.float32), _split_axis(gradient.shape, mesh)
@@ -140,23 +95,24 @@ def loss_and_gradient(
         return jax.lax.psum_scatter(wide, "adapters", scatter_dimension=axis, tiled=True)
 
     if mesh is None:
-        return share(params, tokens, loss_mask)
+        return share(params, tokens, loss_weight)
     rows, whole = PartitionSpec("adapters"), PartitionSpec()
     kept = jax.tree.map(lambda w: _spec(w.shape, mesh), params)
     many = jax.shard_map(share, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(whole, kept), check_vma=False)
-    return many(params, tokens, loss_mask)
+    return many(params, tokens, loss_weight)
 
 
-@partial(jax.jit, static_argnames=("model", "dtype", "optimiser", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "dtype", "optimiser", "compute", "mesh"), donate_argnames="state")
 def train_step(
     model: Model,
     state: TuningState,
     tokens: Int[Array, "B T"],
-    loss_mask: Bool[Array, "B T"],
+    loss_weight: Float[Array, "B T"],
     hparams: HParams,
     *,
     dtype: np.dtype,
     optimiser: Optimiser,
+    compute: Compute,
     mesh: Mesh | None = None,
 ) -> tuple[TuningState, Float[Array, ""], Float[Array, ""]]:
     """One step of AdamW on a batch: the new state (the old one's memory is reused), the loss, the gradient's norm.
@@ -164,11 +120,9 @@ def train_step(
     `dtype` is the precision in which the model computes; `hparams` are scalars.
     """
     params = _whole(jax.tree.map(lambda w: w.astype(dtype), state.weights), mesh)
-    loss, gradient = loss_and_gradient(model, params, tokens, loss_mask, optimiser, mesh)
+    loss, gradient = loss_and_gradient(model, params, tokens, loss_weight, compute, mesh)
     gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
-    updates, moments = transformation(optimiser).update(gradient, state.moments, state.weights)
-    rate = learning_rate(optimiser, hparams, state.step)
-    weights = jax.tree.map(lambda w, u: w - rate * u, state.weights, updates)
+    weights, moments = inner.update(state.weights, state.moments, state.step, gradient, hparams, optimiser)
     losses = state.losses.at[state.step].set(loss)
     new_state = _kept(TuningState(weights, moments, state.step + 1, losses), mesh)
     return new_state, loss, optax.global_norm(gradient)
@@ -203,7 +157,7 @@ def _whole(params: dict, mesh: Mesh | None) -> dict:
 @partial(jax.jit, static_argnames=("optimiser", "mesh", "steps"))
 def _start(params: dict, *, optimiser: Optimiser, mesh: Mesh | None, steps: int) -> TuningState:
     weights = jax.tree.map(lambda w: jnp.array(w, jnp.float32, copy=True), params)  # the caller keeps what it gave
-    moments = transformation(optimiser).init(weights)
+    moments = inner.transformation(optimiser).init(weights)
     return _kept(TuningState(weights, moments, jnp.zeros((), jnp.int32), jnp.full(steps, jnp.nan)), mesh)
 
 
@@ -220,45 +174,40 @@ def train_all_weights(
     lm: LanguageModel,
     sequences: Sequence[batching.Tokens],
     config: FullTuning,
+    compute: Compute,
     *,
     seed: int,
+    journal: Journal | None = None,
+    name: str = "full_fine_tuning",
     say: Callable[[str], None] = print,
     on_step: Callable[[int, int], None] = lambda rows, tokens: None,
-    free: float | None = None,
-    itemsize: int | None = None,
-    run: RunFolder | None = None,
-    name: str = "full_fine_tuning",
 ) -> tuple[LanguageModel, list[float]]:
     """Trains every weight on the sequences: the trained model, and the loss at each step.
 
     `lm.params` are left as they are; they may lie on the host (`jax.device_get`), which spares the devices a copy.
-    Batches are padded to the narrowest of a few widths, pads carry no loss. With a `run`, each finished epoch is
-    checkpointed under `name` (its predecessor then goes), so that a kill loses at most one; at the end the trained
-    weights alone are kept. `on_step` is told of each step's rows and real tokens.
-    `itemsize` is that of the activations, where it is not the weights' (a CPU widens bfloat16).
+    Batches are padded to the narrowest of a few widths, pads carry no loss. In a `journal` each finished epoch is kept
+    under `name` (its predecessor is then removed), so that a kill loses at most one; at the end the trained weights
+    alone are kept. `on_step` gets each step's rows and real tokens.
 
     Raises:
-        ValueError: nothing to train on; it diverged; or `free` bytes a device are fewer than the forecast.
+        ValueError: nothing to train on, or it diverged.
     """
     if not sequences:
         raise ValueError("full fine-tuning: no training sequence; expected at least one (did every self-edit fail?)")
+    journal = journal or Memory()
     devices, dtype = (lm.mesh.size if lm.mesh else 1), np.dtype(jax.tree.leaves(lm.params)[0].dtype)
-    widths = batching.bucket_widths(max(len(s.ids) for s in sequences), config.width_cuts)
-    if free is not None:
-        shape = nnx.merge(lm.model, lm.params).config  # what is given lies there already: it is not in `free`
-        size = itemsize or dtype.itemsize
-        require_memory(need(shape, config, width=widths[-1], devices=devices, itemsize=size, base_kept=False), free)
+    widths = batching.bucket_widths(max(len(s.ids) for s in sequences), compute.width_cuts)
     batch_size = min(config.batch_size, len(sequences))
     batch = batching.make_batch(
         [sequences], epochs=config.epochs, batch_size=batch_size, widths=widths, capacity=len(sequences), seed=seed
     )
     lengths, order = np.asarray(batch.lengths)[0], np.asarray(batch.order)[0]
-    idle = -batch_size % (devices * config.optimiser.accumulate)
+    idle = -batch_size % (devices * math.gcd(compute.accumulate, batch_size))
     order = np.pad(order, ((0, 0), (0, idle)), constant_values=-1)
     steps = len(order)
     nothing = np.zeros((), np.int32)  # an adapter's settings
     hparams = HParams(np.asarray(config.learning_rate, np.float32), np.asarray(steps), nothing, nothing, nothing)
-    step = partial(train_step, lm.model, dtype=dtype, optimiser=config.optimiser, mesh=lm.mesh)
+    step = partial(train_step, lm.model, dtype=dtype, optimiser=config.optimiser, compute=compute, mesh=lm.mesh)
     start = partial(_start, optimiser=config.optimiser, mesh=lm.mesh, steps=steps)
     like = jax.tree.map(partial(_abstract, mesh=lm.mesh), jax.eval_shape(start, lm.params))
 
@@ -269,8 +218,8 @@ def train_all_weights(
             width = widths[np.searchsorted(widths, lengths[order[s][there]].max())]
             rows = np.maximum(order[s], 0)
             tokens = np.asarray(batch.tokens)[0, rows, :width]
-            loss_mask = np.asarray(batch.loss_mask)[0, rows, :width] & there[:, None]
-            state, loss, norm = step(state, tokens, loss_mask, hparams)
+            loss_weight = np.where(there[:, None], np.asarray(batch.loss_weight)[0, rows, :width], 0)
+            state, loss, norm = step(state, tokens, loss_weight, hparams)
             losses.append(float(loss))
             if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
                 raise ValueError(
@@ -282,41 +231,27 @@ def train_all_weights(
         say(f"epoch {epoch + 1} of {config.epochs}: loss {np.mean(losses):.3f} nats")
         return state
 
+    def checkpoint(epoch: int) -> str:
+        return f"{name}_epoch_{epoch + 1}"
+
     def state_after(epoch: int) -> TuningState:
         """The state at an epoch's end; from the latest checkpoint that there is."""
         if epoch < 0:
             return start(lm.params)
-        if run is None:
-            return train_epoch(state_after(epoch - 1), epoch)
-        state = run.once_tree(checkpoint(epoch), lambda: train_epoch(state_after(epoch - 1), epoch), like)
-        forget(epoch - 1)
+        state = journal.once_tree(checkpoint(epoch), lambda: train_epoch(state_after(epoch - 1), epoch), like)
+        journal.forget_tree(checkpoint(epoch - 1))
         return state
 
-    def checkpoint(epoch: int) -> str:
-        return f"{name}_epoch_{epoch + 1}"
-
-    def forget(epoch: int) -> None:
-        if run is not None and epoch >= 0:
-            run.forget_tree(checkpoint(epoch))
-
-    found: list[float] = []
-
     def train() -> dict:
-        last = config.epochs - 1
-        state = train_epoch(state_after(last - 1), last)
-        found.extend(np.asarray(state.losses).tolist())
-        if run is not None:
-            run.once(f"{name}/losses", lambda: found)  # before the checkpoint: where that is, these are
+        state = train_epoch(state_after(config.epochs - 2), config.epochs - 1)
+        losses = np.asarray(state.losses).tolist()
+        journal.once(f"{name}/losses", lambda: losses)  # before the checkpoint: where that is, these are
         return _finish(state.weights, dtype=dtype, mesh=lm.mesh)
 
-    if run is None:
-        params = train()
-    else:
-        finished = jax.tree.map(lambda w: _abstract(w, lm.mesh, whole=True), lm.params)
-        params = run.once_tree(name, train, finished)
-        forget(config.epochs - 2)
-        found = run.once(f"{name}/losses", list)
-    return lm._replace(params=params), found
+    finished = jax.tree.map(lambda w: _abstract(w, lm.mesh, whole=True), lm.params)
+    params = journal.once_tree(name, train, finished)
+    journal.forget_tree(checkpoint(config.epochs - 2))
+    return lm._replace(params=params), journal.once(f"{name}/losses", list)
 
 
 def _abstract(leaf: Any, mesh: Mesh | None, *, whole: bool = False) -> jax.ShapeDtypeStruct:
@@ -346,25 +281,23 @@ class Need(NamedTuple):
         return sum(self)
 
 
-def need(
-    model: ModelConfig, config: FullTuning, *, width: int, devices: int, itemsize: int, base_kept: bool = True
-) -> Need:
+def need(model: ModelConfig, config: FullTuning, compute: Compute, *, width: int, devices: int, itemsize: int) -> Need:
     """The widest step on one device. `itemsize` is the model's own precision, in bytes."""
-    parameters, optimiser = costs.model_parameters(model), config.optimiser
-    rows = math.ceil(config.batch_size / (optimiser.accumulate * devices))
+    parameters, parts = costs.model_parameters(model), math.gcd(compute.accumulate, config.batch_size)
+    rows = math.ceil(config.batch_size / (parts * devices))
     alone = devices == 1
     used = 0 if alone and itemsize == FLOAT32 else itemsize  # cast, or gathered from the devices that hold them
     gradient = itemsize if alone else FLOAT32
-    running = FLOAT32 if optimiser.accumulate > 1 else 0
+    running = FLOAT32 if parts > 1 else 0
     d, f, tokens = model.hidden_size, model.intermediate_size, rows * width
     kept = 10 * d + 5 * f + 2 * model.num_heads * width  # a token and layer: all that a matrix reads, and its results
-    floats = kept + model.num_layers * d if optimiser.remat else model.num_layers * kept
+    floats = kept + model.num_layers * d if compute.remat else model.num_layers * kept
     return Need(
-        base=parameters * itemsize if base_kept else 0,
+        base=parameters * itemsize,
         state=math.ceil(3 * FLOAT32 * parameters / devices),
         gradient=parameters * (used + gradient + running),
         activations=tokens * floats * itemsize,
-        logits=model.vocab_size * (3 * min(optimiser.loss_chunk, tokens) * FLOAT32 + 2 * d * gradient),
+        logits=model.vocab_size * (3 * min(compute.loss_chunk, tokens) * FLOAT32 + 2 * d * gradient),
     )
 
 
@@ -394,5 +327,5 @@ def require_memory(need: Need, free: float) -> None:
             f"full fine-tuning needs about {memory.readable(need.total)} on each device (most of it {most}: "
             f"{memory.readable(getattr(need, most))}) and {memory.readable(free)} are free; train adapters instead "
             "(--method lora), or use more devices, a smaller model, a smaller --full.batch-size, or a larger "
-            "--full.optimiser.accumulate"
+            "--compute.accumulate"
         )

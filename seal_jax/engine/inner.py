@@ -1,16 +1,16 @@
 """The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1).
 
-`loss_and_gradient` and `update` are one optimiser step of one adapter, and `adapt` takes a self-edit's steps: read
-those as if there were a single adapter. `adapt_many` maps `adapt` over the self-edits. The frozen base model is shared
-by all of them and is never copied; what may differ between adapters (rank, alpha, learning rate, steps, seed) is an
-array.
+`loss_and_gradient` and `update` are one optimiser step of one set of weights: an adapter's or, in full_training.py, a
+whole model's. `adapt` takes a self-edit's steps: read those as if there were a single adapter. `adapt_many` maps it
+over the self-edits. The frozen base model is shared by all of them and is never copied; what may differ between
+adapters (rank, alpha, learning rate, steps, seed, numbers of the loss) is an array.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,10 +22,12 @@ from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seal_jax.engine.batching import Plan, make_plans
+from seal_jax.engine.chunks import Chunk, in_chunks, in_parts
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.losses import Head, Loss, Numbers, next_token, token_losses
 from seal_jax.nn.transformer import Model
-from seal_jax.types import HParams, TokenBatch, require_at_least
+from seal_jax.types import Compute, HParams, TokenBatch, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -43,14 +45,23 @@ class Optimiser:
     eps: float = 1e-8  # AdamW
     weight_decay: float = 0.0  # AdamW, decoupled
     dropout: float = 0.0  # on the input of A
-    accumulate: int = 1  # micro-batches a step is split into: the same update, less memory; must divide the batch size
-    remat: bool = False  # recompute layers in the backward pass: about a third more work, far less memory
-    loss_chunk: int = 256  # tokens of an adapter whose logits exist at a time
-    kl: float = 0.0  # weight of KL(model before training || model now), a token of the loss; 0 leaves it out
 
     def __post_init__(self) -> None:
-        require_at_least(1, accumulate=self.accumulate, loss_chunk=self.loss_chunk)
-        require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout, kl=self.kl)
+        require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
+
+
+Weights = Any  # what is trained: an adapter's (a, b), or all of a model's params
+
+
+class Outputs(NamedTuple):
+    """What a forward pass hands to the loss."""
+
+    hidden: Float[Array, "B T D"]
+    head: Head
+    teacher: Float[Array, "B T D"] | None = None  # hidden states of `Loss.teacher`
+
+
+Forward = Callable[[Weights, "Int[Array, 'B T']", "PRNGKeyArray"], Outputs]
 
 
 class InnerState(struct.PyTreeNode):
@@ -61,21 +72,15 @@ class InnerState(struct.PyTreeNode):
     step: Int[Array, ""]
 
 
-FIRST_PART = 4  # steps that a watched chunk takes before it is first told of
-PART_SECONDS = 1.0  # parts grow until they take so long
-
-Weights = tuple[dict[str, jax.Array], dict[str, jax.Array]]  # an adapter's a and b: what is trained
-
-
 class Metrics(NamedTuple):
     """What one step reports. NaN in a step that changed nothing."""
 
-    loss: Float[Array, ""]  # mean over trained tokens, nats, with what `Optimiser.kl` adds
+    loss: Float[Array, ""]  # mean over trained tokens, nats
     grad_norm: Float[Array, ""]  # before clipping
 
 
-def _transformation(optimiser: Optimiser) -> optax.GradientTransformation:
-    """Clip, then AdamW, all but the learning rate, which is an adapter's own."""
+def transformation(optimiser: Optimiser) -> optax.GradientTransformation:
+    """Clip, then AdamW, all but the learning rate, which each adapter has for itself."""
     return optax.chain(
         optax.clip_by_global_norm(optimiser.clip_norm),
         optax.scale_by_adam(optimiser.b1, optimiser.b2, optimiser.eps),
@@ -101,71 +106,70 @@ def learning_rate(optimiser: Optimiser, hparams: HParams, step: Int[Array, ""]) 
 
 
 def loss_and_gradient(
-    model: Model,
-    params: dict,
-    adapter: Adapter,
+    forward: Forward,
+    weights: Weights,
     tokens: Int[Array, "B T"],
-    loss_mask: Bool[Array, "B T"],
+    loss_weight: Float[Array, "B T"],
     key: PRNGKeyArray,
-    optimiser: Optimiser,
+    *,
+    loss: Loss,
+    numbers: Numbers,
+    compute: Compute,
     rows_axis: str | None = None,
-    fixed: Adapter | None = None,
+    train_head: bool = False,
 ) -> tuple[Float[Array, ""], Weights]:
-    """The mean next-token loss over the tokens under `loss_mask`, in nats, and its gradient in the adapter's (a, b).
+    """The loss, summed by `loss_weight` and divided by the tokens where that is not 0, and its gradient in `weights`.
 
-    The model that is trained is the base with `fixed`, if there is one; `Optimiser.kl` holds the adapter close to that.
-    Where the batch's rows are split over devices, `rows_axis` names the mesh axis, and every device gets the same.
+    Where the batch's rows are split over devices, `rows_axis` names the mesh axis: both are then this device's share,
+    to be summed over it. `train_head` differentiates in the output head too.
     """
-    decoder = nnx.merge(model, params)
-    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(loss_mask[:, 1:])), 1)
-    if rows_axis is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
+    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(loss_weight[:, 1:] != 0)), 1)
 
-    def loss_of(weights: Weights, tokens: Array, loss_mask: Array, key: Array) -> Float[Array, ""]:
-        hidden, _ = decoder(
-            tokens,
-            adapter=Adapter(*weights, adapter.scale),
-            fixed=fixed,
-            dropout=optimiser.dropout,
-            dropout_key=key if optimiser.dropout > 0 else None,
-            remat=optimiser.remat,
-        )
-        if optimiser.kl == 0:
-            log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=optimiser.loss_chunk)
-        else:  # twice the logits a token, so half the tokens at a time
-            before, _ = decoder(tokens, adapter=fixed)
-            log_probs = decoder.log_probs(
-                hidden[:, :-1],
-                tokens[:, 1:],
-                chunk=-(-optimiser.loss_chunk // 2),
-                before=before[:, :-1],
-                kl=optimiser.kl,
-            )
-        return -jnp.sum(jnp.where(loss_mask[:, 1:], log_probs, 0)) / trained
+    def loss_of(weights: Weights, tokens: Array, loss_weight: Array, key: Array) -> Float[Array, ""]:
+        hidden, head, teacher = forward(weights, tokens, key)
+        each = token_losses(
+            loss, head, hidden[:, :-1], tokens[:, 1:], chunk=compute.loss_chunk, numbers=numbers,
+            teacher=None if teacher is None else teacher[:, :-1], train_head=train_head,
+        )  # fmt: skip
+        weight = loss_weight[:, 1:]
+        return jnp.sum(jnp.where(weight != 0, weight * each, 0)) / trained  # a pad's loss may be no number
 
-    weights = (adapter.a, adapter.b)
-    if optimiser.accumulate == 1:
-        return _sum_over(rows_axis, jax.value_and_grad(loss_of)(weights, tokens, loss_mask, key))
+    parts = math.gcd(compute.accumulate, len(tokens))
+    if parts == 1:
+        return jax.value_and_grad(loss_of)(weights, tokens, loss_weight, key)
 
     def add(total, micro):  # each micro-batch's share of the one mean: the sum is the large batch's gradient
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(weights, *micro)), None
 
-    micro = jax.tree.map(lambda x: x.reshape(optimiser.accumulate, -1, *x.shape[1:]), (tokens, loss_mask))
-    keys = jax.random.split(key, optimiser.accumulate)
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, weights))
-    total, _ = jax.lax.scan(add, zero, (*micro, keys))
-    return _sum_over(rows_axis, total)
+    micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (tokens, loss_weight))
+    zero = (jnp.zeros(()), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
+    return jax.lax.scan(add, zero, (*micro, jax.random.split(key, parts)))[0]
 
 
 def update(
-    state: InnerState, gradient: Weights, hparams: HParams, optimiser: Optimiser
-) -> tuple[InnerState, Float[Array, ""]]:
-    """One optimiser step of one adapter from a gradient: the new state, and the gradient's norm before clipping."""
-    weights = (state.adapter.a, state.adapter.b)
-    updates, moments = _transformation(optimiser).update(gradient, state.moments, weights)
-    rate = learning_rate(optimiser, hparams, state.step)
-    a, b = jax.tree.map(lambda w, u: w - rate * u, weights, updates)
-    return InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1), optax.global_norm(gradient)
+    weights: Weights,
+    moments: optax.OptState,
+    step: Int[Array, ""],
+    gradient: Weights,
+    hparams: HParams,
+    optimiser: Optimiser,
+) -> tuple[Weights, optax.OptState]:
+    """One optimiser step from a gradient: the new weights and moments."""
+    updates, moments = transformation(optimiser).update(gradient, moments, weights)
+    rate = learning_rate(optimiser, hparams, step)
+    return jax.tree.map(lambda w, u: w - rate * u, weights, updates), moments
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One adapter
+
+
+class Recipe(NamedTuple):
+    """What is the same for all adapters of a program: static."""
+
+    optimiser: Optimiser = Optimiser()
+    loss: Loss = next_token
+    compute: Compute = Compute()
 
 
 class Training(NamedTuple):
@@ -178,7 +182,7 @@ class Training(NamedTuple):
 def begin(adapter: Adapter, optimiser: Optimiser, *, steps: int) -> Training:
     """An adapter before the first of at most S `steps`."""
     nothing = jnp.full(steps, jnp.nan)
-    moments = _transformation(optimiser).init((adapter.a, adapter.b))
+    moments = transformation(optimiser).init((adapter.a, adapter.b))
     return Training(InnerState(adapter, moments, jnp.zeros((), jnp.int32)), Metrics(nothing, nothing))
 
 
@@ -190,7 +194,7 @@ def adapt(
     plan: Plan,
     part: tuple[Int[Array, ""], Int[Array, ""]],
     hparams: HParams,
-    optimiser: Optimiser,
+    recipe: Recipe,
     rows_axis: str | None = None,
     fixed: Adapter | None = None,
 ) -> Training:
@@ -200,30 +204,60 @@ def adapt(
     that is taken, and the first that is not: a plan in parts gives what it gives in one. A step past `num_steps`, or
     with no row, changes nothing.
     """
+    optimiser, loss, compute = recipe
+    decoder = nnx.merge(model, params)
 
-    def at_width(width: int, adapter: Adapter, rows: Int[Array, "B"], key: PRNGKeyArray):
+    def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
+        a, b = weights
+        hidden, _ = decoder(
+            tokens,
+            adapter=training.state.adapter.replace(a=a, b=b),
+            fixed=fixed,
+            dropout=optimiser.dropout,
+            dropout_key=key if optimiser.dropout > 0 else None,
+            remat=compute.remat,
+        )
+        before = decoder(tokens, adapter=fixed)[0] if loss.teacher == "base" else None
+        return Outputs(hidden, decoder.head(), before)
+
+    def at_width(width: int, weights: Weights, rows: Int[Array, "B"], key: PRNGKeyArray):
         row = jnp.maximum(rows, 0)
         tokens = batch.tokens[:, :width][row]
-        loss_mask = batch.loss_mask[:, :width][row] & (rows >= 0)[:, None]
-        return loss_and_gradient(model, params, adapter, tokens, loss_mask, key, optimiser, rows_axis, fixed)
+        loss_weight = jnp.where((rows >= 0)[:, None], batch.loss_weight[:, :width][row], 0)
+        return _sum_over(
+            rows_axis,
+            loss_and_gradient(
+                forward, weights, tokens, loss_weight, key,
+                loss=loss, numbers=hparams.numbers, compute=compute, rows_axis=rows_axis,
+            ),
+        )  # fmt: skip
 
     def step(i: Int[Array, ""], training: Training) -> Training:
         state, metrics = training
-        s = plan.steps[i]
+        s, weights = plan.steps[i], (state.adapter.a, state.adapter.b)
         rows, key = batch.order[s], jax.random.fold_in(jax.random.key(hparams.seed), state.step)
+        if rows_axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
         # Only the gradient is taken inside the branch: state that passed through it would be copied at every step.
-        loss, gradient = jax.lax.switch(plan.width_index[i], branches, state.adapter, rows, key)
-        new_state, norm = update(state, gradient, hparams, optimiser)
+        value, gradient = jax.lax.switch(plan.width_index[i], branches, weights, rows, key)
+        (a, b), moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
+        new_state = InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1)
         active = (_sum_over(rows_axis, jnp.sum(rows >= 0)) > 0) & (state.step < hparams.num_steps)
         state = jax.tree.map(partial(jnp.where, active), new_state, state)
-        said = jax.tree.map(
-            lambda old, new: old.at[s].set(jnp.where(active, new, jnp.nan)), metrics, Metrics(loss, norm)
+        reported = jax.tree.map(
+            lambda old, new: old.at[s].set(jnp.where(active, new, jnp.nan)),
+            metrics,
+            Metrics(value, optax.global_norm(gradient)),
         )
-        return Training(state, said)
+        return Training(state, reported)
 
     branches = [partial(at_width, width) for width in batch.widths]
     first, last = part
     return jax.lax.fori_loop(first, jnp.minimum(last, plan.num_steps), step, training)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many adapters
 
 
 @partial(jax.jit, static_argnames=("optimiser", "steps", "mesh", "by_rows"), donate_argnames="adapters")
@@ -244,14 +278,14 @@ def _layout(batch: TokenBatch, by_rows: bool) -> tuple[Any, ...]:
     return split, split, split, split, split  # each trains its own adapters, by its own plan; nothing is exchanged
 
 
-@partial(jax.jit, static_argnames=("model", "optimiser", "mesh", "by_rows"), donate_argnames="training")
-def _adapt_chunk(model, params, training, batch, plans, part, hparams, optimiser, mesh=None, by_rows=False, fixed=None):
+@partial(jax.jit, static_argnames=("model", "recipe", "mesh", "by_rows"), donate_argnames="training")
+def _adapt_chunk(model, params, training, batch, plans, part, hparams, recipe, mesh=None, by_rows=False, fixed=None):
     # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
     rows_axis = "adapters" if by_rows else None
 
     def many(params, training, batch, plans, part, hparams, fixed):
         def one(training, batch, hparams, fixed):
-            return adapt(model, params, training, batch, plan, part, hparams, optimiser, rows_axis, fixed)
+            return adapt(model, params, training, batch, plan, part, hparams, recipe, rows_axis, fixed)
 
         plan = jax.tree.map(lambda x: x[0], plans)
         return jax.vmap(one)(training, batch, hparams, fixed)
@@ -269,7 +303,7 @@ def adapt_many(
     adapters: Adapter,
     batch: TokenBatch,
     hparams: HParams,
-    optimiser: Optimiser,
+    recipe: Recipe,
     *,
     chunk: Chunk,
     mesh: Mesh | None = None,
@@ -278,15 +312,16 @@ def adapt_many(
     """Trains E adapters, a chunk of them at a time: `adapt`, vmapped over self-edits.
 
     All of `adapters`, `batch`, `hparams` and `fixed` (what each is trained on top of) carry the leading axis E; metrics
-    are [E, S]. One program is compiled for all chunks, and called for some steps of one after another where somebody
-    watches (`Chunk.watch`). A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one
-    axis "adapters", each device trains its share of a chunk; a single adapter, in a chunk of one, is trained by all of
-    them, each on its share of a step's rows.
+    are [E, S]. One program is compiled for all chunks; where progress is reported (`Chunk.watch`) it is called for some
+    steps at a time. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
+    "adapters", each device trains its share of a chunk; a single adapter, in a chunk of one, is trained by all of them,
+    each on its share of a step's rows.
     """
     total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
     by_rows = total == chunk.planned == 1 and devices > 1
     if by_rows:
-        idle = -batch.order.shape[2] % (devices * optimiser.accumulate)
+        micro = math.gcd(recipe.compute.accumulate, batch.order.shape[2])
+        idle = -batch.order.shape[2] % (devices * micro)
         batch = batch.replace(order=np.pad(np.asarray(batch.order), ((0, 0), (0, 0), (0, idle)), constant_values=-1))
 
     def train(index: Int[np.ndarray, "C"], live: Bool[np.ndarray, "C"]) -> tuple[Adapter, Metrics]:
@@ -297,7 +332,7 @@ def adapt_many(
         plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=1 if by_rows else devices)
         below, steps = None if fixed is None else lora.take(fixed, index), int(np.max(plans.num_steps))
         training = _begin_chunk(
-            lora.take(adapters, index), optimiser=optimiser, steps=order.shape[1], mesh=mesh, by_rows=by_rows
+            lora.take(adapters, index), optimiser=recipe.optimiser, steps=order.shape[1], mesh=mesh, by_rows=by_rows
         )
         # Placed once for all parts; and as what comes back will be, or the second part would be another program.
         where = (
@@ -307,26 +342,11 @@ def adapt_many(
         )
         training, rows, plans, hyper, below = jax.device_put((training, rows, plans, hyper, below), where)
         for part in in_parts(steps, chunk.watch):
-            training = _adapt_chunk(model, params, training, rows, plans, part, hyper, optimiser, mesh, by_rows, below)
+            training = _adapt_chunk(model, params, training, rows, plans, part, hyper, recipe, mesh, by_rows, below)
             jax.block_until_ready(training)
         return training.state.adapter, training.metrics
 
     return in_chunks(train, total, chunk, devices=1 if by_rows else devices)
-
-
-def in_parts(steps: int, watch: Callable[[int, int], None] | None) -> Iterator[tuple[int, int]]:
-    """Cuts steps into parts, (first, past the last), of about a second, and tells `watch` of each; without it, one."""
-    if watch is None:
-        yield 0, steps
-        return
-    done, size = 0, FIRST_PART
-    while done < steps:
-        began, last = time.monotonic(), min(steps, done + size)
-        yield done, last
-        done = last
-        watch(done, steps)
-        if time.monotonic() - began < PART_SECONDS:
-            size *= 2
 
 
 def log_likelihood(
@@ -341,7 +361,7 @@ def log_likelihood(
     def at_width(width: int, rows: Int[Array, "B"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
         row = jnp.maximum(rows, 0)
         tokens = batch.tokens[:, :width][row]
-        trained = (batch.loss_mask[:, :width][row] & (rows >= 0)[:, None])[:, 1:]
+        trained = ((batch.loss_weight[:, :width][row] != 0) & (rows >= 0)[:, None])[:, 1:]
         hidden, _ = decoder(tokens, adapter=adapter)
         log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=loss_chunk)
         return jnp.sum(jnp.where(trained, log_probs, 0)), jnp.sum(trained)
@@ -389,59 +409,6 @@ def log_likelihood_many(
         return _log_likelihood_chunk(model, params, lora.take(adapters, index), rows, plans, loss_chunk, mesh)
 
     return in_chunks(measure, len(batch.tokens), chunk, devices=devices)
-
-
-@dataclasses.dataclass
-class Chunk:
-    """How many adapters (or rows) the devices hold at a time. Halved, for good, when memory does not suffice."""
-
-    size: int
-    what: str = "adapters"
-    say: Callable[[str], None] = print
-    watch: Callable[[int, int], None] | None = None  # told while a chunk trains: optimiser steps done, and of how many
-    planned: int = dataclasses.field(init=False)  # the size before any halving: a resumed run cuts its pieces by it
-
-    def __post_init__(self) -> None:
-        self.planned = self.size
-
-
-def in_chunks(
-    run: Callable[[np.ndarray, np.ndarray], Any],
-    total: int,
-    chunk: Chunk,
-    *,
-    devices: int = 1,
-    each: int = 1,
-    fill: bool = True,
-) -> Any:
-    """Calls `run(index, live)` on one chunk after another and joins what it returns along the first axis.
-
-    An item takes `each` places of the chunk. `index` is filled up to a whole chunk, so that one program serves all (or,
-    without `fill`, to a multiple of `devices`); where `live` is False it repeats an item, and what is returned for that
-    is dropped. If the device runs out of memory the chunk is halved, which is said once, and nothing finished is lost.
-
-    Raises:
-        jax.errors.JaxRuntimeError: memory does not suffice for one adapter a device.
-    """
-    outputs: list[Any] = []
-    done = 0
-    while done < total:
-        size = max(devices, chunk.size // each // devices * devices)
-        if not fill:
-            size = min(size, -(-(total - done) // devices) * devices)
-        live = np.arange(size) < total - done
-        index = np.minimum(done + np.arange(size), total - 1)
-        try:
-            output = jax.block_until_ready(run(index, live))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or size == devices:
-                raise
-            chunk.size = max(devices, size // 2 // devices * devices) * each
-            chunk.say(f"not enough device memory for {size * each} {chunk.what} at a time: going on with {chunk.size}")
-            continue
-        outputs.append(output if live.all() else jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))
-        done += size
-    return outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
 
 @jax.jit

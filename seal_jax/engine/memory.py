@@ -8,11 +8,13 @@ compiled here. Where the plan is wrong all the same, `inner.in_chunks` halves th
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from seal_jax.engine import costs
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.types import Compute
 
 if TYPE_CHECKING:
     from seal_jax.nn.transformer import ModelConfig
@@ -22,6 +24,15 @@ SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 8, 64  # adapters on a device: beyond, time per adapter falls no more and padding grows
 ENOUGH = 8  # adapters on a device; with so many, recomputing layers to fit more does not pay
 RECOMPUTING = 4 / 3  # the work of a step when layers are recomputed, over that when they are kept
+
+
+class Writing(NamedTuple):
+    """The sizes of what a run writes: its self-edits and its answers."""
+
+    samples: int  # self-edits of a prompt
+    prompt_width: int  # tokens of a self-edit prompt
+    max_tokens: int  # of a self-edit
+    answer_tokens: int
 
 
 class Need(NamedTuple):
@@ -38,17 +49,17 @@ class Need(NamedTuple):
 
 
 def training(
-    model: ModelConfig, config: FineTuning, *, adapters: int, width: int, itemsize: int, loss_chunk: int | None = None
+    model: ModelConfig, config: FineTuning, compute: Compute, *, adapters: int, width: int, itemsize: int
 ) -> Need:
     """The widest step of `adapters` on one device. `itemsize` is the base model's, in bytes."""
-    rows = max(1, config.batch_size // config.optimiser.accumulate)
+    rows = config.batch_size // math.gcd(config.batch_size, compute.accumulate)
     tokens = adapters * rows * width
     d, f = model.hidden_size, model.intermediate_size
     kept = 8 * d + 4 * f + 2 * model.num_heads * width  # a token and layer: the scores of attention come last
     if set(config.projections) & {"o_proj", "gate_proj", "up_proj", "down_proj"}:
         kept += 2 * d + f + config.rank * len(config.projections)  # their inputs too
-    floats = kept + model.num_layers * d if config.optimiser.remat else model.num_layers * kept
-    chunk = min(loss_chunk or config.optimiser.loss_chunk, rows * width)
+    floats = kept + model.num_layers * d if compute.remat else model.num_layers * kept
+    chunk = min(compute.loss_chunk, rows * width)
     return Need(
         base=costs.model_parameters(model) * itemsize,
         adapters=ADAPTER_COPIES * adapters * _adapter(model, config),
@@ -104,36 +115,19 @@ def _adapter(model: ModelConfig, config: FineTuning) -> int:
 # The plan
 
 
-class Plan(NamedTuple):
-    """How a run is cut to the memory it finds. Kept in the run folder: a run that carries on is cut the same way."""
-
-    chunk: int  # adapters at a time, over all devices
-    remat: bool
-    loss_chunk: int
-    write_chunk: int  # self-edits written at a time, over all devices
-
-    def applied(self, config: FineTuning) -> FineTuning:
-        """The settings with the plan filled in."""
-        optimiser = dataclasses.replace(config.optimiser, remat=self.remat, loss_chunk=self.loss_chunk)
-        return dataclasses.replace(config, chunk=self.chunk, optimiser=optimiser)
-
-
 def fit(
     model: ModelConfig,
     config: FineTuning,
     shapes: Shapes,
+    compute: Compute,
+    writing_sizes: Writing,
     *,
-    max_tokens: int,
-    prompt_width: int,
-    samples: int,
-    written_tokens: int,
-    write_chunk: int | None,
     free: float,
     devices: int,
     itemsize: int,
     most: int,
-) -> Plan:
-    """As many adapters as `free` bytes on each device hold, up to `most` each; what the config fixes stays as it is.
+) -> Compute:
+    """`compute` with what it leaves open: as many adapters as `free` bytes on each device hold, up to `most` each.
 
     A smaller piece of the loss is chosen only where fewer than `ENOUGH` adapters fit without; recomputing layers only
     where that also makes room for so many more that the work it adds is paid for.
@@ -141,40 +135,40 @@ def fit(
     """
     room = SHARE * free
 
-    def holds(config: FineTuning, adapters: int) -> bool:
+    def holds(candidate: Compute, adapters: int) -> bool:
         needs = (
-            training(model, config, adapters=adapters, width=shapes.widths[-1], itemsize=itemsize),
-            answering(model, config, shapes, adapters=adapters, max_tokens=max_tokens, itemsize=itemsize),
+            training(model, config, candidate, adapters=adapters, width=shapes.widths[-1], itemsize=itemsize),
+            answering(
+                model, config, shapes, adapters=adapters, max_tokens=writing_sizes.answer_tokens, itemsize=itemsize
+            ),
         )
         return max(need.total for need in needs) <= room
 
     def writes(prompts: int) -> bool:
         need = writing(
-            model, prompts=prompts, samples=samples, prompt_width=prompt_width, max_tokens=written_tokens,
-            itemsize=itemsize,
+            model, prompts=prompts, samples=writing_sizes.samples, prompt_width=writing_sizes.prompt_width,
+            max_tokens=writing_sizes.max_tokens, itemsize=itemsize,
         )  # fmt: skip
         return need.total <= room
 
-    best: tuple[int, FineTuning] | None = None
-    whole = config.optimiser.loss_chunk
-    for remat in (True,) if config.optimiser.remat else (False, True):
+    best: tuple[int, Compute] | None = None
+    whole = compute.loss_chunk
+    for remat in (True,) if compute.remat else (False, True):
         for loss_chunk in (whole, max(1, whole // 4)):
-            optimiser = dataclasses.replace(config.optimiser, remat=remat, loss_chunk=loss_chunk)
-            candidate = dataclasses.replace(config, optimiser=optimiser)
-            wanted = -(-config.chunk // devices) if config.chunk else most
+            candidate = dataclasses.replace(compute, remat=remat, loss_chunk=loss_chunk)
+            wanted = -(-compute.chunk // devices) if compute.chunk else most
             count = next((n for n in range(wanted, 0, -1) if holds(candidate, n)), 0)
-            dearer = best is not None and remat and not best[1].optimiser.remat
-            price = RECOMPUTING if dearer and config.chunk is None else 1
+            dearer = best is not None and remat and not best[1].remat
+            price = RECOMPUTING if dearer and compute.chunk is None else 1
             if best is None or (best[0] < min(ENOUGH, wanted) and count > price * best[0]):
                 best = count, candidate
     assert best is not None
     count, chosen = best
-    prompts = next((n for n in range(4 * most // samples, 0, -1) if writes(n)), 1)
-    return Plan(
-        chunk=config.chunk or max(1, count) * devices,
-        remat=chosen.optimiser.remat,
-        loss_chunk=chosen.optimiser.loss_chunk,
-        write_chunk=write_chunk or prompts * samples * devices,
+    prompts = next((n for n in range(4 * most // writing_sizes.samples, 0, -1) if writes(n)), 1)
+    return dataclasses.replace(
+        chosen,
+        chunk=compute.chunk or max(1, count) * devices,
+        write_chunk=compute.write_chunk or prompts * writing_sizes.samples * devices,
     )
 
 

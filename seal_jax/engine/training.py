@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seal_jax.engine import batching, inner
-from seal_jax.engine.inner import Chunk, Optimiser
+from seal_jax.engine.chunks import Chunk
+from seal_jax.engine.inner import Optimiser, Recipe
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.types import HParams, LanguageModel, Settings, require_at_least
+from seal_jax.nn.losses import Loss, next_token
+from seal_jax.types import Compute, HParams, LanguageModel, Settings, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Float
@@ -33,18 +35,12 @@ class FineTuning:
     batch_size: int = 1  # sequences a step
     optimiser: Optimiser = Optimiser()
     initialisation: Literal["stored", "per_edit"] = "per_edit"  # one A for all self-edits, or a key for each
-    chunk: int | None = None  # adapters trained at a time; None: as many as fit in memory (memory.py)
-    width_cuts: tuple[int, ...] = (32, 40, 56, 72, 192, 256, 320)  # tokens; steps are cut to the narrowest that fits
 
     def __post_init__(self) -> None:
         require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size)
         require_at_least(0, learning_rate=self.learning_rate)
         if set(self.projections) - set(lora.PROJECTIONS):
             raise ValueError(f"projections are {self.projections}; expected some of {', '.join(lora.PROJECTIONS)}")
-        if self.chunk is not None:
-            require_at_least(1, chunk=self.chunk)
-        if self.batch_size % self.optimiser.accumulate:
-            raise ValueError(f"accumulate {self.optimiser.accumulate} does not divide batch_size {self.batch_size}")
 
 
 class Shapes(NamedTuple):
@@ -57,28 +53,45 @@ class Shapes(NamedTuple):
     gold_width: int  # tokens of a gold answer
 
 
+class Trainer(NamedTuple):
+    """How adapters are trained through a run, whatever they are trained on."""
+
+    config: FineTuning
+    shapes: Shapes
+    compute: Compute
+    chunk: Chunk  # adapters at a time
+    loss: Loss = next_token
+
+
+def make_trainer(
+    config: FineTuning, shapes: Shapes, compute: Compute, *, loss: Loss = next_token, **chunk: Any
+) -> Trainer:
+    """A trainer of `compute.chunk` adapters at a time (1 where that is open); `chunk` are other fields of `Chunk`."""
+    return Trainer(config, shapes, compute, Chunk(compute.chunk or 1, **chunk), loss)
+
+
 def train(
     lm: LanguageModel,
     edits: Sequence[Sequence[batching.Tokens]],
-    config: FineTuning,
-    shapes: Shapes,
+    trainer: Trainer,
     *,
     seed: int,
-    chunk: Chunk,
     fixed: Adapter | None = None,
     settings: Sequence[Settings | None] | None = None,
+    numbers: Mapping[str, float | Sequence[float]] | None = None,
 ) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
-    """One adapter for each of E self-edits' sequences, and its loss at every step (NaN where it rested).
+    """One adapter for each of E self-edits' sequences, and its loss at every step (NaN on skipped steps).
 
-    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `settings` are what the rows
-    have of their own: a self-edit's learning rate and epochs where it chose any, or a cell's of an ablation; what is
-    not said there is `config`'s. `seed` names the training run: the order of sequences follows from it, and so does
-    the initialisation, together with the self-edit's own tokens where that is `per_edit`. Neighbours and chunks have
-    no say in either.
+    With `fixed`, E adapters that stay as they are, each is trained on top of its own. `settings` are what a row has of
+    its own: a self-edit's learning rate and epochs where it chose any, or a cell's of an ablation; the rest is
+    `trainer.config`'s. `numbers` are what the loss is told, one for all rows or one for each. `seed` names the training
+    run: the order of sequences follows from it, and so does the initialisation, together with the self-edit's tokens
+    where that is `per_edit`. Neighbours and chunks change neither.
 
     Raises:
         ValueError: a row that wants more epochs, a larger rank or other projections than `config` has.
     """
+    config, shapes = trainer.config, trainer.shapes
     total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
     own = own_settings(config, settings or [None] * total)
     epochs = [chosen.epochs for chosen in own]
@@ -100,13 +113,15 @@ def train(
         alpha=np.asarray([chosen.alpha for chosen in own], np.float32),
         rank=np.asarray([chosen.rank for chosen in own], np.int32),
         seed=np.asarray(seeds, np.int32),
+        numbers={name: np.resize(np.asarray(value, np.float32), total) for name, value in (numbers or {}).items()},
     )
-    fresh = fresh_adapters(lm, hparams, config, chunk)
+    fresh = fresh_adapters(lm, hparams, trainer)
     if any(set(chosen.projections) != set(config.projections) for chosen in own):
         fresh = _only(fresh, [chosen.projections for chosen in own])
     trained, metrics = inner.adapt_many(
-        lm.model, lm.params, fresh, batch, hparams, config.optimiser, chunk=chunk, mesh=lm.mesh, fixed=fixed
-    )
+        lm.model, lm.params, fresh, batch, hparams, Recipe(config.optimiser, trainer.loss, trainer.compute),
+        chunk=trainer.chunk, mesh=lm.mesh, fixed=fixed,
+    )  # fmt: skip
     return trained, np.asarray(metrics.loss)
 
 
@@ -143,46 +158,42 @@ def _only(adapters: Adapter, projections: Sequence[Sequence[str]]) -> Adapter:
 
 
 def log_likelihoods(
-    lm: LanguageModel,
-    adapters: Adapter,
-    edits: Sequence[Sequence[batching.Tokens]],
-    config: FineTuning,
-    shapes: Shapes,
-    *,
-    chunk: Chunk,
+    lm: LanguageModel, adapters: Adapter, edits: Sequence[Sequence[batching.Tokens]], trainer: Trainer
 ) -> Float[np.ndarray, "E"]:
     """How well each of E adapters knows its training sequences: mean log-probability of a token, nats."""
-    batch_size = min(config.batch_size, shapes.capacity)
+    shapes = trainer.shapes
     batch = batching.make_batch(
-        edits, epochs=1, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=0
-    )
-    loss_chunk = config.optimiser.loss_chunk
+        edits, epochs=1, batch_size=min(trainer.config.batch_size, shapes.capacity), widths=shapes.widths,
+        capacity=shapes.capacity, seed=0,
+    )  # fmt: skip
     return np.asarray(
         inner.log_likelihood_many(
-            lm.model, lm.params, adapters, batch, loss_chunk=loss_chunk, chunk=chunk, mesh=lm.mesh
+            lm.model, lm.params, adapters, batch,
+            loss_chunk=trainer.compute.loss_chunk, chunk=trainer.chunk, mesh=lm.mesh,
         )
-    )
+    )  # fmt: skip
 
 
-def fresh_adapters(lm: LanguageModel, hparams: HParams, config: FineTuning, chunk: Chunk) -> Adapter:
+def fresh_adapters(lm: LanguageModel, hparams: HParams, trainer: Trainer) -> Adapter:
     """E adapters before their first step: they change nothing yet. One program serves any E up to a chunk."""
     total = len(hparams.seed)
-    places = np.resize(np.arange(total), batching.round_up(total, chunk.planned))
+    places = np.resize(np.arange(total), batching.round_up(total, trainer.chunk.planned))
     filled = jax.tree.map(lambda x: x[places], hparams)
+    config = trainer.config
     adapters = init_adapters(lm.params["blocks"], filled, config.projections, config.rank)
     return lora.take(adapters, slice(0, total))
 
 
-def untrained(lm: LanguageModel, count: int, config: FineTuning, chunk: Chunk) -> Adapter:
+def untrained(lm: LanguageModel, count: int, trainer: Trainer) -> Adapter:
     """Adapters that change nothing, of the shape of those in training: with them, one program asks both."""
     ones, zeros = np.ones(count, np.float32), np.zeros(count, np.int32)
-    rank = np.full(count, config.rank, np.int32)
+    rank = np.full(count, trainer.config.rank, np.int32)
     hparams = HParams(learning_rate=ones, num_steps=zeros, alpha=ones, rank=rank, seed=zeros)
-    return fresh_adapters(lm, hparams, config, chunk)
+    return fresh_adapters(lm, hparams, trainer)
 
 
 def adapter_shapes(lm: LanguageModel, config: FineTuning, count: int | None = None) -> Adapter:
-    """What a checkpoint of one adapter holds, or of `count` that train together (`RunFolder.once_tree`)."""
+    """What a checkpoint of one adapter holds, or of `count` that train together (`Journal.once_tree`)."""
     nothing = np.zeros(count or 1, np.int32)
     hparams = HParams(learning_rate=nothing, num_steps=nothing, alpha=nothing, rank=nothing, seed=nothing)
     many = jax.eval_shape(

@@ -215,6 +215,13 @@ def _read_json(file: Path) -> dict:
         raise ValueError(f"{file}: not JSON ({error}); fetch the model again") from error
 
 
+def read_shape(files: ModelFiles) -> ModelConfig:
+    """The shape of a model from its header or config.json; loads no weights."""
+    if files.kind == "gguf":
+        return gguf.read_config(gguf.open_gguf(files.path), files.path)
+    return read_config(files.path / "config.json")
+
+
 def read_config(file: Path) -> ModelConfig:
     """config.json to our config. Where a key is absent, transformers' own default for that architecture holds.
 

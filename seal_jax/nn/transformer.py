@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 
 from seal_jax.nn.lora import Adapter, LowRank, layer_adapters
+from seal_jax.nn.losses import Head, next_token, token_losses
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -293,112 +293,10 @@ class Transformer(nnx.Module):
         return self.head().logits(hidden)
 
     def log_probs(
-        self,
-        hidden: Float[Array, "B T D"],
-        targets: Int[Array, "B T"],
-        *,
-        chunk: int = 256,
-        before: Float[Array, "B T D"] | None = None,
-        kl: float = 0.0,
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *, chunk: int = 256
     ) -> Float[Array, "B T"]:
-        """Log-probability of each target, in nats; at most `chunk` tokens at a time so that [B, T, V] never exists.
-
-        With `before`, the hidden states of another model with this head, less `kl` times the divergence of what it
-        predicts, KL(before || now). Differentiates in `hidden` only: the head is frozen, as all of the base model is.
-        """
-        flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        pieces = max(1, math.ceil(flat_targets.shape[0] / chunk))  # equal ones: 264 tokens are 2 x 132, not 2 x 256
-        chunk = max(1, math.ceil(flat_targets.shape[0] / pieces))
-        padding = -flat_targets.shape[0] % chunk
-        flat_hidden = jnp.pad(flat_hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-        flat_targets = jnp.pad(flat_targets, (0, padding)).reshape(-1, chunk)
-        if before is None:
-            log_probs = jax.lax.map(lambda rows: target_log_probs(*rows, self.head()), (flat_hidden, flat_targets))
-        else:
-            flat_before = before.reshape(-1, before.shape[-1])
-            flat_before = jnp.pad(flat_before, ((0, padding), (0, 0))).reshape(flat_hidden.shape)
-            log_probs = jax.lax.map(
-                lambda rows: penalised_log_probs(*rows, self.head(), kl), (flat_hidden, flat_before, flat_targets)
-            )
-        return log_probs.reshape(-1)[: targets.size].reshape(targets.shape)
-
-
-class Head(struct.PyTreeNode):
-    """The output matrix as it is stored: its transpose, used in a loop, would be copied (2 GB at 7B)."""
-
-    weight: Float[Array, "V D"] | Float[Array, "D V"]
-    axes: str = struct.field(pytree_node=False)  # "vd" or "dv"
-
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """In float32, from activations of any precision."""
-        return jnp.einsum(f"...d,{self.axes}->...v", hidden, self.weight, preferred_element_type=jnp.float32)
-
-    def combine(self, coefficients: Float[Array, "T V"]) -> Float[Array, "T D"]:
-        """Sums of the vocabulary's vectors."""
-        narrow = coefficients.astype(self.weight.dtype)
-        return jnp.einsum(f"tv,{self.axes}->td", narrow, self.weight, preferred_element_type=jnp.float32)
-
-
-@jax.custom_vjp
-def target_log_probs(hidden: Float[Array, "T D"], targets: Int[Array, "T"], head: Head) -> Float[Array, "T"]:
-    """Log-softmax of the logits at the targets. The head is taken as constant.
-
-    What the backward pass needs of a token is one vector, d log p(y) / d h = sum_v ([v = y] - p(v)) W[v]. The forward
-    pass has p at hand, so it keeps that vector and neither stores the logits nor computes them again.
-    """
-    return _target_log_probs(hidden, targets, head)[0]
-
-
-def _target_log_probs(hidden, targets, head):
-    logits = head.logits(hidden)
-    gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    return gold - normaliser, logits, normaliser
-
-
-def _target_log_probs_forward(hidden, targets, head):
-    log_probs, logits, normaliser = _target_log_probs(hidden, targets, head)
-    is_target = jnp.arange(logits.shape[-1]) == targets[:, None]
-    slope = head.combine(is_target - jnp.exp(logits - normaliser[:, None]))
-    return log_probs, slope.astype(hidden.dtype)
-
-
-def _target_log_probs_backward(slope, cotangent):
-    return (slope * cotangent[:, None]).astype(slope.dtype), None, None
-
-
-target_log_probs.defvjp(_target_log_probs_forward, _target_log_probs_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def penalised_log_probs(
-    hidden: Float[Array, "T D"], before: Float[Array, "T D"], targets: Int[Array, "T"], head: Head, kl: float
-) -> Float[Array, "T"]:
-    """`log p(y) - kl · KL(q || p)`, where q is what the hidden states `before` predict. Only `hidden` is no constant.
-
-    As above, one vector a token is kept for the backward pass: sum_v ([v = y] - p(v) - kl · (p(v) - q(v))) W[v].
-    """
-    return _penalised_log_probs(hidden, before, targets, head, kl)[0]
-
-
-def _penalised_log_probs(hidden, before, targets, head, kl):
-    log_p, log_q = (jax.nn.log_softmax(head.logits(h)) for h in (hidden, before))
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    gold = jnp.take_along_axis(log_p, targets[:, None], axis=-1)[:, 0]
-    return gold - kl * jnp.sum(q * (log_q - log_p), axis=-1), p, q
-
-
-def _penalised_log_probs_forward(hidden, before, targets, head, kl):
-    value, p, q = _penalised_log_probs(hidden, before, targets, head, kl)
-    is_target = jnp.arange(p.shape[-1]) == targets[:, None]
-    return value, head.combine(is_target - p - kl * (p - q)).astype(hidden.dtype)
-
-
-def _penalised_log_probs_backward(kl, slope, cotangent):
-    return (slope * cotangent[:, None]).astype(slope.dtype), None, None, None
-
-
-penalised_log_probs.defvjp(_penalised_log_probs_forward, _penalised_log_probs_backward)
+        """Log-probability of each target, in nats; at most `chunk` tokens at a time so that [B, T, V] never exists."""
+        return -token_losses(next_token, self.head(), hidden, targets, chunk=chunk)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

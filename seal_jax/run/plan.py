@@ -1,59 +1,96 @@
-"""What a run would do, load and need, reckoned before any weight is loaded (`--dry-run`)."""
+"""What a run would do and need, computed before any weight is loaded: its stages, and the text of `--dry-run`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from seal_jax.engine.training import FineTuning
-from seal_jax.io import gguf, hub, weights
+from seal_jax.engine import memory
+from seal_jax.engine.memory import Writing
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.io import hub
 from seal_jax.nn.transformer import ModelConfig
+from seal_jax.run import runtime
+from seal_jax.types import Compute
 
-TOKENS_A_WORD = 1.4  # of English, a fair rule
-
-
-class Work(NamedTuple):
-    """One stage's share of the inner loop, at most."""
-
-    stage: str
-    self_edits: int
-    adapters: int  # self-edits times training seeds
-    steps: int  # optimiser steps of all adapters
-    tokens: int  # trained tokens of all adapters, pads left out
+BASE, WRITE, TRAIN, RATE = "base model", "writing self-edits", "inner loop", "ratings"
+ROUND = (BASE, WRITE, TRAIN, "selection", "SFT on the winners")
 
 
-def read_config(name: str) -> ModelConfig | None:
-    """A model's shape from its header or config.json; None where it is not on this machine yet."""
-    location = hub.locate(name)
-    if not location.cached:
-        return None
-    if location.kind == "gguf":
-        return gguf.read_config(gguf.open_gguf(location.path), location.path)
-    return weights.read_config(location.path / "config.json")
+class Stage(NamedTuple):
+    """One stage of a run: the phases that the display shows, and its share of the inner loop."""
+
+    name: str
+    phases: tuple[str, ...] = (TRAIN,)
+    self_edits: int = 0  # that adapters are trained on
+    seeds: int = 1  # adapters a self-edit
+    alone: bool = False  # trained on the task's own text alone
+    epochs: int | None = None  # of each, where that is not the run's
+
+    def shown(self) -> list[str]:
+        """The phases as the display names them."""
+        return [f"{self.name}: {phase}" for phase in self.phases]
 
 
-def tokens_of(words: int) -> int:
-    """Of so many words, about: no tokenizer is loaded for a plan."""
-    return math.ceil(TOKENS_A_WORD * words)
+class Most(NamedTuple):
+    """The longest self-edit there can be."""
+
+    sequences: int
+    tokens: int  # of all its sequences
+    alone: int  # tokens of a task's own text
 
 
-def inner_work(stage: str, self_edits: int, config: FineTuning, *, seeds: int, sequences: int, tokens: int) -> Work:
-    """`sequences` and `tokens` are a self-edit's, at most."""
-    steps = config.epochs * math.ceil(sequences / config.batch_size)
-    adapters = self_edits * seeds
-    return Work(stage, self_edits, adapters, adapters * steps, adapters * config.epochs * tokens)
-
-
-def table(rows: Iterable[Work]) -> list[str]:
-    """The stages and their sum, in columns."""
-    rows = list(rows)
-    total = Work("together", *(sum(column) for column in list(zip(*rows, strict=True))[1:]))
+def work_table(stages: Iterable[Stage], config: FineTuning, most: Most) -> list[str]:
+    """Each stage's share of the inner loop, at most, and their sum, in columns."""
+    rows: list[tuple[str, int, int, int, int]] = []
+    for stage in stages:
+        if TRAIN in stage.phases and stage.self_edits:
+            sequences, tokens = (1, most.alone) if stage.alone else (most.sequences, most.tokens)
+            epochs, adapters = stage.epochs or config.epochs, stage.self_edits * stage.seeds
+            steps = epochs * math.ceil(sequences / config.batch_size)
+            rows.append((stage.name, stage.self_edits, adapters, adapters * steps, adapters * epochs * tokens))
+    a, b, c, d = (sum(column) for column in zip(*(row[1:] for row in rows), strict=True)) if rows else (0, 0, 0, 0)
+    rows.append(("together", a, b, c, d))
     head = f"{'stage':<34}{'self-edits':>11}{'adapters':>10}{'steps':>12}{'tokens':>14}"
+    return [head, *(f"{name:<34}{a:>11,}{b:>10,}{c:>12,}{d:>14,}" for name, a, b, c, d in rows)]
+
+
+def memory_lines(
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
+) -> list[str]:
+    """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
+    devices, size = runtime.device_count(compute.devices), runtime.itemsize(dtype)
+    cut = runtime.fit(model, config, shapes, compute, sizes, dtype)
+    each = math.ceil((cut.chunk or 1) / devices)
+    training = memory.training(model, config, cut, adapters=each, width=shapes.widths[-1], itemsize=size)
+    answering = memory.answering(
+        model, config, shapes, adapters=each, max_tokens=sizes.answer_tokens, itemsize=size
+    )  # fmt: skip
+    free = runtime.free_memory(compute.devices)
     return [
-        head,
-        *(f"{r.stage:<34}{r.self_edits:>11,}{r.adapters:>10,}{r.steps:>12,}{r.tokens:>14,}" for r in (*rows, total)),
+        f"{cut.chunk} adapters at a time over all devices ({each} on each), {cut.write_chunk} self-edits written at a "
+        f"time; layers are {'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
+        "",
+        f"inner loop, a step of {each} x {shapes.widths[-1]} tokens (the longest there can be)",
+        *memory.lines(training, free),
+        "",
+        f"answers, {each} x {shapes.questions} questions",
+        *memory.lines(answering, free),
     ]
+
+
+def model_lines(name: str, dtype: str) -> list[str]:
+    """Where a model comes from."""
+    location = hub.locate(name)
+    fetched = "on this machine" if location.cached else "to be fetched; lengths below are estimated from words"
+    return [f"{name}: {location.source}, {fetched}", str(location.path), dtype]
+
+
+def folder_lines(folder: Path) -> list[str]:
+    """The run folder, and whether something is in it."""
+    return [str(folder.absolute()), "holds a run" if folder.exists() else "new"]
 
 
 def section(title: str, lines: Sequence[str]) -> str:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from seal_jax.engine.memory import Plan
-    from seal_jax.engine.training import FineTuning, Shapes
-    from seal_jax.nn.transformer import ModelConfig
-    from seal_jax.types import Style
+import jax
+import jax.numpy as jnp
+
+from seal_jax.engine import memory
+from seal_jax.engine.memory import Writing
+from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.io import hub, tokenizer, weights
+from seal_jax.io.hub import cache_folder
+from seal_jax.nn import transformer
+from seal_jax.nn.transformer import ModelConfig
+from seal_jax.types import Compute, LanguageModel, Style
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
@@ -23,10 +30,6 @@ CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 def start(devices: int | None) -> None:
     """Settles the number of CPU devices and the cache of compiled programs. Call before any other use of JAX."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries, before the error that counts
-    import jax
-
-    from seal_jax.io.hub import cache_folder
-
     if CPU_FLAGS not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}".strip()
     jax.config.update("jax_num_cpu_devices", devices or min(_cores(), MAX_CPU_DEVICES))
@@ -40,18 +43,14 @@ def device_count(devices: int | None) -> int:
     Raises:
         ValueError: more than there are.
     """
-    import jax
-
     found = jax.devices()
     if devices is not None and not 1 <= devices <= len(found):
-        raise ValueError(f"--devices {devices}: found {len(found)} ({found[0].platform})")
+        raise ValueError(f"--compute.devices {devices}: found {len(found)} ({found[0].platform})")
     return devices or len(found)
 
 
 def make_mesh(devices: int | None) -> Any:
     """A mesh of one axis "adapters" over so many devices (None: all), or None for a single one."""
-    import jax
-
     count = device_count(devices)
     axis = (jax.sharding.AxisType.Auto,)
     return None if count == 1 else jax.make_mesh((count,), ("adapters",), axis, devices=jax.devices()[:count])
@@ -59,8 +58,6 @@ def make_mesh(devices: int | None) -> Any:
 
 def free_memory(devices: int | None) -> float:
     """Bytes that each device of a run has left. The devices of a CPU share its memory."""
-    import jax
-
     stats = [device.memory_stats() or {} for device in jax.devices()[: device_count(devices)]]
     if all("bytes_limit" in s for s in stats):
         return min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
@@ -77,27 +74,49 @@ def place(params: dict, mesh: Any) -> dict:
 
     For good also on a single one: merged weights are placed, and would otherwise compile every program anew.
     """
-    import jax
-
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
     return jax.device_put(params, everywhere)
 
 
-def load_language_model(name: str, dtype: str, devices: int | None) -> tuple[Any, Callable[[str], str] | None, Any]:
-    """A model by name, on the devices: it, its chat template (None for a base model), and its `ModelConfig`."""
-    import jax.numpy as jnp
+class Speaker(NamedTuple):
+    """A model made ready, and how it is prompted."""
 
-    from seal_jax.io import hub, tokenizer, weights
-    from seal_jax.nn import transformer
-    from seal_jax.types import LanguageModel
+    lm: LanguageModel
+    model: ModelConfig | None  # None in a plan where the model is not on this machine yet
+    style: Style
+    render: Callable[[str], str]  # a prompt -> as it reads it
 
-    files = hub.find_model(name)
-    config, params = weights.load_model(files, dtype=jnp.dtype(dtype))
+    @property
+    def context_length(self) -> int:
+        """Tokens."""
+        return sys.maxsize if self.model is None else self.model.context_length
+
+
+def load(name: str, *, dtype: str, style: str, devices: int | None, with_weights: bool = True) -> Speaker:
+    """A model by name, on the devices. Without weights, for a plan: nothing is fetched.
+
+    Raises:
+        ValueError: a chat style for a model without a chat template.
+        FileNotFoundError: there is no such model.
+    """
+    if not with_weights and not hub.locate(name).cached:
+        graph: Any = None
+        lm = LanguageModel(graph, {}, tokenizer.stand_in_codec())
+        return Speaker(lm, None, "chat" if style == "chat" else "raw", str)
+    files, mesh = hub.find_model(name), make_mesh(devices)
     text = tokenizer.load_tokenizer(files)
     codec = tokenizer.make_codec(text, files)
-    mesh = make_mesh(devices)
-    lm = LanguageModel(transformer.graph(config, jnp.dtype(dtype)), place(params, mesh), codec, mesh)
-    return lm, (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None, config
+    if with_weights:
+        config, params = weights.load_model(files, dtype=jnp.dtype(dtype))
+        params = place(params, mesh)
+    else:
+        config, params = weights.read_shape(files), {}
+    chat = (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None
+    return Speaker(
+        LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh),
+        config,
+        *in_style(style, chat, name),
+    )
 
 
 def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[Style, Callable[[str], str]]:
@@ -116,35 +135,22 @@ def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[
 
 def itemsize(dtype: str) -> int:
     """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
-    import jax
-
     return 2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
 
 
 def fit(
-    model: ModelConfig, inner: FineTuning, shapes: Shapes, *, dtype: str, devices: int | None, **sizes: Any
-) -> Plan:
-    """`memory.fit` on this machine: to the memory that is free now on each of the devices. `sizes` are its others."""
-    import jax
-
-    from seal_jax.engine import memory
-
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
+) -> Compute:
+    """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
     return memory.fit(
-        model,
-        inner,
-        shapes,
-        free=free_memory(devices),
-        devices=device_count(devices),
-        itemsize=itemsize(dtype),
+        model, config, shapes, compute, sizes,
+        free=free_memory(compute.devices), devices=device_count(compute.devices), itemsize=itemsize(dtype),
         most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
-        **sizes,
-    )
+    )  # fmt: skip
 
 
 def describe_machine() -> dict[str, Any]:
     """What the figures of a run were measured on."""
-    import jax
-
     devices = jax.devices()
     return {
         "platform": platform.platform(),

@@ -1,62 +1,50 @@
-"""What every experiment shares: its settings, a model made ready in a run folder, and the command line.
+"""A run of one experiment: a model made ready, the loop's fixed parts, and what is kept on disk.
 
-An experiment is a config that inherits `RunConfig`, a flat function that works in a `Session`, and `main`:
-
-    with session.opened(config, run_folder, "arc", prepare=..., ...) as run:
-        base = run.try_base(tasks, name="held-out")
-        ...
-        return run.finish(rows)
-
-What the experiments on passages share besides is in knowledge.py.
+An experiment is a typed config and four functions (`Experiment`); `execute` runs it in its folder, `describe` says what
+it would do. The command line is in command.py, what experiments on passages share in passages.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
-import math
-import re
-import shlex
-import signal
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import tyro
 
 from seal_jax.analysis import paper
-from seal_jax.engine import memory
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.constrained import Constraint
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes
-from seal_jax.graders.choose import Judge
-from seal_jax.io import hub
-from seal_jax.nn.transformer import ModelConfig
+from seal_jax.engine.training import FineTuning, Shapes, Trainer
+from seal_jax.graders.choose import Judge, make_judge
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
-from seal_jax.run.journal import RunFolder, as_json, differences, digest, require_room, write_atomically
+from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
 from seal_jax.run.metrics import MetricsWriter
+from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress
+from seal_jax.run.runtime import Speaker
 from seal_jax.run.trackers import Tracker, require
 from seal_jax.seal import evaluation
-from seal_jax.seal.rest_em import Loop, Trial, try_base
-from seal_jax.seal.rewards import Score, mean
-from seal_jax.types import Domain, LanguageModel, Rate, Style, Task, require_at_least
+from seal_jax.seal.rewards import Score, Trial, mean
+from seal_jax.seal.rounds import Loop, try_base, try_self_edits
+from seal_jax.types import Compute, Domain, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
-LONGEST_NAME = 120  # characters of a run folder's name
-JUDGED_BY = ("kind", "model", "dtype", "base_url")  # what of a grader its verdicts depend on
+SCHEMA = 2  # of what a run folder holds: a folder of another one is refused by name, never misread
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """The settings of every experiment. The defaults are the paper's where it has any."""
+    """What changes the figures of a run: its identity. The defaults are the paper's where it has any."""
 
     preset: tyro.conf.Suppress[str]  # where it began
     model: str = "smollm2-135m"
@@ -69,45 +57,89 @@ class RunConfig:
     """raw continues text (base models); chat goes through the chat template (auto: where the model has one)."""
     sampling: Sampling = Sampling(max_tokens=512, temperature=1.0, top_p=0.95)
     """How self-edits are written (paper: T = 1, top-p 0.95; on ARC T = 0.8)."""
-    write_chunk: int | None = None
-    """Self-edits written at a time; by default as many as fit in memory."""
     answer_tokens: int = 64
     """The most new tokens of an answer, greedy (paper's code, on SQuAD: 64)."""
     inner: FineTuning = FineTuning()
     """The inner loop: how an adapter is trained on a self-edit."""
     seed: int = 0
     """Of everything that is drawn: tasks, self-edits, adapters, orders."""
-    devices: int | None = None
-    """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
-    tracker: Tracker = Tracker()
-    """Where metrics are shown, beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
         require_at_least(1, answer_tokens=self.answer_tokens)
-        if self.write_chunk is not None:
-            require_at_least(1, write_chunk=self.write_chunk)
 
 
-class Speaker(NamedTuple):
-    """A model made ready, and how it is spoken to."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run is kept and shown, and whether to run at all: no figure depends on it."""
 
-    lm: LanguageModel
-    model: ModelConfig
-    style: Style
-    render: Callable[[str], str]  # a prompt -> as it reads it
+    run_folder: Path | None = None
+    """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET, and what differs)."""
+    dry_run: bool = False
+    """Print what would be done, loaded and needed, and load no weights."""
+    tracker: Tracker = Tracker()
+    """Where metrics are shown, beside metrics.jsonl."""
+
+
+class Preset(NamedTuple):
+    """A named choice of settings."""
+
+    text: str  # a sentence, for --help
+    config: Any
+    compute: Compute = Compute()
+
+
+class Data(Protocol):
+    """What an experiment reads before it knows the model."""
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All that was read from files: a run does not carry on over others."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The data, for people to read."""
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What the run will do, in order."""
 
 
 class Prepared(NamedTuple):
-    """What an experiment makes of a model that has been loaded: its domain, and the sizes of its programs."""
+    """What an experiment makes of its data and a model: its domain, and the sizes of its programs."""
 
     domain: Domain
     shapes: Shapes
     prompt_width: int  # tokens of a self-edit prompt
-    judge: Judge
+    most: Most  # the longest self-edit, for the plan
+    samples: int = 1  # self-edits a task that are written at a time
     writer: Speaker | None = None  # where another model writes the self-edits
     rate: Rate | None = None
     constraint: Constraint | None = None
     about: Callable[[Task], dict[str, Any]] = lambda task: {"passage": task.id}  # which task, in self_edits.jsonl
+    notes: Sequence[str] = ()  # sections of the plan
+
+
+class Model(NamedTuple):
+    """What `Experiment.prepare` gets: the model that learns, a way to load another, and the judge."""
+
+    speaker: Speaker
+    load: Callable[[str], Speaker]
+    judge: Judge
+    compute: Compute
+
+
+class Experiment(NamedTuple):
+    """One experiment: its settings, and what it does with them."""
+
+    name: str
+    description: str
+    presets: Mapping[str, Preset]  # the first is the default
+    read: Callable[[Any], Any]  # config -> Data
+    prepare: Callable[[Any, Any, Model], Prepared]  # config, data, model
+    run: Callable[[Session, Any], dict[str, Any]]  # session, data -> results
+    unit: str = "passages"  # what the display calls the tasks
+    called: Callable[[Any], str] | None = None  # what its run folder's name begins with; by default it and the preset
+    unnamed: Sequence[str] = ()  # settings that are not in that name: a folder is kept when they change
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,10 +151,10 @@ class Session:
     """A run under way: the model, the loop's fixed parts, and what has been recorded so far."""
 
     experiment: str
-    config: RunConfig
+    config: Any  # the experiment's RunConfig
     command: str
     lm: LanguageModel  # that learns and answers
-    model: ModelConfig  # of `lm`
+    speaker: Speaker  # of `lm`
     loop: Loop
     folder: RunFolder
     progress: Progress
@@ -130,6 +162,7 @@ class Session:
     judge: Judge
     started: float
     writer: Speaker  # of the self-edits: the same model, unless the experiment has another
+    compute: Compute  # as given: what it left open is decided in `loop`
     about: Callable[[Task], dict[str, Any]]  # which task a line of self_edits.jsonl is about
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of self_edits.jsonl
     closing: list[str] = dataclasses.field(default_factory=list)  # printed once the progress display is gone
@@ -140,6 +173,15 @@ class Session:
         scores = try_base(self.lm, tasks, self.loop, name=name, shown=shown)
         self.miss((task, score, {"stage": "base"}) for task, score in zip(tasks, scores, strict=True))
         return scores
+
+    def try_edits(
+        self, tasks: Sequence[Task], edits: Sequence[Sequence[SelfEdit]], base: Sequence[Score], *, name: str, row: str
+    ) -> list[list[Trial]]:
+        """An adapter for each self-edit, tried and recorded; `name` is the stage's, `row` the one of the results."""
+        seeds = self.config.evaluation.seeds
+        trials = try_self_edits(self.lm, tasks, edits, base, self.loop, seeds=seeds, name=name)
+        self.record(row, trials)
+        return trials
 
     def miss(self, tried: Iterable[tuple[Task, Score, dict[str, Any]]]) -> None:
         """Adds the answers without a verdict, of tasks with what says where they come from, to ungraded.jsonl."""
@@ -191,6 +233,7 @@ class Session:
             "data": config.data,
             "seed": config.seed,
             "settings": settings,
+            "compute": as_json(self.compute),
             "rows": paper.beside(rows, settings, self.experiment),
             "rounds": [],
             **parts,
@@ -219,100 +262,111 @@ class Session:
         ]
 
 
-@contextlib.contextmanager
-def opened(
-    config: RunConfig,
-    run_folder: Path,
-    experiment: str,
-    *,
-    command: str,
-    phases: Sequence[str],
-    inputs: Any,
-    prepare: Callable[[Speaker, RunFolder, Callable[[str], None]], Prepared],
-    samples: int = 1,
-    unit: str = "passages",
-) -> Iterator[Session]:
-    """A run of one experiment; carries on what was begun.
-
-    Args:
-      phases: the names that the progress display will show, in order.
-      inputs: whatever was read from files; a run does not carry on over others.
-      prepare: (the model, the run's folder, who is told of troubles) -> what the experiment makes of it.
-      samples: self-edits a task, for the memory plan.
-      unit: what the display calls the tasks.
+def execute(experiment: Experiment, config: Any, compute: Compute, place: Place, *, command: str) -> dict[str, Any]:
+    """One run, from data to report.html. Carries on where an earlier run of the same config stopped.
 
     Raises:
-      ValueError: a task that the model's context cannot hold, a folder of another config, a setting that is wrong.
-      OSError: no room on the disk, or another process runs in the folder.
+        ValueError: a task that the model's context cannot hold, a folder of another config, a setting that is wrong.
+        OSError: no room on the disk, or another process runs in the folder.
     """
     started = time.monotonic()
-    require(config.tracker)
-    require_room(run_folder, needed=ROOM)
-    folder = RunFolder(run_folder, {**identity(config), "inputs": digest(inputs)})
-    with contextlib.closing(folder):
-        speaker = load(config, config.model)
+    assert place.run_folder is not None  # the command line names one
+    data = experiment.read(config)
+    require(place.tracker)
+    require_room(place.run_folder, needed=ROOM)
+    with contextlib.closing(RunFolder(place.run_folder, identity(config, data))) as folder:
+        load = speaker_of(config, compute)
+        speaker = load(config.model)
+        stages = [shown for stage in data.stages for shown in stage.shown()]
+        name = f"{experiment.name}-{config.preset}"
         with (
-            Progress(phases, title="SEAL", tasks=unit) as progress,
+            Progress(stages, title="SEAL", tasks=experiment.unit) as progress,
             MetricsWriter(
-                folder.path, config.tracker, name=f"{experiment}-{config.preset}", settings=as_json(config),
-                say=progress.note,
+                folder.path, place.tracker, name=name, settings=as_json(config), say=progress.note
             ) as metrics,
-        ):  # fmt: skip
+        ):
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
-            ready = prepare(speaker, folder, progress.note)
-            cut = memory.Plan(  # decided once: a run that carries on with less memory free keeps its pieces
-                *folder.once(
-                    "memory", lambda: list(fit(config, speaker.model, ready.shapes, ready.prompt_width, samples))
-                )
-            )
+            judge = judge_of(config, compute, folder.path / "judge.jsonl", progress.note)
+            ready = experiment.prepare(config, data, Model(speaker, load, judge, compute))
+            cut = decided(folder, partial(fit, config, speaker, ready, compute))
+            chunk = Chunk(cut.chunk or 1, "adapters", progress.note, progress.steps)
             loop = Loop(
-                ready.domain, cut.applied(config.inner), config.sampling,
-                Chunk(cut.write_chunk, "self-edits", progress.note), config.answer_tokens, ready.shapes,
-                ready.prompt_width, config.seed, Chunk(cut.chunk, "adapters", progress.note, progress.steps),
+                ready.domain, Trainer(config.inner, ready.shapes, cut, chunk), config.sampling, ready.prompt_width,
+                Chunk(cut.write_chunk or 1, "self-edits", progress.note), config.answer_tokens, config.seed,
                 folder, progress, ready.rate, ready.constraint,
             )  # fmt: skip
             session = Session(
-                experiment, config, command, speaker.lm, speaker.model, loop, folder, progress, metrics,
-                ready.judge, started, ready.writer or speaker, ready.about,
+                experiment.name, config, command, speaker.lm, speaker, loop, folder, progress, metrics, judge, started,
+                ready.writer or speaker, compute, ready.about,
             )  # fmt: skip
-            yield session
+            results = experiment.run(session, data)
     print(*session.closing, sep="\n")
+    return results
 
 
-def load(config: RunConfig, name: str) -> Speaker:
-    """A model by name, and the form in which it is spoken to: that of `config.style`.
-
-    Raises:
-        ValueError: a chat style for a model without a chat template.
-    """
-    lm, chat, model = runtime.load_language_model(name, config.dtype, config.devices)
-    return Speaker(lm, model, *runtime.in_style(config.style, chat, name))
-
-
-def identity(config: RunConfig) -> dict[str, Any]:
-    """What makes a run the same run: all settings but where metrics go and how a judge elsewhere is spoken to."""
-    settings = as_json(config)
-    del settings["tracker"]
-    if "grader" in settings:
-        settings["grader"] = {name: settings["grader"][name] for name in JUDGED_BY}
-    return settings
-
-
-def fit(config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int) -> memory.Plan:
-    """How the run is cut to the memory that is free."""
-    return runtime.fit(
-        model,
-        config.inner,
-        shapes,
-        max_tokens=config.answer_tokens,
-        prompt_width=prompt_width,
-        samples=samples,
-        written_tokens=config.sampling.max_tokens,
-        write_chunk=config.write_chunk,
-        dtype=config.dtype,
-        devices=config.devices,
+def describe(experiment: Experiment, config: Any, compute: Compute, place: Place) -> str:
+    """What a run reads, trains and needs. It is prepared as it would be, with the model's tokenizer and no weights."""
+    assert place.run_folder is not None  # the command line names one
+    data = experiment.read(config)
+    load = speaker_of(config, compute, with_weights=False)
+    speaker = load(config.model)
+    ready = experiment.prepare(config, data, Model(speaker, load, NO_JUDGE, compute))
+    needs = ["unknown until the model is here: its shape is in its files"]
+    if speaker.model is not None:
+        needs = plan.memory_lines(
+            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype
+        )
+    devices = runtime.device_count(compute.devices)
+    return "\n".join(
+        [
+            plan.section("Model", plan.model_lines(config.model, config.dtype)),
+            plan.section("Data", data.lines),
+            plan.section("Inner loop, at most", plan.work_table(data.stages, config.inner, ready.most)),
+            plan.section(f"Memory on each of {devices} devices, about", needs),
+            *ready.notes,
+            plan.section("Run folder", plan.folder_lines(place.run_folder)),
+        ]
     )
+
+
+NO_JUDGE = Judge(lambda queries, answers: [None] * len(queries), lambda pairs: [None] * len(pairs), lambda: None, dict)
+"""Of a domain that grades itself, and of a plan: it is asked nothing."""
+
+
+def speaker_of(config: RunConfig, compute: Compute, *, with_weights: bool = True) -> Callable[[str], Speaker]:
+    """A function that loads a model by name, in the run's precision and style."""
+    return lambda name: runtime.load(
+        name, dtype=config.dtype, style=config.style, devices=compute.devices, with_weights=with_weights
+    )
+
+
+def judge_of(config: RunConfig, compute: Compute, cache: Path, say: Callable[[str], None]) -> Judge:
+    """The judge that an experiment's config names; one that is asked nothing where it names none."""
+    grader = getattr(config, "grader", None)
+    return NO_JUDGE if grader is None else make_judge(grader, cache=cache, devices=compute.devices, say=say)
+
+
+def decided(folder: RunFolder, fit: Callable[[], Compute], name: str = "memory") -> Compute:
+    """How the run is cut to memory: decided once, so that one that carries on with less memory keeps its pieces."""
+    kept = folder.once(name, lambda: as_json(fit()))
+    return Compute(**{**kept, "width_cuts": tuple(kept["width_cuts"])})
+
+
+def fit(config: RunConfig, speaker: Speaker, ready: Prepared, compute: Compute) -> Compute:
+    """How the run is cut to the memory that is free now."""
+    assert speaker.model is not None  # it has been loaded
+    return runtime.fit(speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype)
+
+
+def writing(config: RunConfig, ready: Prepared) -> Writing:
+    """The sizes of what the run writes."""
+    return Writing(ready.samples, ready.prompt_width, config.sampling.max_tokens, config.answer_tokens)
+
+
+def identity(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What makes a run the same run: its config, what it read from files, and the schema of its folder."""
+    return {"schema": SCHEMA, **as_json(config), "inputs": digest(data.inputs)}
 
 
 def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -343,178 +397,3 @@ def table_text(table: Mapping[str, Any]) -> str:
     return "\n".join(
         [table["title"], *(line.rstrip() for line in shown), *([table["note"]] if table.get("note") else [])]
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The plan of a run, without running it
-
-
-def describe(
-    config: RunConfig,
-    data_lines: Sequence[str],
-    work: Sequence[plan.Work],
-    shapes: Shapes,
-    prompt_width: int,
-    run_folder: Path,
-    *,
-    samples: int = 1,
-) -> str:
-    """What a run reads, trains and needs. Loads no weights, so `shapes` and `prompt_width` are estimates."""
-    location, model = hub.locate(config.model), plan.read_config(config.model)
-    needs = ["unknown until the model is here: its shape is in its files"]
-    if model is not None:
-        needs = describe_memory(config, model, shapes, prompt_width, samples)
-    fetched = "on this machine" if location.cached else "to be fetched"
-    devices = runtime.device_count(config.devices)
-    return "\n".join(
-        [
-            plan.section("Model", [f"{config.model}: {location.source}, {fetched}", str(location.path), config.dtype]),
-            plan.section("Data", data_lines),
-            plan.section("Inner loop, at most", plan.table(work)),
-            plan.section(f"Memory on each of {devices} devices, about", needs),
-            plan.section("Run folder", [str(run_folder.absolute()), "holds a run" if run_folder.exists() else "new"]),
-        ]
-    )
-
-
-def describe_memory(
-    config: RunConfig, model: ModelConfig, shapes: Shapes, prompt_width: int, samples: int
-) -> list[str]:
-    """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
-    devices, size = runtime.device_count(config.devices), runtime.itemsize(config.dtype)
-    cut = fit(config, model, shapes, prompt_width, samples)
-    inner, each = cut.applied(config.inner), math.ceil(cut.chunk / devices)
-    training = memory.training(model, inner, adapters=each, width=shapes.widths[-1], itemsize=size)
-    answering = memory.answering(
-        model, inner, shapes, adapters=each, max_tokens=config.answer_tokens, itemsize=size
-    )  # fmt: skip
-    free = runtime.free_memory(config.devices)
-    return [
-        f"{cut.chunk} adapters at a time over all devices ({each} on each), {cut.write_chunk} self-edits written at a "
-        f"time; layers are {'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
-        "",
-        f"inner loop, a step of {each} x {shapes.widths[-1]} tokens (the longest there can be)",
-        *memory.lines(training, free),
-        "",
-        f"answers, {each} x {shapes.questions} questions",
-        *memory.lines(answering, free),
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Where a run is kept, and whether to run at all. No part of its config."""
-
-    run_folder: Path | None = None
-    """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET, and what differs)."""
-    dry_run: bool = False
-    """Print what would be done, loaded and needed, and load no weights."""
-
-
-class Experiment(NamedTuple):
-    """What `main` needs of one."""
-
-    name: str
-    description: str
-    presets: Mapping[str, tuple[str, Any]]  # a sentence on each, and its config; the first is the default
-    plan: Callable[[Any, Path], str]
-    run: Callable[[Any, Path, str], Any]  # config, run folder, command line
-    called: Callable[[Any], str] | None = None  # what its run folder's name begins with; by default it and the preset
-    unnamed: Sequence[str] = ()  # settings that are not in that name: a folder is kept when they change
-
-
-def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Run]:
-    """`[preset] [--typed.overrides]`; without a preset, the first. Exits with a suggestion at a typo."""
-    presets = experiment.presets
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = [next(iter(presets)), *arguments]
-    config_type = type(next(iter(presets.values()))[1])
-    unnamed = tyro.conf.arg(name="")
-    command = dataclasses.make_dataclass(
-        "Command",
-        [("config", Annotated[config_type, unnamed]), ("run", Annotated[Run, unnamed], Run())],
-        frozen=True,
-    )
-    prog, (first, *rest) = f"python -m experiments.{experiment.name}", arguments
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            if first in presets:  # parsed by itself, so that a suggestion is of this one and not of all
-                text, config = presets[first]
-                parsed: Any = tyro.cli(
-                    command, default=command(config), prog=f"{prog} {first}", args=rest, description=text
-                )
-            else:
-                commands = tyro.extras.subcommand_type_from_defaults(
-                    {name: command(config) for name, (_, config) in presets.items()},
-                    {name: text for name, (text, _) in presets.items()},
-                )
-                parsed = tyro.cli(
-                    commands, prog=prog, args=arguments,
-                    description=f"{experiment.description}\nAll options: {prog} {next(iter(presets))} --help",
-                )  # fmt: skip
-    finally:
-        sys.stderr.write(_readable(said.getvalue()))
-    return parsed.config, parsed.run
-
-
-def _readable(said: str) -> str:
-    """What tyro says of a value that a config refuses, with the option's name; the box stays one."""
-    lines = []
-    for line in said.splitlines():
-        plain = line.replace("Error parsing config.", "Error parsing --").replace("Error parsing config:", "Error:")
-        if plain != line and plain.endswith("│"):
-            plain = plain.removesuffix("│").ljust(len(line) - 1) + "│"
-        lines.append(f"{plain}\n")
-    return "".join(lines)
-
-
-def folder_name(experiment: Experiment, config: Any) -> str:
-    """The run folder where none is given: after the preset, and each setting that is not as the preset has it.
-
-    So that another command has another folder, and the same command the same.
-    """
-    start = experiment.called(config) if experiment.called else f"{experiment.name}-{config.preset}"
-    parts = [start.replace("_", "-")]
-    for setting, _, value in differences(identity(experiment.presets[config.preset][1]), identity(config)):
-        if setting.partition(".")[0] not in experiment.unnamed:
-            values = value if isinstance(value, list) else [value]
-            parts += [setting.replace("_", "-"), *(str(v).rstrip("/").rpartition("/")[2] for v in values)]
-    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts))
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(parts)[:8]}"
-
-
-def command_of(experiment: str, arguments: Sequence[str]) -> str:
-    """The command that gives the same results: without the folder they are kept in."""
-    kept: list[str] = []
-    for previous, argument in zip(["", *arguments], arguments, strict=False):
-        if not (_is_folder(previous) or _is_folder(argument.partition("=")[0])):
-            kept.append(argument)
-    return shlex.join(["python", "-m", f"experiments.{experiment}", *kept])
-
-
-def _is_folder(argument: str) -> bool:
-    return argument.replace("_", "-") == "--run-folder"
-
-
-def main(experiment: Experiment, arguments: Sequence[str]) -> int:
-    """Runs a command line. A user's mistake ends as one sentence, not as a traceback, and so does Ctrl-C."""
-    try:
-        config, where = parse(experiment, arguments)
-        run_folder = where.run_folder or Path("runs") / folder_name(experiment, config)
-        runtime.start(config.devices)
-        if where.dry_run:
-            print(experiment.plan(config, run_folder))
-        else:
-            experiment.run(config, run_folder, command_of(experiment.name, arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command carries on", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0

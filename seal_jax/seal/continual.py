@@ -25,13 +25,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seal_jax.analysis.statistics import Interval, bootstrap_ratio
 from seal_jax.engine import batching
-from seal_jax.engine.inner import in_chunks, is_finite
+from seal_jax.engine.chunks import in_chunks
+from seal_jax.engine.inner import is_finite
 from seal_jax.engine.sampler import Completions, row_keys, sample
-from seal_jax.engine.training import FineTuning, log_likelihoods, train
+from seal_jax.engine.training import log_likelihoods, train
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.seal.rest_em import Loop, stable_hash
+from seal_jax.nn.losses import kl_to_base, next_token
 from seal_jax.seal.rewards import Score, ask, mean
+from seal_jax.seal.rounds import Loop, stable_hash
 from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -88,16 +90,16 @@ Sequences = list[batching.Tokens]  # of one self-edit
 def try_base(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop, *, name: str) -> list[list[Score]]:
     """All tasks of R streams to the model as it is: [R][N]."""
     _require_equal(streams)
-    loop.progress.phase(f"{name}: base model", sum(map(len, streams)))
+    loop.display.phase(f"{name}: base model", sum(map(len, streams)))
     scores: list[list[Score]] = []
-    for start in range(0, len(streams), loop.chunk.planned):
-        group = streams[start : start + loop.chunk.planned]
+    for start in range(0, len(streams), loop.trainer.chunk.planned):
+        group = streams[start : start + loop.trainer.chunk.planned]
         piece = f"{name}/base/{start}"
-        resumed = loop.run.has(piece)
-        found = loop.run.once(piece, partial(_ask_base, lm, group, loop))
+        resumed = loop.journal.has(piece)
+        found = loop.journal.once(piece, partial(_ask_base, lm, group, loop))
         scores += _as_scores(found)
         accuracy = mean(score.accuracy for row in scores for score in row)
-        loop.progress.advance(sum(map(len, group)), accuracy=accuracy, resumed=resumed)
+        loop.display.advance(sum(map(len, group)), accuracy=accuracy, resumed=resumed)
     return scores
 
 
@@ -113,17 +115,17 @@ def run_streams(
     """R streams of N tasks, as many side by side as adapters are trained at a time.
 
     What a stream does depends on the seed and its own tasks, not on `name` or its neighbours: two options of
-    `Retention` meet the same draws, so that they can be compared stream by stream. `loop.shapes.capacity` must hold a
-    self-edit's training sequences and those replayed with it (`Retention.self_edits` of them at most).
+    `Retention` meet the same draws, so that they can be compared stream by stream. `loop.trainer.shapes.capacity` must
+    hold a self-edit's training sequences and those replayed with it (`Retention.self_edits` of them at most).
 
     Raises:
         ValueError: streams of unequal length.
     """
     _require_equal(streams)
-    loop.progress.phase(f"{name}: streams", sum(map(len, streams)), "self-edits")
+    loop.display.phase(f"{name}: streams", sum(map(len, streams)), "self-edits")
     finished: list[Stream] = []
-    for start in range(0, len(streams), loop.chunk.planned):
-        rows = slice(start, start + loop.chunk.planned)
+    for start in range(0, len(streams), loop.trainer.chunk.planned):
+        rows = slice(start, start + loop.trainer.chunk.planned)
         finished += _run_group(lm, streams[rows], base[rows], retention, loop, f"{name}/streams {start}")
     return finished
 
@@ -144,13 +146,13 @@ def _run_group(
     group = _Group(lm, streams, retention, loop, name)
     log: list[list[Step]] = [[] for _ in streams]
     for n in range(len(streams[0])):
-        resumed = loop.run.has(f"{name}/step {n}/ask")
+        resumed = loop.journal.has(f"{name}/step {n}/ask")
         steps = group.step(n, log)
         for row, step in zip(log, steps, strict=True):
             row.append(step)
         accuracy = mean(score.accuracy for row in log for score in row[-1].scores[: n + 1])
         tokens = sum(step.tokens for step in steps)
-        loop.progress.advance(len(steps), adapters=len(steps), tokens=tokens, accuracy=accuracy, resumed=resumed)
+        loop.display.advance(len(steps), adapters=len(steps), tokens=tokens, accuracy=accuracy, resumed=resumed)
     group.finish()
     return [Stream(list(scores), steps) for scores, steps in zip(base, log, strict=True)]
 
@@ -162,16 +164,16 @@ class _Group:
         self, lm: LanguageModel, streams: Sequence[Sequence[Task]], retention: Retention, loop: Loop, name: str
     ):
         self.lm, self.streams, self.retention, self.loop, self.name = lm, streams, retention, loop, name
-        self.config = _training(loop.inner, retention)
+        self.trainer = loop.trainer._replace(loss=kl_to_base if retention.kl else next_token)
         # A finished group is read from the journal alone: nothing then asks for its weights.
-        self.weights = None if loop.run.has(f"{name}/finished") else _room(lm, streams, loop)
+        self.weights = None if loop.journal.has(f"{name}/finished") else _room(lm, streams, loop)
 
     def step(self, n: int, log: Sequence[Sequence[Step]]) -> list[Step]:
         """Writes, learns, merges and answers once, in every stream. `log` holds the steps before."""
         loop, piece = self.loop, f"{self.name}/step {n}"
         tasks = [stream[n] for stream in self.streams]
 
-        texts, seconds = loop.run.once(f"{piece}/write", lambda: _timed(lambda: self._write(tasks)))
+        texts, seconds = loop.journal.once(f"{piece}/write", lambda: _timed(lambda: self._write(tasks)))
         edits = [
             loop.domain.parse(task, text)._replace(finished=ended)
             for task, (text, ended) in zip(tasks, texts, strict=True)
@@ -182,22 +184,22 @@ class _Group:
         ]
 
         adapters = self._train(n, lessons)
-        losses, trained_for = loop.run.once(f"{piece}/losses", list)
+        losses, trained_for = loop.journal.once(f"{piece}/losses", list)
         candidate = None if adapters is None else self._joined(adapters, n)
-        decisions, judged_for = loop.run.once(
+        decisions, judged_for = loop.journal.once(
             f"{piece}/merge", lambda: _timed(lambda: self._judge(adapters, candidate, edits, own, log))
         )
         if candidate is not None:
             merged = np.array([outcome == MERGED for outcome, *_ in decisions])
             self.weights = _choose(merged, candidate, self.weights)
-        scores, asked_for = loop.run.once(
+        scores, asked_for = loop.journal.once(
             f"{piece}/ask", lambda: _timed(lambda: _ask(self.lm, self.weights, self.streams, loop))
         )
         share = (seconds + trained_for + judged_for + asked_for) / len(tasks)
         return [
             Step(
                 task, edit, outcome, brings, costs, loss, len(lines),
-                self.config.epochs * sum(len(line.ids) for line in lines), share, after,
+                self.trainer.config.epochs * sum(len(line.ids) for line in lines), share, after,
             )
             for task, edit, (outcome, brings, costs), loss, lines, after in zip(
                 tasks, edits, decisions, losses, lessons, _as_scores(scores), strict=True
@@ -206,9 +208,9 @@ class _Group:
 
     def finish(self) -> None:
         """Says that all steps are in the journal, and makes room."""
-        self.loop.run.once(f"{self.name}/finished", lambda: True)
+        self.loop.journal.once(f"{self.name}/finished", lambda: True)
         for n in range(len(self.streams[0])):
-            self.loop.run.forget_tree(self._checkpoint(n))
+            self.loop.journal.forget_tree(self._checkpoint(n))
 
     def _write(self, tasks: Sequence[Task]) -> list[tuple[str, bool]]:
         """A self-edit for each stream's task, by the model that it has come to, and whether that ended by itself."""
@@ -225,7 +227,7 @@ class _Group:
                 limits, sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
             )  # fmt: skip
 
-        out = in_chunks(run, len(tasks), loop.chunk, devices=lm.mesh.size if lm.mesh else 1)
+        out = in_chunks(run, len(tasks), loop.trainer.chunk, devices=lm.mesh.size if lm.mesh else 1)
         written, lengths, stopped = (np.asarray(side[:, 0, 0]) for side in out)
         return [
             (codec.decode(written[r, : lengths[r]].tolist()), bool(stopped[r])) for r in range(len(tasks))
@@ -239,22 +241,23 @@ class _Group:
 
         def work() -> Adapter:
             # One program serves all steps: what lies below is always as wide as the last step finds it.
-            below = (len(self.streams[0]) - 1) * loop.inner.rank
+            below = (len(self.streams[0]) - 1) * loop.trainer.config.rank
             fixed = lora.columns(self._present, below) if below else None
             started = time.monotonic()
             adapters, losses = train(
-                self.lm, lessons, self.config, loop.shapes, seed=1000 * loop.seed + n, chunk=loop.chunk, fixed=fixed
-            )
+                self.lm, lessons, self.trainer, seed=1000 * loop.seed + n, fixed=fixed,
+                numbers={"kl": self.retention.kl} if self.retention.kl else None,
+            )  # fmt: skip
             trained = [[float(loss) for loss in row[np.isfinite(row)]] for row in losses]
             seconds = time.monotonic() - started
             # Before the checkpoint: where that is, these are.
-            loop.run.once(f"{self.name}/step {n}/losses", lambda: (trained, seconds))
+            loop.journal.once(f"{self.name}/step {n}/losses", lambda: (trained, seconds))
             return adapters
 
         like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lora.columns(self.weights, loop.inner.rank)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lora.columns(self.weights, loop.trainer.config.rank)
         )
-        adapters = loop.run.once_tree(self._checkpoint(n), work, like)
+        adapters = loop.journal.once_tree(self._checkpoint(n), work, like)
         return jax.tree.map(np.asarray, adapters)  # bound to no device: it joins weights that are spread over all
 
     def _judge(
@@ -298,10 +301,10 @@ class _Group:
 
     def _joined(self, adapters: Adapter, n: int) -> Adapter:
         """The weights with the new adapters merged."""
-        return _join(self._present, adapters, np.int32(n * self.loop.inner.rank))
+        return _join(self._present, adapters, np.int32(n * self.loop.trainer.config.rank))
 
     def _likelihoods(self, weights: Adapter, edits: Sequence[Sequences]) -> Float[np.ndarray, "R"]:
-        return log_likelihoods(self.lm, weights, edits, self.loop.inner, self.loop.shapes, chunk=self.loop.chunk)
+        return log_likelihoods(self.lm, weights, edits, self.loop.trainer)
 
     def _sequences(self, edit: SelfEdit) -> Sequences:
         return [batching.tokenize(example, self.lm.codec) for example in edit.examples]
@@ -318,13 +321,9 @@ class _Group:
         return f"{self.name.replace('/', '_').replace(' ', '_')}_step_{n}"
 
 
-def _training(config: FineTuning, retention: Retention) -> FineTuning:
-    return dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, kl=retention.kl))
-
-
 def _room(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> Adapter:
     """For each of R streams a wide adapter that has room for one adapter a task, and holds none yet."""
-    empty = lora.empty(lm.params["blocks"], loop.inner.projections, loop.inner.rank * len(streams[0]))
+    empty = lora.empty(lm.params["blocks"], loop.trainer.config.projections, loop.trainer.config.rank * len(streams[0]))
     room = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(streams), *x.shape)), empty)
     if lm.mesh is None or len(streams) % lm.mesh.size:
         return room
@@ -353,9 +352,11 @@ def _ask(
     packed = [[query for task in stream for query in task] for stream in queries]
     answers: list[list[str]] = [[] for _ in streams]
     likely: list[list[float | None]] = [[] for _ in streams]
-    for start in range(0, max(map(len, packed)), loop.shapes.questions):
-        part = [row[start : start + loop.shapes.questions] for row in packed]
-        said, likelihoods = ask(lm, weights, part, loop.shapes, max_tokens=loop.answer_tokens, chunk=loop.chunk)
+    for start in range(0, max(map(len, packed)), loop.trainer.shapes.questions):
+        part = [row[start : start + loop.trainer.shapes.questions] for row in packed]
+        said, likelihoods = ask(
+            lm, weights, part, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=loop.trainer.chunk
+        )
         for r in range(len(streams)):
             answers[r] += said[r]
             likely[r] += likelihoods[r]

@@ -2,7 +2,7 @@
 
     passage -> the entities it names -> a prompt for each pair (and triple) of them -> a text each -> training sequences
 
-The model that learns writes both steps itself, through `rest_em.write_self_edits`: a passage is a task of the first, a
+The model that learns writes both steps itself, through `rounds.write_self_edits`: a passage is a task of the first, a
 pair or triple one of the second, so all of it is batched, journaled and follows from the seed like any self-edit.
 """
 
@@ -24,7 +24,7 @@ from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
 from seal_jax.domains.templates import fill, load_template
 from seal_jax.engine import batching
-from seal_jax.seal.rest_em import Loop, write_self_edits
+from seal_jax.seal.rounds import Loop, write_self_edits
 from seal_jax.types import Domain, Example, LanguageModel, SelfEdit, Style, Task, require_at_least
 
 Kind = Literal["pairs", "triples"]  # triples: the pairs, and triples too (as the paper's baseline)
@@ -91,7 +91,7 @@ def write(
     """Writes `samples` self-edits for each passage, each from a list of entities of its own.
 
     A self-edit's training sequences are its texts and the passage, each whole, under the title; no more than
-    `loop.shapes.capacity`. One whose list names fewer than two entities trains nothing and says why.
+    `loop.trainer.shapes.capacity`. One whose list names fewer than two entities trains nothing and says why.
 
     Args:
       loop: its sampling, seed, journal and sizes; its domain is not asked.
@@ -119,7 +119,7 @@ def write(
     entities = [
         [parse_entities(p, edit.completion, limits) for edit in row] for p, row in zip(passages, lists, strict=True)
     ]
-    room = loop.shapes.capacity - 1  # the passage is a sequence too
+    room = loop.trainer.shapes.capacity - 1  # the passage is a sequence too
     relations = [
         [
             [

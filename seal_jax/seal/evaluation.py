@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
-from seal_jax.seal.rest_em import RoundLog, Trial
-from seal_jax.seal.rewards import Score, mean
+from seal_jax.seal.rewards import Score, Trial, mean
+from seal_jax.seal.rounds import RoundLog
 from seal_jax.types import Query, SelfEdit, Task, Verdict
 
 
@@ -82,8 +82,8 @@ def trial_record(
 ) -> dict[str, Any]:
     """One line of self_edits.jsonl: a self-edit with its sequences, rewards, and each answer before and after.
 
-    `about` says which task it is. The answers after are those of the first training seed; there are none under the
-    proxy reward. Where the domain votes, an answer has no verdict of its own (null): the reward is the vote's.
+    `about` says which task it is. The answers after are those of the first training seed; there are none where
+    nothing was trained. Where the domain votes, an answer has no verdict of its own (null): the reward is the vote's.
     """
     before, chosen = trial.base, trial.edit.settings
     after = trial.scores[0] if trial.scores else None
@@ -102,7 +102,7 @@ def trial_record(
         "base_log_likelihood": before.log_likelihood,
         "rewards_by_seed": [score.accuracy for score in trial.scores],
         "probability": trial.probability,
-        "proxy": trial.proxy,
+        "rating": trial.rating,
         "settings": chosen and {name: value for name, value in chosen._asdict().items() if value is not None},
         "losses": after.losses if after else [],
         "kept": kept,
@@ -140,7 +140,7 @@ def round_record(number: int, log: RoundLog) -> dict[str, Any]:
         ),
         "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
         "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
-        "sft_losses": log.sft_losses,
+        "sft_losses": log.losses,
     }
 
 

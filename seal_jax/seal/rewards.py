@@ -2,7 +2,7 @@
 
 Three signals come of every self-edit: the share of questions answered right, and the mean log-likelihood and the mean
 probability of the gold answers, which are denser (of best-of-5 choices by accuracy 4 in 10 are ties). How reliable each
-is, reliability.py reckons. The base model is scored once a question.
+is, analysis/reliability.py computes. The base model is scored once a question.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 
 from seal_jax.engine import batching, inner
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys, write
-from seal_jax.engine.training import FineTuning, Shapes, train, untrained
+from seal_jax.engine.training import Shapes, Trainer, train, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Verdict
+from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int
@@ -55,6 +55,37 @@ class Score(NamedTuple):
         Unlike the log-likelihood it is bounded: one hopeless question does not outweigh the others.
         """
         return mean(None if value is None else math.exp(value) for value in self.log_likelihoods)
+
+
+class Trial(NamedTuple):
+    """One self-edit with all that came of it."""
+
+    task: Task
+    sample: int  # which of the task's
+    edit: SelfEdit
+    scores: list[Score]  # one a training seed; none without an inner loop
+    base: Score  # of the model that learns from it, untrained
+    rating: float | None = None  # a judge's, of the text, 0 to 1
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean over training seeds."""
+        return mean(score.accuracy for score in self.scores)
+
+    @property
+    def log_likelihood(self) -> float | None:
+        """Mean over training seeds; None where every one diverged."""
+        return mean(score.log_likelihood for score in self.scores)
+
+    @property
+    def probability(self) -> float | None:
+        """Mean over training seeds; None where every one diverged."""
+        return mean(score.probability for score in self.scores)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it trained nothing, or "diverged" if a training run did."""
+        return self.edit.problem or next((score.problem for score in self.scores if score.problem), None)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -101,9 +132,7 @@ def ask(
         )  # fmt: skip
         return written.tokens[:, :, 0], written.lengths[:, :, 0], likely
 
-    written, lengths, likely = map(
-        np.asarray, inner.in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1)
-    )
+    written, lengths, likely = map(np.asarray, in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1))
     answers = [
         [codec.decode(written[e, q, : lengths[e, q]].tolist()).strip() for q in range(len(group))]
         for e, group in enumerate(queries)
@@ -170,12 +199,10 @@ def score(
     edits: Sequence[SelfEdit],
     queries: Sequence[Sequence[Query]],
     grade: GradeTasks,
-    config: FineTuning,
-    shapes: Shapes,
+    trainer: Trainer,
     *,
     seed: int,
     max_tokens: int,
-    chunk: Chunk,
 ) -> list[Score]:
     """Trains on each self-edit, by its own settings if it has any, asks its task's queries, grades.
 
@@ -184,9 +211,9 @@ def score(
     """
     sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
     settings = [edit.settings for edit in edits]
-    adapters, losses = train(lm, sequences, config, shapes, seed=seed, chunk=chunk, settings=settings)
+    adapters, losses = train(lm, sequences, trainer, seed=seed, settings=settings)
     finite = np.array(inner.is_finite(adapters))
-    answers, likely = ask(lm, adapters, queries, shapes, max_tokens=max_tokens, chunk=chunk)
+    answers, likely = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
     finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in likely]  # or too large to compute with
     trained = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
     return graded(queries, answers, likely, trained, finite, grade)
@@ -216,15 +243,12 @@ def score_base(
     lm: LanguageModel,
     queries: Sequence[Sequence[Query]],
     grade: GradeTasks,
-    config: FineTuning,
-    shapes: Shapes,
+    trainer: Trainer,
     *,
     max_tokens: int,
-    chunk: Chunk,
 ) -> list[Score]:
     """The same for the model as it is: once per question."""
-    answers, likely = ask(
-        lm, untrained(lm, len(queries), config, chunk), queries, shapes, max_tokens=max_tokens, chunk=chunk
-    )
+    adapters = untrained(lm, len(queries), trainer)
+    answers, likely = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
     verdicts = grade(queries, answers)
     return [Score(a, v, ll, []) for a, v, ll in zip(answers, verdicts, likely, strict=True)]

@@ -1,0 +1,126 @@
+"""The command line of every experiment: `[preset] [--typed.overrides]`, one sentence for a user's mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from seal_jax.run import runtime
+from seal_jax.run.journal import as_json, differences, digest
+from seal_jax.run.session import Experiment, Place, Preset, describe, execute
+from seal_jax.types import Compute
+
+LONGEST_NAME = 120  # characters of a run folder's name
+
+
+def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Compute, Place]:
+    """Settings, compute and place. Without a preset, the first. Exits with a suggestion at a typo."""
+    presets = experiment.presets
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = [next(iter(presets)), *arguments]
+    config_type = type(next(iter(presets.values())).config)
+    unnamed = tyro.conf.arg(name="")
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("config", Annotated[config_type, unnamed]),
+            ("compute", Compute),
+            ("place", Annotated[Place, unnamed], Place()),
+        ],
+        frozen=True,
+    )
+
+    def default(preset: Preset) -> Any:
+        return command(preset.config, preset.compute)
+
+    prog, (first, *rest) = f"python -m experiments.{experiment.name}", arguments
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if first in presets:  # parsed by itself, so that a suggestion is of this one and not of all
+                preset = presets[first]
+                parsed: Any = tyro.cli(
+                    command, default=default(preset), prog=f"{prog} {first}", args=rest, description=preset.text
+                )
+            else:
+                commands = tyro.extras.subcommand_type_from_defaults(
+                    {name: default(preset) for name, preset in presets.items()},
+                    {name: preset.text for name, preset in presets.items()},
+                )
+                parsed = tyro.cli(
+                    commands, prog=prog, args=arguments,
+                    description=f"{experiment.description}\nAll options: {prog} {next(iter(presets))} --help",
+                )  # fmt: skip
+    finally:
+        sys.stderr.write(_readable(said.getvalue()))
+    return parsed.config, parsed.compute, parsed.place
+
+
+def _readable(said: str) -> str:
+    """What tyro says of a value that a config refuses, with the option's name; the box stays one."""
+    lines = []
+    for line in said.splitlines():
+        plain = line.replace("Error parsing config.", "Error parsing --").replace("Error parsing config:", "Error:")
+        if plain != line and plain.endswith("│"):
+            plain = plain.removesuffix("│").ljust(len(line) - 1) + "│"
+        lines.append(f"{plain}\n")
+    return "".join(lines)
+
+
+def folder_name(experiment: Experiment, config: Any) -> str:
+    """The run folder where none is given: after the preset, and each setting that is not as the preset has it.
+
+    So that another command has another folder, and the same command the same.
+    """
+    start = experiment.called(config) if experiment.called else f"{experiment.name}-{config.preset}"
+    parts = [start.replace("_", "-")]
+    for setting, _, value in differences(as_json(experiment.presets[config.preset].config), as_json(config)):
+        if setting.partition(".")[0] not in experiment.unnamed:
+            values = value if isinstance(value, list) else [value]
+            parts += [setting.replace("_", "-"), *(str(v).rstrip("/").rpartition("/")[2] for v in values)]
+    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(parts)[:8]}"
+
+
+def command_of(experiment: str, arguments: Sequence[str]) -> str:
+    """The command that gives the same results: without the folder they are kept in."""
+    kept: list[str] = []
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        if not (_is_folder(previous) or _is_folder(argument.partition("=")[0])):
+            kept.append(argument)
+    return shlex.join(["python", "-m", f"experiments.{experiment}", *kept])
+
+
+def _is_folder(argument: str) -> bool:
+    return argument.replace("_", "-") == "--run-folder"
+
+
+def main(experiment: Experiment, arguments: Sequence[str]) -> int:
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback, and so does Ctrl-C."""
+    try:
+        config, compute, place = parse(experiment, arguments)
+        place = dataclasses.replace(
+            place, run_folder=place.run_folder or Path("runs") / folder_name(experiment, config)
+        )
+        runtime.start(compute.devices)
+        if place.dry_run:
+            print(describe(experiment, config, compute, place))
+        else:
+            execute(experiment, config, compute, place, command=command_of(experiment.name, arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command carries on", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0

@@ -1,0 +1,300 @@
+"""What every experiment on passages shares: its settings, how passages are chosen, and how a run of it is prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from seal_jax.domains import squad
+from seal_jax.domains.passages import Passage
+from seal_jax.engine import batching
+from seal_jax.engine.training import Shapes
+from seal_jax.graders.choose import Grader, Judge
+from seal_jax.run import plan
+from seal_jax.run.plan import Most, Stage
+from seal_jax.run.runtime import Speaker
+from seal_jax.run.session import Model, Prepared, RunConfig, Session
+from seal_jax.seal import evaluation, rewards
+from seal_jax.seal.rewards import mean
+from seal_jax.seal.rounds import Round, write_self_edits
+from seal_jax.types import Domain, LanguageModel, require_at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on held-out passages."""
+
+    passages: int = 200  # held-out passages (paper table 2: 200)
+    samples: int = 1  # self-edits a passage; a passage's accuracy is their mean
+    seeds: int = 1  # training runs a self-edit
+
+    def __post_init__(self) -> None:
+        require_at_least(1, passages=self.passages, samples=self.samples, seeds=self.seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Knowledge(RunConfig):
+    """The settings of every experiment on passages. The defaults are the paper's where it has any."""
+
+    data: str = "invented"
+    """invented (embedded), squad, tfds:squad, or a file in the reference's JSON."""
+    prompt: str = "implications"
+    """The self-edit prompt: one of the paper's seven by name, facts (for small models), or a TOML file of your own."""
+    max_sequences: int = 30
+    """Training sequences of a self-edit at most, the passage included (paper's code: 30)."""
+    grader: Grader = Grader()
+    """Who says whether an answer is right (paper: GPT-4.1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, max_sequences=self.max_sequences)
+
+
+def prompt_texts(config: Knowledge) -> list[Any]:
+    """The self-edit prompt in both forms: what is read from a file is part of what a run is."""
+    return [squad.load_prompts(config.prompt, "raw"), squad.load_prompts(config.prompt, "chat")]
+
+
+def questions_of(passages: Sequence[Passage]) -> int:
+    """How many questions they have together."""
+    return sum(len(passage.questions) for passage in passages)
+
+
+class Recorded(NamedTuple):
+    """Self-edits that were written before, by passage, and whether the model will write more of them."""
+
+    completions: Mapping[str, Sequence[str]] = {}
+    writes: bool = True
+
+
+def prepare(
+    config: Knowledge,
+    model: Model,
+    passages: Sequence[Passage],
+    *,
+    recorded: Recorded = Recorded(),
+    samples: int = 1,
+    capacity: int | None = None,
+    longest_text: Callable[[LanguageModel], int] | None = None,
+    writer: str | None = None,
+) -> Prepared:
+    """The domain and the sizes of a run over `passages`: all that it will read, held-out ones too.
+
+    Args:
+      recorded: self-edits that are there already: a training sequence may be longer than what the model writes.
+      samples: self-edits of a passage that are written at a time.
+      capacity: training sequences of an adapter at most; by default `max_sequences`.
+      longest_text: tokens of the longest training sequence, where it is none of a self-edit's lines.
+      writer: the name of another model that writes the self-edits.
+
+    Raises:
+      ValueError: a passage that the model's context cannot hold, with what it has to be read with.
+    """
+    learner, judge = model.speaker, model.judge
+    domain, other = make_domain(config, learner, judge), None
+    if writer is not None:
+        other = model.load(writer)
+        domain = domain._replace(prompt=make_domain(config, other, judge).prompt)
+    lm = learner.lm
+    written = longest_text(lm) if longest_text else longest_sequence(config, lm, passages, recorded)
+    shapes, prompt_width, alone = measure(config, learner, (other or learner).lm, domain, passages, written)
+    shapes = shapes._replace(
+        widths=batching.bucket_widths(shapes.widths[-1], model.compute.width_cuts),
+        capacity=capacity or config.max_sequences,
+    )
+
+    def rate(passage: Passage, texts: Sequence[str]) -> list[float | None]:
+        assert judge.rate is not None
+        return judge.rate([(passage.context, text) for text in texts])
+
+    most = Most(config.max_sequences, alone + 2 * config.sampling.max_tokens, alone)
+    return Prepared(
+        domain, shapes, prompt_width, most, samples=samples, writer=other, rate=judge.rate and rate, about=about
+    )
+
+
+def longest_sequence(config: Knowledge, lm: LanguageModel, passages: Sequence[Passage], recorded: Recorded) -> int:
+    """Tokens of the longest training sequence: of those recorded, and of those the model may yet write."""
+    split = squad.load_prompts(config.prompt, "raw")
+    longest = 0
+    for passage in passages:
+        if recorded.writes:
+            longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
+        for text in recorded.completions.get(passage.id, ()):
+            edit = squad.parse(passage, text, split.split, split.keep_after, config.max_sequences)
+            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
+    return longest
+
+
+def about(passage: Passage) -> dict[str, Any]:
+    """Which passage a line of self_edits.jsonl is about."""
+    return {"passage": passage.id, "title": passage.title, "context": passage.context}
+
+
+def make_domain(config: Knowledge, speaker: Speaker, judge: Judge) -> Domain:
+    """Passages and questions, in the form that a model reads."""
+    prompts = squad.load_prompts(config.prompt, speaker.style)
+    return squad.make_domain(prompts, speaker.render, judge.grade, max_examples=config.max_sequences)
+
+
+def measure(
+    config: Knowledge,
+    learner: Speaker,
+    writer: LanguageModel,
+    domain: Domain,
+    passages: Sequence[Passage],
+    written: int,
+) -> tuple[Shapes, int, int]:
+    """The sizes of a run's programs, from what the longest passage and question need, the prompt's width and the
+    longest passage's tokens; `written` are those of the longest other training sequence.
+
+    Raises:
+        ValueError: a passage that the model's context cannot hold, with what it has to be read with.
+    """
+    codec = learner.lm.codec
+    alone, longest_prompt, longest_question, longest_gold = 0, 0, 0, 0
+    for passage in passages:
+        own = len(batching.tokenize(squad.passage_only(passage).examples[0], codec).ids)
+        prompt = len(writer.codec.encode(domain.prompt(passage)))
+        queries = domain.queries(passage)
+        question = max(len(codec.encode(query.prompt)) for query in queries)
+        gold = max(len(rewards.gold_tokens(codec.encode_more, query)) for query in queries)
+        asked = question + max(config.answer_tokens, gold)
+        needed = max(own, prompt + config.sampling.max_tokens, asked)
+        if needed > learner.context_length:
+            raise ValueError(
+                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and "
+                f"--sampling.max-tokens {config.sampling.max_tokens}; {config.model} has {learner.context_length}. "
+                "Shorten or remove it"
+            )
+        alone, longest_prompt = max(alone, own), max(longest_prompt, prompt)
+        longest_question, longest_gold = max(longest_question, question), max(longest_gold, gold)
+    if written > learner.context_length:
+        raise ValueError(
+            f"a self-edit's line may have {written} tokens with its title and --sampling.max-tokens "
+            f"{config.sampling.max_tokens}; {config.model} has a context of {learner.context_length}. Lower the latter"
+        )
+    shapes = Shapes(
+        widths=(batching.round_up(max(alone, written), 8),),
+        capacity=1,
+        questions=max(len(passage.questions) for passage in passages),
+        question_width=batching.round_up(longest_question, 8),
+        gold_width=batching.round_up(longest_gold, 8),
+    )
+    return shapes, batching.round_up(longest_prompt, 8), alone
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Passages to learn to write on, and held-out ones
+
+
+class Split(NamedTuple):
+    """The passages of a run: fresh ones for each round, those to choose the round on, and the held-out ones."""
+
+    rounds: list[list[Passage]]
+    validation: list[Passage]
+    held_out: list[Passage]
+    external: dict[str, tuple[str, ...]]  # recorded completions, by passage
+    inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
+
+    @property
+    def everything(self) -> list[Passage]:
+        """All of them."""
+        return [passage for group in (*self.rounds, self.validation, self.held_out) for passage in group]
+
+
+def split(config: Any) -> Split:
+    """Seeded shuffles, cut so that no passage is used twice. `config` is experiments.squad's.
+
+    Raises:
+        ValueError: fewer passages than the run needs, or an external file that lacks one.
+    """
+    outer, size, asked = config.outer, config.outer.passages, config.evaluation.passages
+    need = outer.rounds * size + outer.validation
+    inputs: list[Any] = prompt_texts(config)
+    inputs.append(squad.load_passages(config.data, "train"))
+    train = squad.shuffled(inputs[-1], config.seed)
+    if config.held_out_data or config.data in squad.SPLIT_SOURCES:
+        inputs.append(squad.load_passages(config.held_out_data or config.data, "held_out"))
+        held_out = squad.shuffled(inputs[-1], config.seed)[:asked]
+        seen = {passage.id for passage in held_out}
+        train = [passage for passage in train if passage.id not in seen]
+    else:
+        held_out, train = train[:asked], train[asked:]
+    if len(train) < need or len(held_out) < asked:
+        raise ValueError(
+            f"--data {config.data}: {len(train)} passages to learn from and {len(held_out)} to hold out; the run needs "
+            f"{need} (--outer.rounds x --outer.passages + --outer.validation) and {asked} (--evaluation.passages)"
+        )
+    external = recorded_completions(config.external, held_out) if config.external else {}
+    inputs += [external] if external else []
+    chosen_on = f", {outer.validation} to choose the round on" if outer.validation else ""
+    lines = [
+        f"{outer.rounds * size} passages to learn from, {size} a round{chosen_on}: {config.data}",
+        f"{len(held_out)} held out, {questions_of(held_out)} questions: {config.held_out_data or config.data}",
+    ]
+    rounds = [train[r * size : (r + 1) * size] for r in range(outer.rounds)]
+    return Split(rounds, train[need - outer.validation : need], held_out, external, inputs, lines, stages_of(config))
+
+
+def recorded_completions(path: str, passages: Sequence[Passage]) -> dict[str, tuple[str, ...]]:
+    """A file's completions by passage, for --external.
+
+    Raises:
+        ValueError: it lacks some of these passages.
+    """
+    found = {passage.id: passage.completions for passage in squad.load_passages(path, "held_out")}
+    lacking = [passage for passage in passages if not found.get(passage.id)]
+    if lacking:
+        raise ValueError(
+            f"--external {path}: no completion for {len(lacking)} of {len(passages)} held-out passages, "
+            f"the first of them {lacking[0].id!r}; passages are matched by their title and context"
+        )
+    return found
+
+
+def stages_of(config: Any) -> list[Stage]:
+    """All that a run of experiments.squad does, in order."""
+    outer, test = config.outer, config.evaluation
+    count, seeds = test.passages, test.seeds
+    stages = [Stage("held-out", (plan.BASE,)), Stage("passage alone", self_edits=count, seeds=seeds, alone=True)]
+    if config.external:
+        stages.append(Stage("external", self_edits=count, seeds=seeds))
+    stages += [Stage(f"entigraph {kind}", self_edits=count * test.samples, seeds=seeds) for kind in config.entigraph]
+    for number in range(outer.rounds + 1):
+        if number > 0:
+            rated = outer.method == "best_of_n"
+            phases = tuple(plan.RATE if rated and phase == plan.TRAIN else phase for phase in plan.ROUND)
+            stages.append(Stage(f"round {number}", phases, outer.passages * outer.samples, outer.reward_seeds))
+        if outer.validation:
+            validated = outer.validation * test.samples
+            stages.append(Stage(validation_stage(number), (plan.WRITE, plan.TRAIN), validated, seeds))
+        stages.append(Stage(held_out_stage(number), (plan.WRITE, plan.TRAIN), count * test.samples, seeds))
+    return stages
+
+
+def held_out_stage(number: int) -> str:
+    """What the evaluation after a round is called while it runs."""
+    return f"held-out, {f'after round {number}' if number else 'before RL'}"
+
+
+def validation_stage(number: int) -> str:
+    """What the validation after a round is called while it runs."""
+    return f"validation, {f'after round {number}' if number else 'before RL'}"
+
+
+def validate(here: Session, state: Round, passages: Sequence[Passage]) -> float | None:
+    """The mean reward of a round's self-edits on the validation passages: what the round to use is chosen by."""
+    name, test = validation_stage(state.number), here.config.evaluation
+    base = here.try_base(passages, name="validation")
+    edits = write_self_edits(state.writer, passages, here.loop, samples=test.samples, name=name)
+    trials = here.try_edits(passages, edits, base, name=name, row=name)
+    return mean(getattr(trial, here.config.outer.signal) for row in trials for trial in row)
+
+
+def mark_chosen(stage: evaluation.Stage, passages: int) -> evaluation.Stage:
+    """The row of the round that validation chose, with its label."""
+    return stage._replace(label=f"{stage.label} (chosen on {passages} validation passages)")

@@ -1,0 +1,100 @@
+"""ReST-EM over self-edits (paper section 3.1, Algorithm 1): keep the winners, train the model to write those, merge."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from seal_jax.engine.training import FineTuning
+from seal_jax.seal.outer.imitation import SFT, imitate
+from seal_jax.seal.rewards import Score, Trial
+from seal_jax.seal.rounds import Loop, OuterLoop, RoundLog, try_self_edits
+from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool, Float
+
+Rule = Literal["best", "improved", "all_improved", "all_correct"]
+Signal = Literal["accuracy", "log_likelihood", "probability"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReSTEM:
+    """ReST-EM. The defaults are the paper's (its section 3.1 and B.1, and its code) but for the ties."""
+
+    reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
+    signal: Signal = "accuracy"  # what the reward is
+    break_ties: bool = True  # equal accuracies are ordered by log-likelihood; the paper's code: the first wins
+    select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved; all_correct
+    sft: FineTuning = SFT
+
+    def __post_init__(self) -> None:
+        require_at_least(1, reward_seeds=self.reward_seeds)
+        if self.select == "all_correct" and self.signal != "accuracy":
+            raise ValueError(
+                "--outer.select all_correct keeps what answers everything right: "
+                f"it needs --outer.signal accuracy, not {self.signal}"
+            )
+
+
+def rest_em(config: ReSTEM = ReSTEM()) -> OuterLoop:
+    """The paper's outer loop: the reward of a self-edit is what an adapter trained on it then knows."""
+
+    def try_edits(
+        learner: LanguageModel,
+        tasks: Sequence[Task],
+        edits: Sequence[Sequence[SelfEdit]],
+        base: Sequence[Score],
+        loop: Loop,
+        name: str,
+    ) -> list[list[Trial]]:
+        return try_self_edits(learner, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
+
+    def learn(
+        writer: LanguageModel, trials: Sequence[Sequence[Trial]], loop: Loop, name: str
+    ) -> tuple[LanguageModel, RoundLog]:
+        loop.display.phase(f"{name}: selection", len(trials))
+        baseline = np.array([getattr(row[0].base, config.signal) for row in trials], float)
+        tie_break = rewards_of(trials, "log_likelihood") if config.break_ties else None
+        keep = select(rewards_of(trials, config.signal), baseline, rule=config.select, tie_break=tie_break)
+        loop.display.advance(len(trials))
+        return imitate(writer, trials, keep, config.sft, loop, name)
+
+    return OuterLoop(try_edits, learn)
+
+
+def rewards_of(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
+    """One reward of every trial. NaN where there is none, and where it trained nothing or diverged: the model must
+    not learn to write that."""
+    values = [[None if trial.problem else getattr(trial, field) for trial in row] for row in trials]
+    return np.array([[math.nan if value is None else value for value in row] for row in values])
+
+
+def select(
+    rewards: Float[np.ndarray, "P E"],
+    baseline: Float[np.ndarray, "P"],
+    *,
+    rule: Rule,
+    tie_break: Float[np.ndarray, "P E"] | None = None,
+) -> Bool[np.ndarray, "P E"]:
+    """Which self-edits the model is trained to write.
+
+    `best` keeps each task's argmax, gain or not (the paper's code); `improved` keeps it only if it beats the base model
+    (the paper's eq. 2, one a task); `all_improved` keeps every self-edit that does, `all_correct` every one of reward 1
+    (the paper's section 3.3). NaN rewards are never kept. Among equals the higher `tie_break` wins, then the first.
+    """
+    valid = ~np.isnan(rewards)
+    if rule == "all_correct":
+        return valid & (rewards >= 1)
+    if rule == "all_improved":
+        return valid & (rewards > baseline[:, None])
+    second = np.zeros_like(rewards) if tie_break is None else np.where(np.isnan(tie_break), -np.inf, tie_break)
+    first = np.where(valid, rewards, -np.inf)
+    top = first == first.max(axis=1, keepdims=True)
+    winner = np.argmax(np.where(top, second, -np.inf), axis=1)
+    keep = valid & (np.arange(rewards.shape[1]) == winner[:, None])
+    return keep & (rewards > baseline[:, None]) if rule == "improved" else keep

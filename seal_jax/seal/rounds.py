@@ -1,0 +1,234 @@
+"""The outer loop's rounds: write self-edits, try them, learn to write better ones (paper section 3.1, Algorithm 1).
+
+`rounds` is the loop, the same for every domain and every way to learn; the functions above it are its lines, and the
+evaluation of a run uses the first of them. How a model learns from what was tried is an `OuterLoop` (seal/outer/): the
+paper's is ReST-EM. Nothing here knows a run folder or a terminal: a `Journal` and a `Display` are handed in (types.py).
+
+    for state in rounds(lm, tasks, outer, loop, samples=5):
+        print(state.number, state.log)
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from seal_jax.engine import batching
+from seal_jax.engine.chunks import Chunk, in_chunks
+from seal_jax.engine.constrained import Constraint
+from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
+from seal_jax.engine.training import Trainer
+from seal_jax.seal.rewards import Score, Trial, mean, score, score_base
+from seal_jax.types import Display, Domain, Journal, LanguageModel, Rate, SelfEdit, Task
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool
+
+
+class Loop(NamedTuple):
+    """What stays the same through a run, whichever model is current."""
+
+    domain: Domain
+    trainer: Trainer
+    sampling: Sampling  # of self-edits
+    prompt_width: int  # tokens of a self-edit prompt
+    write_chunk: Chunk  # self-edits written at a time
+    answer_tokens: int  # the most new tokens of an answer
+    seed: int
+    journal: Journal  # types.Memory() in a notebook
+    display: Display  # types.Silent() in a notebook
+    rate: Rate | None = None  # a judge of a self-edit's text
+    constraint: Constraint | None = None  # what a self-edit may look like, token by token
+
+
+class RoundLog(NamedTuple):
+    """One finished round."""
+
+    trials: list[list[Trial]]  # [P][E]
+    keep: Bool[np.ndarray, "P E"]  # what the model was trained to write
+    losses: list[float]  # of that training, one a step; empty where nothing was kept
+
+
+class OuterLoop(NamedTuple):
+    """How a model gets better at writing self-edits: two functions (seal/outer/ has some)."""
+
+    try_edits: Callable[
+        [LanguageModel, Sequence[Task], Sequence[Sequence[SelfEdit]], Sequence[Score], Loop, str], list[list[Trial]]
+    ]
+    """(learner, P tasks, [P][E] self-edits, the learner's scores before, loop, name) -> what came of each."""
+    learn: Callable[[LanguageModel, Sequence[Sequence[Trial]], Loop, str], tuple[LanguageModel, RoundLog]]
+    """(writer, [P][E] trials, loop, name) -> the writer after the round, and what happened."""
+
+
+class Round(NamedTuple):
+    """Where the outer loop is: before any training (number 0), or after a round."""
+
+    number: int
+    writer: LanguageModel  # writes self-edits, and has learned to
+    learner: LanguageModel  # learns from them and answers; the same, unless another was given
+    log: RoundLog | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The lines of a round
+
+
+def write_self_edits(
+    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str, shown: str = "writing self-edits"
+) -> list[list[SelfEdit]]:
+    """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only.
+
+    `shown` is what the progress display says is done.
+    """
+    domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
+    at_once = max(1, min(loop.write_chunk.planned // samples, len(tasks)))
+    loop.display.phase(f"{name}: {shown}", len(tasks))
+
+    def write(group: Sequence[Task]) -> list[list[tuple[str, bool]]]:
+        prompts = [codec.encode(domain.prompt(task)) for task in group]
+        tokens, valid = batching.left_pad(prompts, loop.prompt_width)
+        hashes = np.array([stable_hash(task.id) for task in group])
+
+        def run(index: np.ndarray, live: np.ndarray) -> Completions:
+            keys = row_keys(loop.seed, np.array(stable_hash(name)), hashes[index, None, None], np.arange(samples))
+            limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
+            return sample(
+                keys, lm.model, lm.params, None, tokens[index, None], valid[index, None], limits,
+                sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh, constraint=loop.constraint,
+            )  # fmt: skip
+
+        out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False)
+        written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
+        return [
+            [(codec.decode(written[p, k, : lengths[p, k]].tolist()), bool(stopped[p, k])) for k in range(samples)]
+            for p in range(len(group))
+        ]
+
+    edits = []
+    for start in range(0, len(tasks), at_once):
+        group = tasks[start : start + at_once]
+        piece = f"{name}/write/{start}"
+        resumed = loop.journal.has(piece)
+        completions = loop.journal.once(piece, partial(write, group))
+        edits += [
+            [domain.parse(task, text)._replace(finished=finished) for text, finished in row]
+            for task, row in zip(group, completions, strict=True)
+        ]
+        tokens = sum(len(codec.encode_more(text)) for row in completions for text, _ in row)
+        loop.display.advance(len(group), tokens=tokens, resumed=resumed)
+    return edits
+
+
+def try_base(
+    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, name: str, shown: str = "base model"
+) -> list[Score]:
+    """Each task's questions to the model as it is: once per question. `shown` is what the display calls it."""
+    loop.display.phase(f"{name}: {shown}", len(tasks))
+    scores: list[Score] = []
+    for start in range(0, len(tasks), loop.trainer.chunk.planned):
+        group = tasks[start : start + loop.trainer.chunk.planned]
+        queries = [loop.domain.queries(task) for task in group]
+
+        def work(queries=queries) -> list[Score]:
+            return score_base(lm, queries, loop.domain.grade, loop.trainer, max_tokens=loop.answer_tokens)
+
+        piece = f"{name}/base/{start}"
+        resumed = loop.journal.has(piece)
+        scores += [Score(*values) for values in loop.journal.once(piece, work)]
+        loop.display.advance(len(group), accuracy=mean(score.accuracy for score in scores), resumed=resumed)
+    return scores
+
+
+def try_self_edits(
+    lm: LanguageModel,
+    tasks: Sequence[Task],
+    edits: Sequence[Sequence[SelfEdit]],
+    base: Sequence[Score],
+    loop: Loop,
+    *,
+    seeds: int,
+    name: str,
+) -> list[list[Trial]]:
+    """Trains an adapter on every self-edit, once a training seed, and scores what it then knows.
+
+    A self-edit that yields no training sequence scores what the base model does.
+    """
+    flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
+    sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
+    epochs = [chosen.epochs if (chosen := edits[p][k].settings) else loop.trainer.config.epochs for p, k in flat]
+    groups = batching.by_size(sequences, loop.trainer.chunk.planned, epochs)
+    results: dict[tuple[int, int], list[Score]] = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
+    loop.display.phase(f"{name}: inner loop", seeds * len(flat), "self-edits")
+
+    for seed in range(seeds):
+        for number, group in enumerate(groups):
+            members = [flat[i] for i in group]
+
+            def work(members=members, seed=seed) -> list[Score]:
+                return score(
+                    lm,
+                    [edits[p][k] for p, k in members],
+                    [loop.domain.queries(tasks[p]) for p, _ in members],
+                    loop.domain.grade,
+                    loop.trainer,
+                    seed=loop.seed * 1000 + seed,
+                    max_tokens=loop.answer_tokens,
+                )
+
+            piece = f"{name}/seed {seed}/try/{number}"
+            resumed = loop.journal.has(piece)
+            scored = [Score(*values) for values in loop.journal.once(piece, work)]
+            for member, outcome in zip(members, scored, strict=True):
+                results[member].append(outcome)
+            trained = sum(epochs[i] * len(s.ids) for i in group for s in sequences[i])
+            accuracy = mean(outcome.accuracy for outcomes in results.values() for outcome in outcomes)
+            loop.display.advance(len(group), adapters=len(group), tokens=trained, accuracy=accuracy, resumed=resumed)
+
+    return [
+        [
+            Trial(task, k, edits[p][k], results[p, k] or [base[p]._replace(problem=edits[p][k].problem)], base[p])
+            for k in range(len(edits[p]))
+        ]
+        for p, task in enumerate(tasks)
+    ]
+
+
+def stable_hash(text: str) -> int:
+    """31 bits of a string, the same in every process."""
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def rounds(
+    writer: LanguageModel,
+    tasks: Sequence[Sequence[Task]],
+    outer: OuterLoop,
+    loop: Loop,
+    *,
+    samples: int,
+    learner: LanguageModel | None = None,
+) -> Iterator[Round]:
+    """The model before any training, then after each round over fresh tasks, [rounds][P]; `samples` self-edits a task.
+
+    `learner` is the model that learns from self-edits and answers, where that is not the writer; it stays as it is.
+    """
+    yield Round(0, writer, learner or writer)
+    for number, group in enumerate(tasks, 1):
+        name = f"round {number}"
+        base = try_base(learner or writer, group, loop, name=name)
+        edits = write_self_edits(writer, group, loop, samples=samples, name=name)
+        trials = outer.try_edits(learner or writer, group, edits, base, loop, name)
+        writer, log = outer.learn(writer, trials, loop, name)
+        yield Round(number, writer, learner or writer, log)
+
+
+def best_round(figures: Sequence[float | None]) -> int:
+    """The round of the highest figure, such as the accuracy on validation tasks; the earliest of equals."""
+    return max(range(len(figures)), key=lambda n: (-np.inf if (value := figures[n]) is None else value, -n))
