@@ -26,12 +26,13 @@ from seal_jax.domains import squad
 from seal_jax.domains.passages import load_recorded
 from seal_jax.engine.training import FineTuning
 from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.run import knowledge, plan, session
-from seal_jax.run.knowledge import Knowledge
-from seal_jax.run.session import Experiment
+from seal_jax.run import command, passages, plan
+from seal_jax.run.passages import Knowledge, Recorded
+from seal_jax.run.plan import Stage
+from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.seal import evaluation
-from seal_jax.seal.rest_em import try_self_edits
-from seal_jax.types import require_at_least
+from seal_jax.seal.rounds import try_self_edits
+from seal_jax.types import Compute, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", style="raw")
 DEMO = Config(
     "demo",
     answer_tokens=32,
-    inner=FineTuning(projections=PROJECTIONS, chunk=8),
+    inner=FineTuning(projections=PROJECTIONS),
 )
 
 SMOKE = dataclasses.replace(
@@ -74,26 +75,28 @@ SMOKE = dataclasses.replace(
     passages=3,
     samples=1,
     max_sequences=4,
-    inner=FineTuning(epochs=1, chunk=2),
+    inner=FineTuning(epochs=1),
 )
 
 PRESETS = {
-    "demo": ("The embedded model: minutes for each ten self-edits on 2 CPU cores.", DEMO),
-    "paper": ("The paper's model and inner loop.", PAPER),
-    "smoke": ("Three passages, one epoch: shows that everything runs, and no more.", SMOKE),
+    "demo": Preset("The embedded model: minutes for each ten self-edits on 2 CPU cores.", DEMO, Compute(chunk=8)),
+    "paper": Preset("The paper's model and inner loop.", PAPER),
+    "smoke": Preset("Three passages, one epoch: shows that everything runs, and no more.", SMOKE, Compute(chunk=2)),
 }
 
 
-class Recorded(NamedTuple):
+class Sources(NamedTuple):
     """The passages that all sources share, and each source's self-edits for them."""
 
     passages: list[squad.Passage]
     completions: dict[str, dict[str, tuple[str, ...]]]  # source -> passage -> its self-edits
     left_out: int  # passages that some source lacks
     inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
 
 
-def load(config: Config) -> Recorded:
+def load(config: Config) -> Sources:
     """Reads the sources and keeps what can be compared.
 
     Raises:
@@ -110,10 +113,9 @@ def load(config: Config) -> Recorded:
             raise ValueError(f"--edits: {taken} called {label!r}; give {path} another name: LABEL={path}")
         sources[label] = load_recorded(path, config.stage)
     completions = {
-        label: {p.id: p.completions[: config.samples] for p in passages if p.completions}
-        for label, passages in sources.items()
+        label: {p.id: p.completions[: config.samples] for p in read if p.completions} for label, read in sources.items()
     }
-    everything = {p.id for passages in sources.values() for p in passages}
+    everything = {p.id for read in sources.values() for p in read}
     shared = [p for p in next(iter(sources.values())) if all(p.id in own for own in completions.values())]
     if not shared:
         raise ValueError(
@@ -123,36 +125,40 @@ def load(config: Config) -> Recorded:
         )
     chosen = squad.shuffled(shared, config.seed)[: config.passages] if config.passages else shared
     texts = [p._replace(completions=()) for p in chosen]
-    return Recorded(texts, completions, len(everything) - len(shared), [knowledge.prompt_texts(config), sources])
+    left_out, count = len(everything) - len(shared), len(chosen)
+    lines = [f"{count} passages, {passages.questions_of(chosen)} questions; {left_out} left out", *config.edits]
+    stages = [Stage("base", (plan.BASE,))]
+    if config.passage_only:
+        stages.append(Stage("passage alone", self_edits=count, seeds=config.seeds, alone=True))
+    for label, own in completions.items():
+        stages.append(Stage(label, self_edits=sum(len(own[p.id]) for p in chosen), seeds=config.seeds))
+    return Sources(texts, completions, left_out, [passages.prompt_texts(config), sources], lines, stages)
 
 
-def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
-    """One comparison, from files to report.html. Carries on where an earlier run of the same config stopped."""
-    data = load(config)
-    passages, sources = data.passages, data.completions
-    every = {p.id: [text for own in sources.values() for text in own[p.id]] for p in passages}
-    alone = ["passage alone: inner loop"] if config.passage_only else []
-    with knowledge.opened(
-        config, run_folder, "evaluate_edits", passages, command=command, inputs=data.inputs,
-        phases=["base: base model", *alone, *(f"{label}: inner loop" for label in sources)],
-        longest_written=lambda lm: knowledge.longest_sequence(config, lm, passages, every, written=False),
-    ) as here:  # fmt: skip
-        if data.left_out:
-            here.progress.note(f"{data.left_out} passages are left out: not every source has self-edits for them")
-        base = here.try_base(passages, name="base")
-        stages = [evaluation.base_stage(base, "Base model")]
-        edits = {"passage": [[squad.passage_only(passage)] for passage in passages]} if config.passage_only else {}
-        for label, own in sources.items():
-            edits[label] = [[here.loop.domain.parse(p, text) for text in own[p.id]] for p in passages]
-        for label, rows in edits.items():
-            stage = "passage alone" if label == "passage" else label
-            trials = try_self_edits(here.lm, passages, rows, base, here.loop, seeds=config.seeds, name=stage)
-            shown = "Passage alone" if label == "passage" else f"Passage and {label}"
-            stages.append(evaluation.trained_stage(label, shown, trials))
-            here.record(label, trials)
-        questions = sum(len(passage.questions) for passage in passages)
-        table = evaluation.rows(stages, passages, questions, seed=config.seed)
-        return here.finish(table, tables=[differences(stages, seed=config.seed)])
+def prepare(config: Config, data: Sources, model: Model) -> Prepared:
+    """The domain and the sizes of all programs."""
+    every = {p.id: [text for own in data.completions.values() for text in own[p.id]] for p in data.passages}
+    return passages.prepare(config, model, data.passages, recorded=Recorded(every, writes=False))
+
+
+def run(here: Session, data: Sources) -> dict[str, Any]:
+    """The base model, the passage alone, and a row for each source."""
+    config, read = here.config, data.passages
+    if data.left_out:
+        here.progress.note(f"{data.left_out} passages are left out: not every source has self-edits for them")
+    base = here.try_base(read, name="base")
+    stages = [evaluation.base_stage(base, "Base model")]
+    edits = {"passage": [[squad.passage_only(passage)] for passage in read]} if config.passage_only else {}
+    for label, own in data.completions.items():
+        edits[label] = [[here.loop.domain.parse(p, text) for text in own[p.id]] for p in read]
+    for label, rows in edits.items():
+        stage = "passage alone" if label == "passage" else label
+        trials = try_self_edits(here.lm, read, rows, base, here.loop, seeds=config.seeds, name=stage)
+        shown = "Passage alone" if label == "passage" else f"Passage and {label}"
+        stages.append(evaluation.trained_stage(label, shown, trials))
+        here.record(label, trials)
+    table = evaluation.rows(stages, read, passages.questions_of(read), seed=config.seed)
+    return here.finish(table, tables=[differences(stages, seed=config.seed)])
 
 
 def differences(stages: Sequence[evaluation.Stage], *, seed: int) -> dict[str, Any]:
@@ -177,24 +183,7 @@ def differences(stages: Sequence[evaluation.Stage], *, seed: int) -> dict[str, A
     }
 
 
-def describe(config: Config, run_folder: Path) -> str:
-    """The plan of a run: what it reads, trains and needs. Loads no weights."""
-    data = load(config)
-
-    def work(edit: dict[str, int], alone: dict[str, int]) -> list[plan.Work]:
-        count = len(data.passages)
-        stages = [plan.inner_work("passage alone", count, config.inner, seeds=config.seeds, **alone)]
-        for label, own in data.completions.items():
-            edits = sum(len(own[passage.id]) for passage in data.passages)
-            stages.append(plan.inner_work(label, edits, config.inner, seeds=config.seeds, **edit))
-        return stages if config.passage_only else stages[1:]
-
-    questions = sum(len(passage.questions) for passage in data.passages)
-    lines = [f"{len(data.passages)} passages, {questions} questions; {data.left_out} left out", *config.edits]
-    return knowledge.describe(config, data.passages, lines, work, run_folder)
-
-
-EXPERIMENT = Experiment("evaluate_edits", __doc__, PRESETS, describe, run)
+EXPERIMENT = Experiment("evaluate_edits", __doc__ or "", PRESETS, load, prepare, run)
 
 if __name__ == "__main__":
-    sys.exit(session.main(EXPERIMENT, sys.argv[1:]))
+    sys.exit(command.main(EXPERIMENT, sys.argv[1:]))

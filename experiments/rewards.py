@@ -16,25 +16,27 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import squad as main_job
 from seal_jax.analysis.reliability import choose_best, reward_reliability
 from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
 from seal_jax.engine.training import FineTuning
-from seal_jax.run import knowledge, plan, session
-from seal_jax.run.knowledge import Knowledge
-from seal_jax.run.session import Experiment
-from seal_jax.seal.rest_em import Trial, rate_self_edits, try_self_edits, write_self_edits
-from seal_jax.seal.rewards import Score
-from seal_jax.types import require_at_least
+from seal_jax.run import command, passages, plan
+from seal_jax.run.passages import Knowledge, Recorded
+from seal_jax.run.plan import Stage
+from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
+from seal_jax.seal.outer.best_of_n import rate_self_edits
+from seal_jax.seal.rewards import Score, Trial
+from seal_jax.seal.rounds import try_self_edits, write_self_edits
+from seal_jax.types import Compute, require_at_least
 
-TIES_BROKEN = "accuracy, then likelihood"  # the default: OuterLoop.break_ties
+from . import squad as main_job
+
+TIES_BROKEN = "accuracy, then likelihood"  # the default: ReSTEM.break_ties
 PAPERS_SEEDS = 3  # training runs behind a reward of the paper's: what costs are compared with
 
 
@@ -64,9 +66,8 @@ DEMO = Config(
     prompt="facts",
     sampling=main_job.DEMO.sampling,
     answer_tokens=24,
-    write_chunk=20,
     max_sequences=8,
-    inner=dataclasses.replace(main_job.DEMO.inner, chunk=16, width_cuts=(24, 32, 48, 96)),
+    inner=main_job.DEMO.inner,
     passages=20,
     samples=4,
     seeds=4,
@@ -78,16 +79,24 @@ SMOKE = dataclasses.replace(
     sampling=main_job.SMOKE.sampling,
     answer_tokens=8,
     max_sequences=4,
-    inner=FineTuning(epochs=1, chunk=2, width_cuts=(96,)),
+    inner=FineTuning(epochs=1),
     passages=3,
     samples=2,
     seeds=2,
 )
 
 PRESETS = {
-    "demo": ("The embedded model on invented facts: half an hour on 2 CPU cores.", DEMO),
-    "paper": ("The paper's model and inner loop.", PAPER),
-    "smoke": ("Three passages, one epoch: shows that everything runs, and no more.", SMOKE),
+    "demo": Preset(
+        "The embedded model on invented facts: half an hour on 2 CPU cores.",
+        DEMO,
+        Compute(chunk=16, write_chunk=20, width_cuts=(24, 32, 48, 96)),
+    ),
+    "paper": Preset("The paper's model and inner loop.", PAPER),
+    "smoke": Preset(
+        "Three passages, one epoch: shows that everything runs, and no more.",
+        SMOKE,
+        Compute(chunk=2, write_chunk=20, width_cuts=(96,)),
+    ),
 }
 
 
@@ -95,11 +104,13 @@ class Data(NamedTuple):
     """The passages, and the self-edits recorded for them, if they come from a file."""
 
     passages: list[squad.Passage]
-    recorded: bool
+    recorded: dict[str, tuple[str, ...]]
     inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
 
 
-def choose_passages(config: Config) -> Data:
+def choose(config: Config) -> Data:
     """The passages of a run, drawn with its seed.
 
     Raises:
@@ -113,33 +124,31 @@ def choose_passages(config: Config) -> Data:
         )  # fmt: skip
         raise ValueError(f"{what}; --passages asks for {config.passages}")
     chosen = squad.shuffled(usable, config.seed)[: config.passages]
-    return Data(chosen, bool(config.edits), [knowledge.prompt_texts(config), source])
+    recorded = {p.id: p.completions[: config.samples] for p in chosen} if config.edits else {}
+    stages = [Stage("rewards", (plan.BASE,)), *([] if recorded else [Stage("rewards", (plan.WRITE,))])]
+    stages.append(Stage("rewards", self_edits=len(chosen) * config.samples, seeds=config.seeds))
+    lines = [f"{len(chosen)} passages, {passages.questions_of(chosen)} questions: {config.data}"]
+    return Data(chosen, recorded, [passages.prompt_texts(config), source], lines, stages)
 
 
-def run(config: Config, run_folder: Path, command: str) -> dict[str, Any]:
-    """One measurement, from passages to report.html. Carries on where an earlier run of the same config stopped."""
-    data = choose_passages(config)
-    passages = data.passages
-    recorded = {p.id: p.completions[: config.samples] for p in passages} if data.recorded else {}
-    writing = [] if data.recorded else ["rewards: writing self-edits"]
-    with knowledge.opened(
-        config, run_folder, "rewards", passages, command=command, inputs=data.inputs, samples=config.samples,
-        phases=["rewards: base model", *writing, "rewards: inner loop"],
-        longest_written=lambda lm: knowledge.longest_sequence(
-            config, lm, passages, recorded, written=not data.recorded
-        ),
-    ) as here:  # fmt: skip
-        base = here.try_base(passages, name="rewards")
-        if data.recorded:
-            edits = [[here.loop.domain.parse(p, text) for text in recorded[p.id]] for p in passages]
-        else:
-            edits = write_self_edits(here.lm, passages, here.loop, samples=config.samples, name="rewards")
-        trials = try_self_edits(here.lm, passages, edits, base, here.loop, seeds=config.seeds, name="rewards")
-        here.record("rewards", trials)
-        rated = None
-        if here.loop.rate is not None:
-            rated = rate_self_edits(passages, edits, base, here.loop, name="rewards")
-        return here.finish([], tables=[reward_table(trials, base, rated, config)])
+def prepare(config: Config, data: Data, model: Model) -> Prepared:
+    """The domain and the sizes of all programs."""
+    recorded = Recorded(data.recorded, writes=not data.recorded)
+    return passages.prepare(config, model, data.passages, recorded=recorded, samples=config.samples)
+
+
+def run(here: Session, data: Data) -> dict[str, Any]:
+    """Every self-edit under several seeds, and the table of rewards."""
+    config, loop, read = here.config, here.loop, data.passages
+    base = here.try_base(read, name="rewards")
+    if data.recorded:
+        edits = [[loop.domain.parse(p, text) for text in data.recorded[p.id]] for p in read]
+    else:
+        edits = write_self_edits(here.lm, read, loop, samples=config.samples, name="rewards")
+    trials = try_self_edits(here.lm, read, edits, base, loop, seeds=config.seeds, name="rewards")
+    here.record("rewards", trials)
+    rated = rate_self_edits(read, edits, base, loop, name="rewards") if loop.rate else None
+    return here.finish([], tables=[reward_table(trials, base, rated, config)])
 
 
 def rewards_by_seed(trials: Sequence[Sequence[Trial]], signal: str, seeds: int) -> np.ndarray:
@@ -187,7 +196,7 @@ def reward_table(
                 ]
             )
     if rated is not None:
-        rating = np.array([[math.nan if t.proxy is None else t.proxy for t in row] for row in rated])
+        rating = np.array([[math.nan if t.rating is None else t.rating for t in row] for row in rated])
         same = np.repeat(rating[:, :, None], config.seeds, axis=2)
         choice = choose_best(same, accuracy, np.full(len(rated), -np.inf), seeds=1)
         gain = _gain(choice.average, choice.chosen, config.seed)
@@ -211,18 +220,7 @@ def _gain(average: np.ndarray, chosen: np.ndarray, seed: int) -> str | None:
     return None if found.low != found.low else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in found[:3]))
 
 
-def describe(config: Config, run_folder: Path) -> str:
-    """The plan of a run: what it reads, trains and needs. Loads no weights."""
-    passages = choose_passages(config).passages
-
-    def work(edit: dict[str, int], alone: dict[str, int]) -> list[plan.Work]:
-        return [plan.inner_work("rewards", len(passages) * config.samples, config.inner, seeds=config.seeds, **edit)]
-
-    lines = [f"{len(passages)} passages, {sum(len(p.questions) for p in passages)} questions: {config.data}"]
-    return knowledge.describe(config, passages, lines, work, run_folder, samples=config.samples)
-
-
-EXPERIMENT = Experiment("rewards", __doc__, PRESETS, describe, run)
+EXPERIMENT = Experiment("rewards", __doc__ or "", PRESETS, choose, prepare, run)
 
 if __name__ == "__main__":
-    sys.exit(session.main(EXPERIMENT, sys.argv[1:]))
+    sys.exit(command.main(EXPERIMENT, sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""What runs on ARC need besides the loop: how tasks are chosen, and how a run on them is prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seal_jax.domains.arc import domain as arc
+from seal_jax.domains.arc import prompts, self_edits, tasks
+from seal_jax.domains.arc.self_edits import Choice
+from seal_jax.domains.arc.tasks import Task
+from seal_jax.engine import batching
+from seal_jax.engine.constrained import compile_pattern
+from seal_jax.engine.training import Shapes
+from seal_jax.run import plan
+from seal_jax.run.plan import Most, Stage
+from seal_jax.run.session import Model, Prepared
+from seal_jax.seal.rewards import gold_tokens
+from seal_jax.types import Domain, require_at_least
+
+LARGEST = Choice(True, True, True, True, "all_tokens", 1e-4, 1)  # the largest training set there is
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured on the evaluation tasks."""
+
+    tasks: int | None = None  # drawn with the seed; None: all there are
+    samples: int = 5  # self-edits a task (paper: 40 of 8 tasks)
+    seeds: int = 1  # training runs a self-edit
+
+    def __post_init__(self) -> None:
+        require_at_least(1, samples=self.samples, seeds=self.seeds)
+
+
+class Puzzles(NamedTuple):
+    """The tasks of a run: fresh ones for each round, and those that are evaluated."""
+
+    rounds: list[list[Task]]
+    held_out: list[Task]
+    left_out: int  # by `max_cells`
+    inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
+
+    @property
+    def everything(self) -> list[Task]:
+        return [task for group in (*self.rounds, self.held_out) for task in group]
+
+
+def choose(config: Any) -> Puzzles:
+    """Seeded shuffles, cut so that no task is used twice. `config` is experiments.arc's.
+
+    Raises:
+        ValueError: fewer tasks than the run needs, a file that is not what it should be.
+    """
+    outer, asked = config.outer, config.evaluation.tasks
+    inputs: list[Any] = [prompts.load_prompts("raw"), prompts.load_prompts("chat")]
+
+    def read(split: tasks.Split) -> list[Task]:
+        found = tasks.load_tasks(config.data, split)
+        if config.tasks == "paper":
+            found = tasks.by_id(found, tasks.PAPER_TASKS[split])
+        inputs.append(
+            [(task.id, [grid.tolist() for pair in (*task.train, *task.test) for grid in pair]) for task in found]
+        )
+        return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
+
+    train, held_out = read("training"), read("evaluation")
+    if config.data not in tasks.NAMED_SOURCES:  # a path has no splits: both are the same tasks
+        asked = len(held_out) - outer.rounds * outer.passages if asked is None else asked
+        train, held_out = train[asked:], held_out[:asked]
+    short = [
+        [t for t in group if config.max_cells is None or cells(t) <= config.max_cells] for group in (train, held_out)
+    ]
+    left_out = len(train) + len(held_out) - sum(map(len, short))
+    train, held_out = short
+    need, asked = outer.rounds * outer.passages, max(1, len(held_out) if asked is None else asked)
+    if len(train) < need or len(held_out) < asked:
+        raise ValueError(
+            f"--data {config.data}: {len(train)} tasks to learn from and {len(held_out)} to evaluate on"
+            + (f" ({left_out} left out by --max-cells {config.max_cells})" if left_out else "")
+            + f"; the run needs {need} (--outer.rounds x --outer.passages) and {asked} (--evaluation.tasks)"
+        )
+    rounds = [train[r * outer.passages : (r + 1) * outer.passages] for r in range(outer.rounds)]
+    held_out, bounds = held_out[:asked], config.training_set.bounds
+    lines = [
+        f"{need} tasks to learn from, {outer.passages} a round: {config.data}",
+        f"{len(held_out)} to evaluate on, {sum(len(task.test) for task in held_out)} test inputs",
+        f"self-edits: {'constrained' if config.constrained else 'free'}; learning rate {bounds.learning_rate[0]:g} to "
+        f"{bounds.learning_rate[1]:g}, {bounds.epochs[0]} to {bounds.epochs[1]} epochs, {bounds.steps} steps at most",
+    ]
+    if left_out:
+        lines.append(f"{left_out} left out, of more than {config.max_cells} cells")
+    return Puzzles(rounds, held_out, left_out, inputs, lines, stages_of(config, len(held_out)))
+
+
+def cells(task: Task) -> int:
+    """Of all grids of a task."""
+    return sum(grid.size for pair in (*task.train, *task.test) for grid in pair)
+
+
+def stage_name(number: int) -> str:
+    """What the evaluation after a round is called while it runs."""
+    return f"evaluation, {f'after round {number}' if number else 'before RL'}"
+
+
+def unconstrained(number: int) -> str:
+    """The same, where self-edits are sampled freely only to see how many fail."""
+    return f"{stage_name(number)}, unconstrained"
+
+
+def stages_of(config: Any, count: int) -> list[Stage]:
+    """All that a run on `count` evaluation tasks does, in order."""
+    outer, test, bounds = config.outer, config.evaluation, config.training_set.bounds
+    # A self-edit has its bound of steps: many epochs of few sequences, or few of many.
+    epochs = max(1, min(config.inner.epochs, bounds.steps * config.inner.batch_size // config.training_set.cap))
+    stages = [
+        Stage("evaluation", ("in-context learning",)),
+        Stage("fixed settings", self_edits=count, seeds=test.seeds, epochs=config.fixed.epochs),
+    ]
+    for number in range(outer.rounds + 1):
+        if number > 0:
+            edits = outer.passages * outer.samples
+            stages.append(Stage(f"round {number}", plan.ROUND, edits, outer.reward_seeds, epochs=epochs))
+        name, edits = stage_name(number), count * test.samples
+        free = [Stage(unconstrained(number), (plan.WRITE,))] if config.constrained else []
+        stages += [Stage(name, (plan.WRITE,)), *free, Stage(name, (plan.TRAIN,), edits, test.seeds, epochs=epochs)]
+    return stages
+
+
+def prepare(config: Any, data: Puzzles, model: Model) -> Prepared:
+    """The domain for this model, the sizes of its programs and, if asked for, what a self-edit may look like."""
+    speaker, bounds = model.speaker, config.training_set.bounds
+    codec = speaker.lm.codec
+    if config.inner.epochs < bounds.epochs[1] or config.inner.epochs < config.fixed.epochs:
+        raise ValueError(
+            f"--inner.epochs {config.inner.epochs} is the most that a self-edit may choose; "
+            f"--training-set.bounds.epochs goes to {bounds.epochs[1]} and --fixed.epochs is {config.fixed.epochs}"
+        )
+    texts = prompts.load_prompts(speaker.style)
+    domain = arc.make_domain(
+        texts, speaker.render, codec, training=config.training_set, asking=config.inference,
+        batch_size=config.inner.batch_size, seed=config.seed,
+    )  # fmt: skip
+    chosen = self_edits.parse_choice(self_edits.to_json(config.fixed), bounds)
+    if isinstance(chosen, str):
+        raise ValueError(f"--fixed: {chosen}; it has to keep --training-set.bounds as self-edits do")
+    shapes, prompt_width = measure(config, data, model, domain, texts)
+    constraint = None
+    if config.constrained and codec.vocabulary is not None and speaker.model is not None:
+        constraint = compile_pattern(
+            self_edits.pattern(bounds), codec.vocabulary(), codec.stop, vocab_size=speaker.model.vocab_size
+        )
+        if constraint.shortest() > config.sampling.max_tokens:
+            raise ValueError(
+                f"--sampling.max-tokens {config.sampling.max_tokens}: the shortest self-edit has "
+                f"{constraint.shortest()} tokens"
+            )
+    cap = config.training_set.cap
+    most = Most(cap, cap * shapes.widths[-1], shapes.widths[-1])
+    return Prepared(domain, shapes, prompt_width, most, samples=config.outer.samples, constraint=constraint)
+
+
+def measure(config: Any, data: Puzzles, model: Model, domain: Domain, texts: prompts.Prompts) -> tuple[Shapes, int]:
+    """The sizes that every program is compiled for, from what the longest task needs.
+
+    Raises:
+        ValueError: a task that the model's context cannot hold.
+    """
+    speaker, widest = model.speaker, config.training_set.max_tokens
+    codec = speaker.lm.codec
+    everything = dataclasses.replace(config.training_set, cap=sys.maxsize)
+    longest_sequence, longest_prompt, longest_question, longest_gold, questions = 0, 0, 0, 0, 0
+    for task in data.everything:
+        made = arc.examples_of(task, LARGEST, texts, speaker.render, codec, training=everything, seed=config.seed)
+        made.sort(key=lambda example: -len(example.prompt + example.completion))
+        sequence = max((len(batching.tokenize(example, codec).ids) for example in made[:3]), default=0)
+        prompt = len(codec.encode(domain.prompt(task)))
+        asked = domain.queries(task)
+        question = max(len(codec.encode(query.prompt)) for query in asked)
+        gold = max(len(gold_tokens(codec.encode_more, query)) for query in asked)
+        answer = min(config.answer_tokens, max(query.max_tokens or config.answer_tokens for query in asked))
+        needed = max(sequence, prompt + config.sampling.max_tokens, question + max(gold, answer))
+        if needed > speaker.context_length:
+            raise ValueError(
+                f"task {task.id} ({cells(task)} cells) needs a context of {needed} tokens; {config.model} has "
+                f"{speaker.context_length}. Leave out tasks of so many cells with --max-cells"
+            )
+        longest_sequence, longest_prompt = max(longest_sequence, sequence), max(longest_prompt, prompt)
+        longest_question, longest_gold = max(longest_question, question), max(longest_gold, gold)
+        questions = max(questions, len(asked))
+    shapes = Shapes(
+        widths=batching.bucket_widths(max(1, min(longest_sequence, widest)), model.compute.width_cuts),
+        capacity=config.training_set.cap,
+        questions=questions,
+        question_width=batching.round_up(longest_question, 8),
+        gold_width=batching.round_up(longest_gold, 8),
+    )
+    return shapes, batching.round_up(longest_prompt, 8)
