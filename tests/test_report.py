@@ -8,7 +8,6 @@ look at.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 import re
@@ -16,16 +15,12 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
 from seal_jax.report import plots
 from seal_jax.report.page import holds, write_report
-from seal_jax.run.metrics import MetricsWriter
-from seal_jax.run.progress import Progress
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> </style> {{ 7 * 7 }} & "quotes" $x^2$ \u202e'
 
@@ -615,138 +610,6 @@ def test_a_disk_that_fills_up_leaves_the_old_page(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_report(folder)
     assert (folder / "report.html").read_bytes() == before
-
-
-# The display
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_plain_lines_have_the_facts_and_come_at_most_every_ten_seconds():
-    clock, stream = Clock(), io.StringIO()
-    with Progress(["Base", "Round 1"], console=Console(file=stream, width=40), clock=clock) as progress:
-        progress.phase("Base", 20)
-        for _ in range(20):
-            clock.now += 1
-            progress.advance(adapters=2, tokens=1_500, accuracy=jnp.float32(0.25))
-        progress.phase("Round 1", 10, "self-edits")
-        progress.advance(4, adapters=4, resumed=True)
-        clock.now += 5
-        progress.advance(2, adapters=2)
-        progress.note("chunk halved to 4: not enough device memory [really]")
-        progress.advance(4, adapters=4)
-    assert stream.getvalue().splitlines() == [
-        "[0:00] Base: 20 passages",
-        "[0:10] Base: 10/20 passages, 2.0 adapters/s, 1,500 tokens/s, 0:10 left, accuracy 25.0 %",
-        "[0:20] Base: 20/20 passages, 2.0 adapters/s, 1,500 tokens/s, 0:00 left, accuracy 25.0 %",
-        "[0:20] Base: done after 0:20, 20 passages, 2.0 adapters/s, 1,500 tokens/s, accuracy 25.0 %",
-        "[0:20] Round 1: 10 self-edits",
-        "[0:25] chunk halved to 4: not enough device memory [really]",
-        "[0:25] Round 1: done after 0:05, 10 self-edits, 1.2 adapters/s",
-    ]
-
-
-def test_what_an_earlier_run_did_counts_as_done_but_not_as_speed():
-    clock, stream = Clock(), io.StringIO()
-    with Progress(console=Console(file=stream), clock=clock) as progress:
-        progress.phase("Round 1", 100)
-        progress.advance(80, resumed=True)
-        clock.now += 10
-        progress.advance(10)
-    assert "90/100 passages, 0:10 left" in stream.getvalue()
-
-
-def test_units_in_hand_show_their_steps_until_they_are_counted():
-    clock, stream = Clock(), io.StringIO()
-    with Progress(console=Console(file=stream), clock=clock) as progress:
-        progress.phase("Training", 8, "adapters")
-        clock.now += 10  # compiling: no part of a step's time
-        progress.steps(4, 100)
-        for done in (20, 36):
-            clock.now += 8
-            progress.steps(done, 100)
-        progress.steps(100, 100)
-        clock.now += 20
-        progress.advance(4, adapters=4)
-        clock.now += 11
-        progress.steps(50, 100)
-    assert [line.split(": ", 1)[1] for line in stream.getvalue().splitlines()] == [
-        "8 adapters",
-        "0/8 adapters, step 4/100",
-        "0/8 adapters, step 36/100, 0:32 to the last",
-        "4/8 adapters, 0.09 adapters/s, 0:46 left",
-        "4/8 adapters, 0.07 adapters/s, 0:57 left, step 50/100",
-        "done after 0:57, 4/8 adapters, 0.07 adapters/s",
-    ]
-
-
-def test_an_error_ends_the_stage_as_stopped():
-    stream = io.StringIO()
-    with pytest.raises(RuntimeError), Progress(console=Console(file=stream), clock=Clock()) as progress:
-        progress.phase("Base", 2)
-        raise RuntimeError
-    assert stream.getvalue().splitlines()[-1] == "[0:00] Base: stopped after 0:00, 0/2 passages"
-
-
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 12), (60, 24), (120, 50)])
-def test_the_display_fits_its_terminal(width, height):
-    clock, stream = Clock(), io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=width, height=height, color_system=None)
-    stages = [f"Stage {i}: a name of some length" for i in range(10)]
-    with Progress(stages, console=console, clock=clock) as progress:
-        for name in stages[:6]:
-            progress.phase(name, 12)
-            clock.now += 3_700
-            progress.advance(7, adapters=100_000, tokens=123_456_789, accuracy=0.5)
-            progress.steps(12_000, 34_000)
-        paper = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
-        with paper.capture() as capture:
-            paper.print(progress._render())
-    lines = capture.get().splitlines()
-    assert len(lines) <= height
-    assert max(map(len, lines)) <= width
-    assert any("Stage 5" in line for line in lines)
-    assert any("7/12 passages" in line for line in lines)
-
-
-def test_advance_needs_a_phase():
-    progress = Progress(["Base"], console=Console(file=io.StringIO()))
-    with pytest.raises(ValueError, match=r"advance\(\) was called before any phase"):
-        progress.advance()
-    with pytest.raises(ValueError, match=r"steps\(\) was called before any phase"):
-        progress.steps(1, 2)
-
-
-# The metrics
-
-
-def test_metrics_are_json_lines_and_events_and_carry_on(tmp_path):
-    with MetricsWriter(tmp_path) as metrics:
-        metrics.write("inner", 1, {"loss": np.float32(2.5), "accuracy": jnp.float32(0.5), "gradient_norm": math.nan})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"time": 1, "pha')  # killed here
-    with MetricsWriter(tmp_path) as metrics:
-        metrics.write("inner", 2, {"loss": math.inf, "accuracy": None})
-    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(entry["phase"], entry["step"], entry["values"]) for entry in entries] == [
-        ("inner", 1, {"loss": 2.5, "accuracy": 0.5, "gradient_norm": None}),
-        ("inner", 2, {"loss": None, "accuracy": None}),
-    ]
-    assert all(entry["time"] > 1.7e9 for entry in entries)
-    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
-    assert b"inner/loss" in events and b"inner/gradient_norm" not in events
-
-
-def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
-    with MetricsWriter(tmp_path) as metrics:
-        metrics.write("sft", 3, {"loss": 1.0})
-        assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import gzip
 import http.server
 import importlib
 import json
+import math
 import os
 import resource
 import struct
@@ -19,12 +20,12 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from seal_jax.run import trackers
-from seal_jax.run.metrics import MetricsWriter
-from seal_jax.run.trackers import Entry, Sink, Tracker, Tracking, open_tracker, require, without_keys
+from seal_jax.run.trackers import MetricsWriter, Sink, Tracker, require, without_keys
 
 KEY = "0123456789abcdef" * 3  # of the shape that W&B accepts
 LOSSES = [("round 1/inner loop", step, {"loss": 1 / (step + 1)}) for step in range(5)]
@@ -117,71 +118,63 @@ def test_a_disk_that_fills_up_under_a_tracker_is_said_once_and_the_run_goes_on(t
 
 def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.05)
-    monkeypatch.setattr(trackers, "WAITING", 3)
     freed, got, said = threading.Event(), [], []
 
-    def start(say):
+    def slow(run):
         freed.wait()
-        say("started")
-        return Sink(got.append, lambda ok: got.append(ok))
+        run.say("started")
+        return Sink(lambda tag, step, values: got.append(step), got.append)
 
-    tracking = Tracking(start, kind="slow", where=tmp_path / "metrics.jsonl", say=said.append)
-    for step in range(10):
-        tracking.log("inner", step, {"loss": 1.0})
-    tracking.close()
-    tracking.close()
+    monkeypatch.setitem(trackers.SINKS, "tensorboard", slow)
+    with MetricsWriter(tmp_path, say=said.append) as metrics:
+        for step in range(10):
+            metrics.write("inner", step, {"loss": 1.0})
+    metrics.close()
     assert len(said) == 1 and "left behind" in said[0]
     freed.set()  # now it wakes up: it must not speak into whatever runs then
-    tracking._thread.join()
+    metrics._tracking.join()
     assert len(said) == 1
-    assert [entry.step for entry in got[:-1]] == [0, 1, 2] and got[-1] is True
-
-
-def test_what_a_slow_tracker_could_not_take_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "WAITING", 1)
-    started, freed, said = threading.Event(), threading.Event(), []
-
-    def log(entry: Entry) -> None:
-        started.set()
-        freed.wait()
-
-    sink = Sink(log, lambda ok: None)
-    tracking = Tracking(lambda say: sink, kind="slow", where=tmp_path / "metrics.jsonl", say=said.append)
-    tracking.log("inner", 0, {})
-    started.wait()
-    for step in range(1, 6):
-        tracking.log("inner", step, {})
-    freed.set()
-    tracking.close()
-    assert len(said) == 1 and "too slow for 4 entries" in said[0]
+    assert got == [*range(10), True]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), SystemExit(1)])
 def test_a_failure_under_way_is_said_once_and_the_tracker_is_closed(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "WAITING", 10)  # so that some are dropped, too
     said, closed, full = [], threading.Event(), threading.Event()
 
-    def log(entry: Entry) -> None:
+    def log(tag, step, values) -> None:
         full.wait()
         raise error
 
-    sink = Sink(log, lambda ok: None if ok else closed.set())
-    tracking = Tracking(lambda say: sink, kind="frail", where=tmp_path / "metrics.jsonl", say=said.append)
-    for step in range(100):
-        tracking.log("inner", step, {"loss": 1.0})
-    full.set()
-    tracking.close()
+    monkeypatch.setitem(trackers.SINKS, "tensorboard", lambda run: Sink(log, lambda ok: None if ok else closed.set()))
+    with MetricsWriter(tmp_path, say=said.append) as metrics:
+        for step in range(100):
+            metrics.write("inner", step, {"loss": 1.0})
+        full.set()
     assert len(said) == 1 and f"failed ({error})" in said[0]
     assert closed.is_set()
+    assert len(lines(tmp_path)) == 100
 
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_a_tracker_learns_whether_the_run_ended_well(ok, tmp_path, monkeypatch):
     ends: list[bool] = []
-    monkeypatch.setattr(trackers, "_tensorboard", lambda run, say: Sink(lambda entry: None, ends.append))
+    monkeypatch.setitem(trackers.SINKS, "tensorboard", lambda run: Sink(lambda *entry: None, ends.append))
     metrics = MetricsWriter(tmp_path)
     metrics.__exit__(None if ok else KeyboardInterrupt, None, None)
     assert ends == [ok]
+
+
+def test_settings_that_a_tracker_receives_hold_no_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    received = []
+
+    def start(run):
+        received.append(run)
+        return Sink(lambda *entry: None, lambda ok: None)
+
+    monkeypatch.setitem(trackers.SINKS, "tensorboard", start)
+    MetricsWriter(tmp_path / "a", settings={"note": "sk-very-secret", "rank": 32}).close()
+    assert received[0].settings == {"note": "[key]", "rank": 32} and received[0].name == "a"
 
 
 def test_keys_are_taken_out_of_settings_and_of_messages(tmp_path, monkeypatch):
@@ -205,23 +198,50 @@ def test_keys_are_taken_out_of_settings_and_of_messages(tmp_path, monkeypatch):
     }
     said: list[str] = []
 
-    def start(say):
+    def start(run):
         raise ValueError("no entry for sk-very-secret\nat https://host/?write_token=abc")
 
-    Tracking(start, kind="frail", where=tmp_path, say=said.append).close()
+    monkeypatch.setitem(trackers.SINKS, "tensorboard", start)
+    MetricsWriter(tmp_path, say=said.append).close()
     assert "(no entry for [key] at https://host/?write_token=[key])" in said[0]
 
 
 def test_the_id_is_kept_for_each_tracker_and_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "tracker.json"
-    first = trackers._run_id(path, "wandb")
-    other = trackers._run_id(path, "trackio")
+    first = trackers.run_id(path, "wandb")
+    other = trackers.run_id(path, "trackio")
     assert first != other
-    assert (trackers._run_id(path, "wandb"), trackers._run_id(path, "trackio")) == (first, other)
+    assert (trackers.run_id(path, "wandb"), trackers.run_id(path, "trackio")) == (first, other)
     for damaged in ('{"wandb": "12', "[]", '{"wandb": 3}'):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=r"tracker\.json is damaged.*Remove it"):
-            trackers._run_id(path, "wandb")
+            trackers.run_id(path, "wandb")
+
+
+# The lines
+
+
+def test_metrics_are_json_lines_and_events_and_carry_on(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("inner", 1, {"loss": np.float32(2.5), "accuracy": np.float32(0.5), "gradient_norm": math.nan})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "pha')  # killed here
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("inner", 2, {"loss": math.inf, "accuracy": None})
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(entry["phase"], entry["step"], entry["values"]) for entry in entries] == [
+        ("inner", 1, {"loss": 2.5, "accuracy": 0.5, "gradient_norm": None}),
+        ("inner", 2, {"loss": None, "accuracy": None}),
+    ]
+    assert all(entry["time"] > 1.7e9 for entry in entries)
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"inner/loss" in events and b"inner/gradient_norm" not in events
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write("sft", 3, {"loss": 1.0})
+        assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
 
 
 # trackio
@@ -253,12 +273,10 @@ def stored(project: str) -> dict[str, list[tuple]]:
 
 def test_trackio_gets_every_figure_and_a_run_that_carries_on_is_one_run(trackio, tmp_path):
     for folder, entries in (("a", LOSSES[:2]), ("a", [*LOSSES[2:], *ENTRIES[5:]]), ("b", LOSSES[:1])):
-        tracking = open_tracker(
-            Tracker("trackio", project="carries-on"), tmp_path / folder, name="squad-demo", settings={"rank": 32}
-        )
-        for phase, step, values in entries:
-            tracking.log(phase, step, {name: value for name, value in values.items() if value is not None})
-        tracking.close()
+        tracker = Tracker("trackio", project="carries-on")
+        with MetricsWriter(tmp_path / folder, tracker, name="squad-demo", settings={"rank": 32}) as metrics:
+            for entry in entries:
+                metrics.write(*entry)
     runs = stored("carries-on")
     ids = [json.loads((tmp_path / folder / "tracker.json").read_text())["trackio"] for folder in "ab"]
     assert sorted(runs) == sorted(f"squad-demo-{id}" for id in ids)

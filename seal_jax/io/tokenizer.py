@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from seal_jax.io import gguf
 from seal_jax.io.hub import ModelFiles
 from seal_jax.types import Codec
+
+if TYPE_CHECKING:  # imported where a tokenizer is read: transformers takes half a second, which `--help` need not wait
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # How text is cut before byte pairs are merged, from each model's own tokenizer.json. llama.cpp's names for them.
 _QWEN2_SPLIT = (
@@ -43,6 +45,8 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """
     if files.kind == "gguf":
         return _from_gguf(files)
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -155,6 +159,8 @@ def _spell_sentencepiece(token: str) -> bytes:
 
 
 def _from_gguf(files: ModelFiles) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     reader = gguf.open_gguf(files.path)
 
     def get(name: str, *default: Any) -> Any:

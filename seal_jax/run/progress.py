@@ -1,140 +1,138 @@
 """The live display of a run: which stage it is in, how fast it goes, how long the stage will take, how well it does.
 
-On a terminal one block is redrawn in place and notes scroll above it. Elsewhere (a pipe, a log file) the same facts
-come as plain lines: one when a stage starts, one when it ends, and one every ten seconds at most in between.
+On a terminal the running stage is redrawn in place, and what has ended scrolls above it. Elsewhere (a pipe, a log file)
+the same facts come as plain lines: one when a stage starts, one when it ends, and at most one every ten seconds in
+between.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich import progress
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 PLAIN_INTERVAL = 10.0  # seconds between the plain lines of one stage
-REFRESH = 4  # redraws a second on a terminal
-INDENT = 4  # columns before a stage's name
 
 
 @dataclass
 class _Stage:
-    name: str
-    total: int | None = None
-    unit: str = ""
-    resumed: int = 0  # done by an earlier run: they count as done, never as speed
+    task: progress.Task  # its clock; `completed` also holds the fractions of units that train
+    unit: str
     done: int = 0
+    resumed: int = 0  # done by an earlier run: part of `done`, never of a speed
     adapters: int = 0
     tokens: int = 0
     accuracy: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    failed: bool = False
-    steps: tuple[int, int] | None = None  # optimiser steps of the units in hand: done, and of how many
-    first_step: tuple[int, float] = (0, 0.0)  # steps done when they were first told of, and when that was
-    last_step: float = 0.0  # when they were last told of
+    steps: tuple[int, int] | None = None  # optimiser steps of the units that train: done, and of how many
+    trained: float = 0.0  # units trained since the last `advance`, of chunks that have ended
+    counted: float = 0.0  # seconds into the stage at which `completed` last changed
 
-    def seconds(self, now: float) -> float:
-        return 0.0 if self.started is None else (now if self.ended is None else self.ended) - self.started
+    def count(self, training: float = 0.0) -> None:
+        """Notes the units done, plus those that train: never more than the total, never fewer than before."""
+        most = float("inf") if self.task.total is None else self.task.total
+        self.task.completed = min(most, max(self.task.completed, self.done + training))
+        self.counted = self.task.elapsed or 0.0
 
-    def amount(self) -> str:
+    def __str__(self) -> str:
         """`7/12 passages` while it runs, `12 passages` once all are done."""
-        if self.total is None or (self.ended is not None and self.done == self.total):
+        total = self.task.total
+        if total is None or (self.task.stop_time is not None and self.done == total):
             return f"{self.done} {self.unit}" if self.done else ""
-        return f"{self.done}/{self.total} {self.unit}"
+        return f"{self.done}/{total:g} {self.unit}"
 
-    def facts(self, now: float) -> list[str]:
+    def facts(self) -> list[str]:
         """Speeds over the whole stage, the time left at that speed (while it runs) and the accuracy: what is known."""
-        facts, seconds = [], self.seconds(now)
-        if self.adapters and seconds > 0:
-            facts.append(f"{_rate(self.adapters / seconds)} adapters/s")
-        if self.tokens and seconds > 0:
-            facts.append(f"{_rate(self.tokens / seconds)} tokens/s")
-        fresh = self.done - self.resumed
-        if self.ended is None and self.total is not None and fresh > 0:
-            facts.append(f"{_clock(max(0, self.total - self.done) * seconds / fresh)} left")
-        if self.ended is None and self.steps is not None:
-            facts += self._of_steps()
+        seconds = self.task.elapsed or 0.0
+        speeds = ((self.adapters, "adapters/s"), (self.tokens, "tokens/s"))
+        facts = [f"{_rate(count / seconds)} {unit}" for count, unit in speeds if count and seconds > 0]
+        fresh = self.task.completed - self.resumed
+        if self.task.total is not None and self.task.stop_time is None and fresh > 0:
+            left = (self.task.total - self.task.completed) * self.counted / fresh
+            facts.append(f"{_clock(max(0.0, left - (seconds - self.counted)))} left")  # falls between two counts, too
+        if self.steps is not None and self.task.stop_time is None:
+            facts.append("step {}/{}".format(*self.steps))
         if self.accuracy is not None:
             facts.append(f"accuracy {100 * self.accuracy:.1f} %")
         return facts
 
-    def _of_steps(self) -> list[str]:
-        """How far the units in hand are; and when they will be, as long as that is all that is known."""
-        assert self.steps is not None
-        (done, of), (before, since) = self.steps, self.first_step
-        facts = [f"step {done}/{of}"]
-        if self.done == self.resumed and done > before:
-            facts.append(f"{_clock((of - done) * (self.last_step - since) / (done - before))} to the last")
-        return facts
+
+class _Display(progress.Progress):
+    """rich's bar of the running stage, under its name and above its facts and the stages to come."""
+
+    stage: _Stage | None = None
+    coming: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines to draw, each cut at the terminal's edge."""
+        if self.stage is None:
+            return
+        number = f"  stage {len(self.tasks)} of {len(self.tasks) + len(self.coming)}"
+        yield _line((self.stage.task.description, "bold cyan"), (number, "dim"))
+        yield self.make_tasks_table([self.stage.task])
+        yield _line(", ".join(self.stage.facts()))
+        yield _line((f"then {', '.join(self.coming)}" if self.coming else "", "dim"))
 
 
 class Progress:
     """Shows the stages of a run as they pass; a context manager, so that the terminal is restored whatever happens.
 
-    `stages` are the names that `phase` will be called with, in order, so that the reader sees what is still to come. A
-    name not among them is inserted after the current one. `tasks` is what a stage's units are, if it does not say.
+    `stages` are the names that `phase` will be called with, in order, so that the reader sees what is still to come.
+    Other names may come between them. `tasks` is what a stage's units are, if it does not say.
     """
 
     def __init__(
         self,
         stages: Sequence[str] = (),
         *,
-        title: str = "SEAL",
         tasks: str = "passages",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,  # seconds
     ):
-        self._title, self._tasks = title, tasks
+        self._tasks, self._clock = tasks, clock
+        self._stages: list[_Stage] = []
         self._console = console or Console()
-        self._clock = clock
-        self._stages = [_Stage(name) for name in stages]
-        self._current = -1  # index of the stage that runs, or ran last
-        self._started = clock()
-        self._last_line = 0.0
-        self._finished = False
-        live = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._live = (
-            Live(get_renderable=self._render, console=self._console, refresh_per_second=REFRESH) if live else None
+        self._started = self._last_line = clock()
+        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._display = _Display(
+            progress.BarColumn(max(10, min(40, self._console.width - 45))),
+            progress.TextColumn("{task.fields[stage]}", markup=False),
+            progress.TimeElapsedColumn(),
+            console=self._console,
+            get_time=clock,
+            refresh_per_second=4,
+            transient=True,
+            disable=not self._live,
         )
+        self._display.coming = stages
 
     def __enter__(self) -> Progress:
         self._started = self._clock()
-        if self._live is not None:
-            self._live.start()
+        self._display.start()
         return self
 
     def __exit__(self, exception_type: object, *_: object) -> None:
-        self._end_stage(failed=exception_type is not None)
-        self._finished = True
-        if self._live is not None:
-            self._live.stop()
+        self._end_stage("done" if exception_type is None else "stopped")
+        self._display.stop()
 
     def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
         """Ends the stage that runs and starts `name`: `total` units of work."""
         self._end_stage()
-        upcoming = [i for i in range(self._current + 1, len(self._stages)) if self._stages[i].name == name]
-        if upcoming:
-            self._current = upcoming[0]
-        else:
-            self._current += 1
-            self._stages.insert(self._current, _Stage(name))
-        stage, unit = self._stages[self._current], unit or self._tasks
-        stage.total, stage.unit, stage.started = total, unit, self._clock()
-        self._line(name if total is None else f"{name}: {total} {unit}")
+        display, coming, unit = self._display, list(self._display.coming), unit or self._tasks
+        if name in coming:
+            display.coming = coming[coming.index(name) + 1 :]
+        display.add_task(name, total=total)
+        stage = display.stage = _Stage(display.tasks[-1], unit)
+        stage.task.fields["stage"] = stage
+        self._stages.append(stage)
+        if not self._live:
+            self._print(name if total is None else f"{name}: {total} {unit}")
 
     def advance(
-        self,
-        n: int = 1,
-        *,
-        adapters: int = 0,
-        tokens: int = 0,
-        accuracy: float | None = None,
-        resumed: bool = False,
+        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
     ) -> None:
         """Counts `n` more units done, with the adapters and the tokens (not pads) that they took.
 
@@ -143,128 +141,64 @@ class Progress:
         """
         stage = self._running("advance")
         stage.done += n
-        stage.steps = None
         if resumed:
             stage.resumed += n
         else:
             stage.adapters += adapters
             stage.tokens += tokens
         stage.accuracy = stage.accuracy if accuracy is None else accuracy
+        stage.steps, stage.trained = None, 0.0
+        stage.count()
         self._now_and_then(stage)
 
-    def steps(self, done: int, of: int) -> None:
-        """How many optimiser steps of the units in hand are done; the next `advance` counts those units."""
-        stage, now = self._running("steps"), self._clock()
-        if stage.steps is None or done <= stage.steps[0]:  # the next units, or the same ones anew
-            stage.first_step = (done, now)
-        stage.steps, stage.last_step = (done, of), now
+    def steps(self, done: int, of: int, units: int | None = None) -> None:
+        """How many optimiser steps of the chunk that trains are done; `units` are in it (None: all that are left).
+
+        They count as fractions of their units, up to `done / (of + 1)`: scoring what was trained is still to come.
+        Steps that start again before an `advance` are those of the next chunk.
+        """
+        stage = self._running("steps")
+        left = int(stage.task.total or 0) - stage.done
+        units = left if units is None else min(units, left)
+        if stage.steps is not None and done < stage.steps[0]:
+            stage.trained += units
+        stage.steps = (done, of)
+        stage.count(stage.trained + units * done / (of + 1))
         self._now_and_then(stage)
 
     def note(self, text: str) -> None:
-        """Leaves a line for good, above the display: what the user should know of once."""
-        if self._live is not None:
-            self._console.print(Text(f"{' ' * INDENT}{text}", style="yellow"), soft_wrap=False)
-        else:
-            self._line(text)
+        """Prints a line that stays, above the display: what the user should know of once."""
+        self._print(text, style="yellow")
 
     def timings(self) -> dict[str, float]:
         """Seconds that each stage has taken, by name."""
-        now = self._clock()
-        return {stage.name: stage.seconds(now) for stage in self._stages if stage.started is not None}
+        return {stage.task.description: stage.task.elapsed or 0.0 for stage in self._stages}
 
     def _running(self, called: str) -> _Stage:
-        if self._current < 0:
+        if not self._stages:
             raise ValueError(f"{called}() was called before any phase(): there is no stage to count it for.")
-        return self._stages[self._current]
+        return self._stages[-1]
 
     def _now_and_then(self, stage: _Stage) -> None:
-        now = self._clock()
-        if self._live is None and now - self._last_line >= PLAIN_INTERVAL:
-            self._line(f"{stage.name}: {', '.join([stage.amount(), *stage.facts(now)])}")
+        if not self._live and self._clock() - self._last_line >= PLAIN_INTERVAL:
+            self._print(f"{stage.task.description}: {', '.join([str(stage), *stage.facts()])}")
 
-    def _end_stage(self, *, failed: bool = False) -> None:
-        if self._current < 0 or self._stages[self._current].ended is not None:
+    def _end_stage(self, how: str = "done") -> None:
+        stage, self._display.stage = self._display.stage, None
+        if stage is None:
             return
-        stage = self._stages[self._current]
-        now = stage.ended = self._clock()
-        stage.failed = failed
-        took = f"{'stopped' if failed else 'done'} after {_clock(stage.seconds(now))}"
-        self._line(f"{stage.name}: {', '.join(filter(None, [took, stage.amount(), *stage.facts(now)]))}")
+        self._display.stop_task(stage.task.id)
+        facts = [f"{how} after {_clock(stage.task.elapsed or 0.0)}", str(stage), *stage.facts()]
+        self._print(f"{stage.task.description}: {', '.join(filter(None, facts))}")
 
-    def _line(self, text: str) -> None:
-        if self._live is None:
-            now = self._clock()
-            self._last_line = now
-            line = f"[{_clock(now - self._started)}] {text}"
-            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._last_line = self._clock()
+        line = f"[{_clock(self._last_line - self._started)}] {text}"
+        self._console.print(line, style=style, markup=False, highlight=False, emoji=False, soft_wrap=not self._live)
 
-    def _render(self) -> RenderableType:
-        now, width = self._clock(), self._console.width
-        header = Table.grid(expand=True)
-        header.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        header.add_column(justify="right", no_wrap=True)
-        header.add_row(Text(self._title, style="bold"), Text(f"{_clock(now - self._started)} elapsed", style="dim"))
-        lines: list[RenderableType] = [Text(), header, Text()]
-        first, last = self._window()
-        if first > 0:
-            lines.append(Text(f"{' ' * INDENT}{first} finished before", style="dim"))
-        for i in range(first, last):
-            lines += self._stage_lines(self._stages[i], now, width)
-        if last < len(self._stages):
-            lines.append(Text(f"{' ' * INDENT}{len(self._stages) - last} more to come", style="dim"))
-        return Group(*lines, Text())
 
-    def _window(self) -> tuple[int, int]:
-        """The stages to draw: all of them if the terminal is high enough, else those around the current one."""
-        rows = max(1, self._console.height - 9)  # less the header, the bar, its facts and blank lines
-        if self._finished or len(self._stages) <= rows:
-            return 0, len(self._stages)
-        first = min(max(0, self._current - rows // 2), len(self._stages) - rows)
-        return first, first + rows
-
-    def _stage_lines(self, stage: _Stage, now: float, width: int) -> list[RenderableType]:
-        ascii_only = self._console.options.ascii_only
-        if stage.started is None:
-            mark, style = ("-" if ascii_only else "·"), "dim"
-        elif stage.ended is None:
-            mark, style = (">" if ascii_only else "▸"), "bold cyan"
-        elif stage.failed:
-            mark, style = ("x" if ascii_only else "✗"), "red"
-        else:
-            mark, style = ("+" if ascii_only else "✓"), "green"
-        row = Table.grid(expand=True)
-        row.add_column(width=INDENT, no_wrap=True)
-        row.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        for column_width in (20, 9, 9):
-            row.add_column(width=column_width, justify="right", no_wrap=True)
-        ended = stage.ended is not None
-        row.add_row(
-            Text(f"  {mark} ", style=style),
-            Text(stage.name, style="dim" if stage.started is None else "" if ended else "bold"),
-            Text(stage.amount() if ended else "", style="dim"),
-            Text(_clock(stage.seconds(now)) if stage.started is not None else "", style="dim"),
-            Text(f"{100 * stage.accuracy:.1f} %" if ended and stage.accuracy is not None else ""),
-        )
-        if stage.started is None or ended:
-            return [row]
-        work = Table.grid()
-        work.add_column(width=INDENT)
-        work.add_column(width=max(10, min(40, width - 34)))
-        work.add_column(no_wrap=True)
-        pulse = stage.total is None
-        bar = ProgressBar(
-            total=stage.total or 1,
-            completed=stage.done,
-            pulse=pulse,
-            animation_time=now,
-            complete_style="cyan",
-            finished_style="cyan",
-            pulse_style="cyan",
-        )
-        work.add_row("", bar, Text(f"  {stage.amount()}"))
-        separator = ", " if ascii_only else " · "
-        facts = Text(" " * INDENT + separator.join(stage.facts(now)), style="dim", no_wrap=True, overflow="ellipsis")
-        return [row, work, facts]
+def _line(*parts: str | tuple[str, str]) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def _rate(value: float) -> str:

@@ -28,11 +28,10 @@ from seal_jax.graders.choose import Judge, make_judge
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
 from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
-from seal_jax.run.metrics import MetricsWriter
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress
 from seal_jax.run.runtime import Speaker
-from seal_jax.run.trackers import Tracker, require
+from seal_jax.run.trackers import MetricsWriter, Tracker, require
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import Loop, try_base, try_self_edits
@@ -280,7 +279,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
         stages = [shown for stage in data.stages for shown in stage.shown()]
         name = f"{experiment.name}-{config.preset}"
         with (
-            Progress(stages, title="SEAL", tasks=experiment.unit) as progress,
+            Progress(stages, tasks=experiment.unit) as progress,
             MetricsWriter(
                 folder.path, place.tracker, name=name, settings=as_json(config), say=progress.note
             ) as metrics,
@@ -290,7 +289,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
             judge = judge_of(config, compute, folder.path / "judge.jsonl", progress.note)
             ready = experiment.prepare(config, data, Model(speaker, load, judge, compute))
             cut = decided(folder, partial(fit, config, speaker, ready, compute))
-            chunk = Chunk(cut.chunk or 1, "adapters", progress.note, progress.steps)
+            chunk = Chunk(cut.chunk or 1, "adapters", progress.note, partial(progress.steps, units=cut.chunk or 1))
             loop = Loop(
                 ready.domain, Trainer(config.inner, ready.shapes, cut, chunk), config.sampling, ready.prompt_width,
                 Chunk(cut.write_chunk or 1, "self-edits", progress.note), config.answer_tokens, config.seed,
