@@ -7,6 +7,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+# a worker of pytest a core, each with files of its own
+PYTEST := $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 PIP_LOG := $(VENV)/pip.log
 PIP := $(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-build-isolation --constraint constraints.txt
 # what each `pip install` ends with: its log, if it failed, and what usually helps
@@ -15,7 +17,7 @@ PIP_OR_SAY = >>$(PIP_LOG) 2>&1 || { tail -n 20 $(PIP_LOG) >&2; \
 	echo "  set PIP_INDEX_URL) and 2 GB of free disk. Then run the same command again: it carries on." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity commands format clean
+.PHONY: help demo test slow check parity commands format clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']   (needs Python 3.11, 3.12 or 3.13; all else is installed in $(VENV))"
@@ -24,14 +26,17 @@ help:  ## list the targets
 demo: $(READY)  ## watch SmolLM2-135M teach itself; ends with a report (ARGS: options of the experiment)
 	@$(PY) -m experiments.squad demo $(ARGS)
 
-test: $(READY)  ## run the tests (ARGS: options of pytest)
-	@$(PY) -m pytest $(ARGS)
+test: $(READY)  ## run the tests but for the slow ones (ARGS: options of pytest)
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+slow: $(READY)  ## run the slow tests: whole runs that are killed and carried on, real models
+	@$(PYTEST) -m slow $(ARGS)
 
 check: $(READY)  ## format check, lint, types, tests: what must pass before a commit
 	@echo "== format"; $(PY) -m ruff format --check . || { echo "to mend it: make format" >&2; exit 1; }
 	@echo "== lint"; $(PY) -m ruff check .
 	@echo "== types"; $(PY) -m mypy
-	@echo "== tests"; $(PY) -m pytest $(ARGS)
+	@echo "== tests"; $(PYTEST) -m 'not slow' $(ARGS)
 
 parity: $(PEERS)  ## compare with torch and peft, live (installs them too)
 	@$(PY) -m pytest -m peers $(ARGS)

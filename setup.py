@@ -58,6 +58,7 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
     ],
 }
 

@@ -1,12 +1,19 @@
-"""Shared by all tests: two CPU devices, and small models with random weights in float32."""
+"""Shared by all tests: two CPU devices, and small models with random weights in float32.
+
+Nearly all of a test's time is compiling. So programs are compiled with few optimisations, and kept from run to run in
+`.pytest_cache/compiled`, which the workers of pytest-xdist and the processes that tests start share (`make clean`
+removes it).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,9 +27,21 @@ from jax.sharding import AxisType, Mesh
 from seal_jax.nn.transformer import Model, ModelConfig, graph, random_params
 from seal_jax.run.journal import RunFolder
 
+# XLA reads these before its first use, here and in every process that a test starts. One thread a device: two devices
+# already use two cores. XLA's fusion emitters produce faster code, and take five times as long to compile it.
+XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false"
+COMPILING = {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_disable_most_optimizations": True,
+}
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+for name, value in COMPILING.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 jax.config.update("jax_platforms", "cpu")  # equality in float32 is asked for, on machines with a GPU as well
-jax.config.update("jax_num_cpu_devices", 2)  # before any use of JAX
-jax.config.update("jax_disable_most_optimizations", True)  # nearly all of a test's time is compiling
+jax.config.update("jax_num_cpu_devices", 2)
 
 settings.register_profile("seal_jax", deadline=None, derandomize=True)  # no test asserts time; each run is the same
 settings.load_profile("seal_jax")

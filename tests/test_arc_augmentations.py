@@ -172,7 +172,7 @@ def test_an_inverse_is_right_or_refuses(augmentation: Augmentation, grid: Grid):
         assert same(augmentation.apply(original), grid)
 
 
-@pytest.mark.parametrize("name", MADE.keys() - ONTO.keys())
+@pytest.mark.parametrize("name", sorted(MADE.keys() - ONTO.keys()))
 def test_one_changed_cell_cannot_be_taken_back(name: str):
     made = ALL[name].apply(GRID).copy()
     made[0, 0] = 9
@@ -180,7 +180,7 @@ def test_one_changed_cell_cannot_be_taken_back(name: str):
         ALL[name].inverse(as_grid(made))
 
 
-@pytest.mark.parametrize("name", MADE.keys() - ONTO.keys())
+@pytest.mark.parametrize("name", sorted(MADE.keys() - ONTO.keys()))
 def test_one_cell_cannot_be_taken_back(name: str):
     with pytest.raises(ValueError, match=r"this grid of 1 x 1 is not what"):
         ALL[name].inverse(as_grid([[3]]))

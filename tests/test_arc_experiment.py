@@ -103,7 +103,9 @@ def test_every_self_edit_is_on_disk_with_its_settings(undisturbed):
     assert sum(record["kept"] for record in records) == 2
 
 
-@pytest.mark.parametrize("after", [3, 9, 14])
+@pytest.mark.parametrize(
+    "after", [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(14, marks=pytest.mark.slow)]
+)
 def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, config, tmp_path, killed_after, after):
     with killed_after(after):
         arc.run(config, tmp_path, "the command")

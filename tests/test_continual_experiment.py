@@ -104,7 +104,7 @@ def test_every_self_edit_is_on_disk_with_what_became_of_it(undisturbed, config):
     assert all(record["losses"] for record in records if not record["problem"])
 
 
-@pytest.mark.parametrize("after", [4, 21])
+@pytest.mark.parametrize("after", [4, pytest.param(21, marks=pytest.mark.slow)])
 def test_killed_and_started_again_it_ends_with_the_same_numbers(
     undisturbed, config, tmp_path, killed_after, after
 ):  # fmt: skip

@@ -66,11 +66,12 @@ def train(
     chunk = chunk if isinstance(chunk, Chunk) else Chunk(chunk, say=say)
     batch = make_batch() if batch is None else batch
     params = tiny.params if params is None else params
-    return adapt_many(tiny.model, params, adapters, batch, hyper, optimiser, chunk=chunk, mesh=mesh, fixed=fixed)
+    trained = adapt_many(tiny.model, params, adapters, batch, hyper, optimiser, chunk=chunk, mesh=mesh, fixed=fixed)
+    return jax.device_get(trained)
 
 
-def row(tree, e: int):
-    return jax.tree.map(lambda x: x[e], tree)
+def row(tree, e: int | slice | np.ndarray):
+    return jax.tree.map(lambda x: x[e], jax.device_get(tree))  # on the host: an index on the device is a program
 
 
 def assert_close(one, other, atol=1e-5):
@@ -82,6 +83,7 @@ def assert_equal(one, other):
 
 
 def moved(one, other) -> float:
+    one, other = jax.device_get((one, other))
     return max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
@@ -125,8 +127,7 @@ def test_columns_past_the_rank_stay_zero(mixed):
 def test_two_devices_train_what_one_does(tiny, mixed, mesh):
     """Three adapters: the second chunk is filled up to a share for each device, and what fills it is dropped."""
     hyper, batch, start, expected = (
-        jax.tree.map(lambda x: x[:3], tree)
-        for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)), mixed)
+        row(tree, slice(3)) for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)), mixed)
     )
     adapters, metrics = train(tiny, hyper, batch=batch, adapters=start, mesh=mesh)
     assert metrics.loss.shape == (3, 6)
@@ -291,7 +292,7 @@ def test_room_that_is_empty_changes_nothing(tiny, mixed):
 
 def test_two_devices_train_on_top_of_each_ones_own(tiny, on_top, mesh):
     hyper, batch, start, below, expected = (
-        jax.tree.map(lambda x: x[:3], tree)
+        row(tree, slice(3))
         for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)), earlier(tiny), on_top)
     )
     assert_close(train(tiny, hyper, batch=batch, adapters=start, fixed=below, mesh=mesh), expected)
@@ -413,7 +414,7 @@ def test_schedules_are_those_of_optax(warmup):
             Optimiser(schedule=schedule, warmup_steps=warmup),
             row(hparams(num_steps=20, learning_rate=1e-2), 0),
         )
-        return np.array([learning_rate(optimiser, one, jnp.asarray(step)) for step in range(25)])
+        return np.asarray(jax.vmap(lambda step: learning_rate(optimiser, one, step))(jnp.arange(25)))
 
     def after_warmup(decay):
         return optax.join_schedules([optax.linear_schedule(0.0, 1e-2, warmup), decay], [warmup])
@@ -424,7 +425,7 @@ def test_schedules_are_those_of_optax(warmup):
         "cosine": optax.cosine_decay_schedule(1e-2, 20 - warmup),
         "constant": optax.constant_schedule(1e-2),
     }.items():
-        np.testing.assert_allclose(rates(name), [after_warmup(decay)(s) for s in steps], atol=1e-8, err_msg=name)
+        np.testing.assert_allclose(rates(name), jax.vmap(after_warmup(decay))(steps), atol=1e-8, err_msg=name)
 
 
 def test_decay_ends_at_each_adapters_own_last_step():

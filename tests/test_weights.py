@@ -91,6 +91,7 @@ def test_rope_scaling_is_seen_by_the_parity_test(name):
     assert np.abs(found - expected["logits"]).max() > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_smollm2_is_that_of_transformers(smollm2):
     config, params = load_model(smollm2, dtype=jnp.float32)
     golden = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
