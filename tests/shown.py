@@ -4,8 +4,9 @@
 
 Made small: the preset becomes `smoke`, the model a random one of two layers, counts become ones and twos (`SMALLER`),
 files and earlier runs are made beforehand (`made`), and the endpoint is a server here. All other options stay. The
-commands of `AS_SHOWN` are run as they stand, on SmolLM2. Each is a process of its own in a scratch folder. Programs in
-Python (```python) are run as well, on that small model.
+commands of `AS_SHOWN` are run as they stand, on SmolLM2. Commands that become the same are run once. Each is a process
+of its own in a scratch folder, as many at a time as there are cores; they share one cache of compiled programs.
+Programs in Python (```python) are run as well, on that small model.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 from seal_jax.domains.passages import INVENTED
 from tests import tiny
@@ -40,6 +43,11 @@ SMALLER = {  # options of a number: the most they are given here
     "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2,
 }  # fmt: skip
 MODELS = {"--model", "--writer", "--grader.model"}
+# Small programs take longer to compile than to run: these settings compile the same programs with less effort.
+COMPILED_FAST = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false",
+}
 
 
 def commands() -> list[str]:
@@ -107,6 +115,15 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
     return [name, *words]
 
 
+def same_when_small(commands: Iterable[str]) -> list[list[str]]:
+    """The commands in groups that are the same once made small: neither the folder nor the order of options matters."""
+    groups: dict[str, list[str]] = {}
+    for command in commands:
+        options = re.split(r" (?=--)", shlex.join(small(command, 0, "MODEL", "ENDPOINT")))
+        groups.setdefault(" ".join([options[0], *sorted(options[1:])]), []).append(command)
+    return list(groups.values())
+
+
 def has_torch() -> bool:
     """Whether the extra `peers` is installed."""
     return importlib.util.find_spec("torch") is not None
@@ -161,52 +178,76 @@ def write(path: Path, rows: list) -> None:
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
+class Ran(NamedTuple):
+    """A command that has ended."""
+
+    name: str
+    words: list[str]  # of Python's command line
+    seconds: float
+    failed: bool
+    output: str
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs them; the exit status is 1 if one failed."""
-    chosen = [command for command in commands() if all(word in command for word in arguments)]
-    chosen.sort(key=lambda command: "--adapter" in command)  # after what saves it
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("XLA_")},
-        "PYTHONPATH": str(ROOT),
-        "OPENAI_API_KEY": KEY,
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "120",
-    }
-    ran, failed = 0, []
-    with tempfile.TemporaryDirectory(prefix="shown-") as scratch, JudgeServer() as server:
+    chosen = same_when_small(command for command in commands() if all(word in command for word in arguments))
+    own = {name: value for name, value in os.environ.items() if not name.startswith("XLA_")}
+    own |= {"PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    finished: list[Ran] = []
+    cores = os.cpu_count() or 1
+    with (
+        tempfile.TemporaryDirectory(prefix="shown-") as scratch,
+        JudgeServer() as server,
+        ThreadPoolExecutor(cores) as pool,
+    ):
         folder = Path(scratch)
         model = made(folder)
+        own |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
 
-        def run(name: str, words: Sequence[str]) -> None:
-            nonlocal ran
+        def run(name: str, words: list[str], settings: dict[str, str]) -> Ran:
             started = time.monotonic()
             done = subprocess.run(
-                [sys.executable, *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                [sys.executable, *words], cwd=folder, env=own | settings, stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
             )  # fmt: skip
-            ran += 1
-            seconds = time.monotonic() - started
-            print(f"{'failed' if done.returncode else 'ran':6} {seconds:4.0f} s  {name}", flush=True)
-            if done.returncode:
-                failed.append(name)
-                print(f"  as: python {shlex.join(words)}", *done.stdout.splitlines()[-15:], sep="\n  ", flush=True)
+            return Ran(name, words, time.monotonic() - started, done.returncode != 0, done.stdout)
+
+        def run_all(named: Iterable[tuple[str, list[str]]]) -> None:
+            """Returns once all have ended; shows each as it ends."""
+            waiting = [
+                pool.submit(run, name, words, {} if name in AS_SHOWN else COMPILED_FAST) for name, words in named
+            ]
+            for future in as_completed(waiting):
+                ran = future.result()
+                finished.append(ran)
+                print(f"{'failed' if ran.failed else 'ran':6} {ran.seconds:4.0f} s  {ran.name}", flush=True)
+                if ran.failed:
+                    last = ran.output.splitlines()[-15:]
+                    print(f"  as: python {shlex.join(ran.words)}", *last, sep="\n  ", flush=True)
 
         first = ["experiments.squad", "smoke", "--model", model, "--run-folder", "runs/squad-demo"]
-        run("a run for the others to read", ["-m", *first])
+        run_all([("a run for the others to read", ["-m", *first])])
         for name in ("mine", "one", "two", "squad-rewrite", "squad-paper", "cpt-paper-200"):
             shutil.copytree(folder / "runs" / "squad-demo", folder / "runs" / name)
         ungraded = {"question": "Who?", "gold": "Edda", "answer": "Edda"}
         (folder / "runs" / "squad-demo" / "ungraded.jsonl").write_text(json.dumps(ungraded) + "\n", encoding="utf-8")
-        for number, command in enumerate(chosen):
+        words = {}
+        for number, (command, *others) in enumerate(chosen):
             if command in NEEDS_TORCH and not has_torch():
-                print(f"passed over, without torch: {command}", flush=True)
+                print(f"skipped, without torch: {command}", flush=True)
             else:
-                run(command, ["-m", *small(command, number, model, server.url)])
-        for name, text in programs().items():
+                words["; ".join([command, *others])] = ["-m", *small(command, number, model, server.url)]
+        reads_adapter = [name for name in words if "--adapter " in name]  # which another command saves
+        run_all((name, words[name]) for name in words if name not in reads_adapter)
+        run_all((name, words[name]) for name in reads_adapter)
+        programs_by_file = {}
+        for number, (name, text) in enumerate(programs().items()):
             if all(word in name for word in arguments):
-                (folder / "program.py").write_text(text.replace("smollm2-135m", model), encoding="utf-8")
-                run(name, ["program.py"])
-    print(f"{ran - len(failed)} of {ran} ran")
+                (folder / f"program_{number}.py").write_text(text.replace("smollm2-135m", model), encoding="utf-8")
+                programs_by_file[name] = [f"program_{number}.py"]
+        run_all(programs_by_file.items())
+    failed = sum(ran.failed for ran in finished)
+    print(f"{len(finished) - failed} of {len(finished)} ran")
     return 1 if failed else 0
 
 
