@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 # a worker of pytest a core, each with files of its own
-PYTEST := $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+PYTEST := $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 PIP_LOG := $(VENV)/pip.log
 PIP := $(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-build-isolation --constraint constraints.txt
 # what each `pip install` ends with: its log, if it failed, and what usually helps
