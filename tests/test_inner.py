@@ -287,7 +287,9 @@ def test_the_fixed_adapter_stays_as_it_is(tiny):
 def test_room_that_is_empty_changes_nothing(tiny, mixed):
     room = lora.empty(tiny.params["blocks"], TARGETS, 8)
     adapters, metrics = train(tiny, hparams(**MIXED), fixed=lora.stack([room] * E))
-    assert_close((adapters, metrics), mixed, atol=1e-6)
+    assert_close(adapters, mixed[0], atol=1e-6)
+    for found, expected in zip(metrics, mixed[1], strict=True):  # of 2 to 14: the last bits differ by program
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=0)
 
 
 def test_two_devices_train_on_top_of_each_ones_own(tiny, on_top, mesh):
