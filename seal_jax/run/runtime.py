@@ -33,7 +33,7 @@ def start(devices: int | None) -> None:
     if CPU_FLAGS not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}".strip()
     jax.config.update("jax_num_cpu_devices", devices or min(_cores(), MAX_CPU_DEVICES))
-    if not jax.config.jax_compilation_cache_dir:  # as JAX_COMPILATION_CACHE_DIR may have set it
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX reads by itself
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
