@@ -35,7 +35,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments import squad as main_job
 from seal_jax import types
 from seal_jax.analysis import ablations as ablation_results
 from seal_jax.analysis import effects, grid
@@ -57,6 +56,8 @@ from seal_jax.seal import evaluation
 from seal_jax.seal.rest_em import Loop, Trial, try_self_edits, write_self_edits
 from seal_jax.seal.rewards import Score, mean
 from seal_jax.types import SelfEdit, require_at_least
+
+from . import squad as main_job
 
 GRIDS = Path(__file__).parent / "grids"  # named ablations
 LISTED = 40  # cells that --dry-run shows
@@ -704,6 +705,6 @@ SEARCH = tuple({f.name for f in dataclasses.fields(Config)} - {f.name for f in d
 EXPERIMENT = Experiment("ablations", __doc__, PRESETS, describe, run, unnamed=SEARCH)
 
 if __name__ == "__main__":
-    from experiments import ablations  # by its name: what is sent to a job must be found there under it
+    from . import ablations  # by its name: what is sent to a job must be found there under it
 
     sys.exit(session.main(ablations.EXPERIMENT, sys.argv[1:]))

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import cpt
 from seal_jax.analysis.statistics import wilson
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
@@ -51,6 +50,8 @@ from seal_jax.seal.rest_em import Trial
 from seal_jax.seal.rewards import Score, mean
 from seal_jax.seal.teaching import Taught, Teaching
 from seal_jax.types import SelfEdit, Verdict
+
+from . import cpt
 
 
 @dataclasses.dataclass(frozen=True)

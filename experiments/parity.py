@@ -140,7 +140,7 @@ def compare_small_logits(name: str, *, live: bool) -> Row:
     tokens, positions, expected = golden["tokens"], golden["positions"], golden["logits"]
     prompt, expected_greedy = tokens[:GREEDY_PROMPT].tolist(), golden["greedy"].tolist()
     if live:
-        from experiments.benchmark import peers
+        from .benchmark import peers
 
         theirs = peers.load(small_files(name))
         positions = np.arange(len(tokens))
@@ -161,7 +161,7 @@ def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict,
         stored = np.load(GOLDEN / "smollm2.npz")  # every 97th entry after each token, all of them after the last
         difference = max(_largest(found[:, ::97], stored["strided"]), _largest(found[-1], stored["last"]))
     else:
-        from experiments.benchmark import peers
+        from .benchmark import peers
 
         difference = _largest(found, peers.logits(theirs, np.array(ids)))
         same = same and peers.greedy(theirs, ids, len(expected_greedy)) == expected_greedy
@@ -196,7 +196,7 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
     run = read_golden_losses(folder)
     if not live:
         return compare_losses(name, which, config, params, folder, run, live=False)
-    from experiments.benchmark import peers
+    from .benchmark import peers
 
     with tempfile.TemporaryDirectory() as scratch:
         theirs = peers.fine_tune(
@@ -208,7 +208,7 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
 
 def compare_smollm2_losses(files: ModelFiles, config: ModelConfig, params: dict, theirs: object, which: str) -> Row:
     """The embedded model on a few invented lines, at the paper's rank and alpha. Live only: its adapter is large."""
-    from experiments.benchmark import peers
+    from .benchmark import peers
 
     codec = tokenizer.make_codec(tokenizer.load_tokenizer(files), files)
     tokens = sorted((codec.encode(f"{TITLE}\n{line}") for line in LINES), key=len, reverse=True)
@@ -245,7 +245,7 @@ def compare(*, live: bool) -> Iterator[Row]:
     config, params = weights.load_model(files, dtype=jnp.float32)
     theirs = None
     if live:
-        from experiments.benchmark import peers
+        from .benchmark import peers
 
         theirs = peers.load(files)
     yield compare_smollm2_logits(files, config, params, theirs)
