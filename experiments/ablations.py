@@ -47,6 +47,7 @@ from seal_jax.graders.choose import Grader
 from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.report.page import write_report
 from seal_jax.run import jobs, knowledge, plan, runtime, session
+from seal_jax.run.invocation import shell_command
 from seal_jax.run.jobs import Jobs, Task
 from seal_jax.run.journal import RunFolder, as_json, require_room, write_atomically
 from seal_jax.run.knowledge import Knowledge
@@ -62,7 +63,7 @@ from . import squad as main_job
 GRIDS = Path(__file__).parent / "grids"  # named ablations
 LISTED = 40  # cells that --dry-run shows
 
-_SPEED = "it changes how fast a cell trains, not what comes of it (python -m experiments.benchmark measures that)"
+_SPEED = f"it changes how fast a cell trains, not what comes of it ({shell_command('benchmark')} measures that)"
 BARRED = {
     "preset": "it names where the settings began",
     **dict.fromkeys(

@@ -525,5 +525,15 @@ def called(config: Config) -> str:
 
 EXPERIMENT = Experiment("adapt", __doc__, PRESETS, describe, run, called, ("document", *AFTERWARDS))
 
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line, in which the document may stand without its option: `adapt notes.md`."""
+    words = list(arguments)
+    first = 1 if words and words[0] in PRESETS else 0
+    if words[first:] and Path(words[first]).suffix.lower() in (".md", ".txt", ".pdf"):
+        words.insert(first, "--document")
+    return session.main(EXPERIMENT, words)
+
+
 if __name__ == "__main__":
-    sys.exit(session.main(EXPERIMENT, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -254,7 +254,7 @@ def compare(*, live: bool) -> Iterator[Row]:
             yield compare_smollm2_losses(files, config, params, theirs, which)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     runtime.start(1)
     live = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
     if not live:

@@ -22,7 +22,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import tyro
 
 from seal_jax.engine import costs
 from seal_jax.io.architectures import named
+from seal_jax.run.invocation import shell_command
 from seal_jax.types import require_at_least
 
 from . import table, workloads
@@ -340,7 +340,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Common]:
         arguments = ["peers", *arguments]
     descriptions = {name: str(type(default).__doc__) for name, default in COMMANDS.items()}
     commands = tyro.extras.subcommand_type_from_defaults(COMMANDS, descriptions)
-    config = tyro.cli(commands, prog="python -m experiments.benchmark", args=arguments, description=__doc__)
+    config = tyro.cli(commands, prog=shell_command("benchmark"), args=arguments, description=__doc__)
     return arguments[0], config
 
 
@@ -471,8 +471,7 @@ def main(arguments: Sequence[str]) -> int:
         result = {**measured(name, config), "load_before": load}
         if config.json is not None:
             settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-            command = shlex.join(["python", "-m", "experiments.benchmark", *arguments])
-            result |= {"command": command, "settings": settings}
+            result |= {"command": shell_command("benchmark", *arguments), "settings": settings}
             config.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
