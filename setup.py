@@ -1,4 +1,4 @@
-"""Which packages are shipped: `experiments/` becomes `seal_jax.experiments`. All other metadata is in pyproject.toml."""
+"""Which packages are shipped: `experiments/` as `seal_jax.experiments`. All other metadata is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
