@@ -57,17 +57,16 @@ def commands() -> list[str]:
 
 
 def programs() -> dict[str, str]:
-    """The programs in Python, by where they are shown. Signatures (API page) are none; examples/ has its own test."""
+    """The programs in Python, by where they are shown; those of examples/ have a test of their own."""
     examples = {path.read_text(encoding="utf-8").strip() for path in (ROOT / "examples").glob("*.py")}
     found = {}
     for path in DOCUMENTS:
-        if path.name != "api.md":
-            blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-            found |= {
-                f"{path.relative_to(ROOT)}: program {n}": text
-                for n, text in enumerate(blocks, 1)
-                if text.strip() not in examples
-            }
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        found |= {
+            f"{path.relative_to(ROOT)}: program {n}": text
+            for n, text in enumerate(blocks, 1)
+            if text.strip() not in examples
+        }
     return found
 
 

@@ -14,9 +14,7 @@ STILL_WRONG = {
     "seal_jax.domains.arc.results -> seal_jax.analysis.statistics",
     "seal_jax.domains.arc.results -> seal_jax.run.session",
     "seal_jax.domains.arc.results -> seal_jax.seal.evaluation",
-    "seal_jax.domains.arc.results -> seal_jax.seal.rest_em",
     "seal_jax.domains.arc.results -> seal_jax.seal.rewards",
-    "seal_jax.engine.full_training -> seal_jax.run.journal",
     "seal_jax.graders.choose -> seal_jax.engine.inner",
     "seal_jax.graders.choose -> seal_jax.io.hub",
     "seal_jax.graders.choose -> seal_jax.run.runtime",
@@ -26,7 +24,6 @@ STILL_WRONG = {
     "seal_jax.graders.replies -> seal_jax.run.journal",
     "seal_jax.report.compare -> seal_jax.analysis.statistics",
     "seal_jax.report.page -> seal_jax.analysis.statistics",
-    "seal_jax.seal.rest_em -> seal_jax.run.journal",
 }
 STILL_CIRCLES = [
     ["seal_jax.domains.arc.augmentations", "seal_jax.domains.arc.easy", "seal_jax.domains.arc.tasks"],

@@ -59,9 +59,9 @@ class OuterLoop(NamedTuple):
     try_edits: Callable[
         [LanguageModel, Sequence[Task], Sequence[Sequence[SelfEdit]], Sequence[Score], Loop, str], list[list[Trial]]
     ]
-    """(learner, P tasks, [P][E] self-edits, the learner's scores before, loop, name) -> what came of each."""
+    """(learner, P tasks, `[P][E]` self-edits, the learner's scores before, loop, name) -> what came of each."""
     learn: Callable[[LanguageModel, Sequence[Sequence[Trial]], Loop, str], tuple[LanguageModel, RoundLog]]
-    """(writer, [P][E] trials, loop, name) -> the writer after the round, and what happened."""
+    """(writer, `[P][E]` trials, loop, name) -> the writer after the round, and what happened."""
 
 
 class Round(NamedTuple):
@@ -215,7 +215,7 @@ def rounds(
     samples: int,
     learner: LanguageModel | None = None,
 ) -> Iterator[Round]:
-    """The model before any training, then after each round over fresh tasks, [rounds][P]; `samples` self-edits a task.
+    """The model before any training, then after each round over fresh tasks, `[rounds][P]`; `samples` self-edits a task.
 
     `learner` is the model that learns from self-edits and answers, where that is not the writer; it stays as it is.
     """
