@@ -35,7 +35,7 @@ WITHOUT_PRESETS = {"benchmark", "grade", "parity", "report"}
 AS_SHOWN = {f"experiments.{name} smoke" for name in ("squad", "arc", "continual")} | {"experiments.parity"}
 NEEDS_TORCH = {"experiments.parity"}
 SMALLER = {  # options of a number: the most they are given here
-    "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--inner.chunk": 2, "--inner.epochs": 1,
+    "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--compute.chunk": 2, "--inner.epochs": 1,
     "--limit": 4, "--outer.passages": 2, "--outer.samples": 2, "--outer.validation": 1, "--passages": 2,
     "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2,
 }  # fmt: skip
