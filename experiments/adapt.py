@@ -40,7 +40,7 @@ from seal_jax.graders.choose import make_judge
 from seal_jax.io import peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import PROJECTIONS, Adapter
-from seal_jax.run import knowledge, plan, session
+from seal_jax.run import command, knowledge, plan, session
 from seal_jax.run.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
 from seal_jax.run.journal import RunFolder, digest, write_atomically
 from seal_jax.run.knowledge import Knowledge
@@ -532,7 +532,7 @@ def main(arguments: Sequence[str]) -> int:
     first = 1 if words and words[0] in PRESETS else 0
     if words[first:] and Path(words[first]).suffix.lower() in (".md", ".txt", ".pdf"):
         words.insert(first, "--document")
-    return session.main(EXPERIMENT, words)
+    return command.main(EXPERIMENT, words)
 
 
 if __name__ == "__main__":

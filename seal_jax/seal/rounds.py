@@ -215,7 +215,7 @@ def rounds(
     samples: int,
     learner: LanguageModel | None = None,
 ) -> Iterator[Round]:
-    """The model before any training, then after each round over fresh tasks, `[rounds][P]`; `samples` self-edits a task.
+    """The model before any training, then after each round over fresh tasks (`[rounds][P]`); `samples` a task.
 
     `learner` is the model that learns from self-edits and answers, where that is not the writer; it stays as it is.
     """
