@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,15 @@ class Loss(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(model: transformer.Model, params: dict, tokens: Int[np.ndarray, "B T"]) -> Float[jax.Array, "B T V"]:
+def logits(
+    model: transformer.Model, params: dict[str, Any], tokens: Int[np.ndarray, "B T"]
+) -> Float[jax.Array, "B T V"]:
     """Next-token logits after each token."""
     decoder = nnx.merge(model, params)
     return decoder.logits(decoder(tokens)[0])
 
 
-def greedy(config: ModelConfig, params: dict, prompt: Sequence[int], max_tokens: int) -> list[int]:
+def greedy(config: ModelConfig, params: dict[str, Any], prompt: Sequence[int], max_tokens: int) -> list[int]:
     """The likeliest next tokens, one after another, with the sampler's cache. Nothing ends them early."""
     row = np.asarray(prompt, np.int32)[None, None]
     out = sample(
@@ -104,7 +106,7 @@ def greedy(config: ModelConfig, params: dict, prompt: Sequence[int], max_tokens:
 
 
 def losses(
-    config: ModelConfig, params: dict, start: Adapter, run: Loss, *, rank: int, alpha: float
+    config: ModelConfig, params: dict[str, Any], start: Adapter, run: Loss, *, rank: int, alpha: float
 ) -> Float[np.ndarray, "S"]:
     """Our loss at each step of the same inner loop, by `adapt_many` on one adapter."""
     widths = batching.bucket_widths(len(run.tokens[0]), (32,), multiple=8)
@@ -151,7 +153,9 @@ def compare_small_logits(name: str, *, live: bool) -> Row:
     return Row(name, f"logits, {len(tokens):,} positions", _peer("transformers", live), _largest(found, expected), same)
 
 
-def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict, theirs: object | None) -> Row:
+def compare_smollm2_logits(
+    files: ModelFiles, config: ModelConfig, params: dict[str, Any], theirs: object | None
+) -> Row:
     """The embedded model on a chat prompt. `theirs` is transformers' own reading of the GGUF, or None: the golden."""
     golden = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
     ids, expected_greedy = golden["ids"], golden["greedy"]
@@ -169,7 +173,7 @@ def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict,
 
 
 def compare_losses(
-    name: str, which: str, config: ModelConfig, params: dict, folder: Path, run: Loss, *, live: bool
+    name: str, which: str, config: ModelConfig, params: dict[str, Any], folder: Path, run: Loss, *, live: bool
 ) -> Row:
     """80 steps from the adapter that PEFT initialised and saved in `folder`."""
     said = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
@@ -206,7 +210,9 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
         return compare_losses(name, which, config, params, Path(scratch), run._replace(losses=theirs), live=True)
 
 
-def compare_smollm2_losses(files: ModelFiles, config: ModelConfig, params: dict, theirs: object, which: str) -> Row:
+def compare_smollm2_losses(
+    files: ModelFiles, config: ModelConfig, params: dict[str, Any], theirs: object, which: str
+) -> Row:
     """The embedded model on a few invented lines, at the paper's rank and alpha. Live only: its adapter is large."""
     from .benchmark import peers
 

@@ -86,7 +86,7 @@ class Peer:
             raise ValueError(f"--peer {self.name}: {reply}")
         return reply
 
-    def do(self, method: str, each: Sequence[tuple]) -> float:
+    def do(self, method: str, each: Sequence[tuple[Any, ...]]) -> float:
         """Has every process do the same at the same time, each with its own arguments. Seconds until all are done.
 
         A single process times itself, so that telling it costs nothing.

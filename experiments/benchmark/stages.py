@@ -134,7 +134,7 @@ def processed_tokens(
     return batching.processed_tokens(batch, max(devices, adapters // devices * devices), devices)
 
 
-def training_phases(bench: Bench, config: FineTuning, lengths: Sequence[Sequence[int]], sharing: float) -> list:
+def training_phases(bench: Bench, config: FineTuning, lengths: Sequence[Sequence[int]], sharing: float) -> list[Any]:
     """The mean self-edit's work, phase by phase."""
     lora = costs.lora_parameters(bench.model, config.projections, config.rank)
     return costs.mean_training(

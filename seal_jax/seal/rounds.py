@@ -23,7 +23,7 @@ from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.engine.training import Trainer
 from seal_jax.seal.rewards import Score, Trial, mean, score, score_base
-from seal_jax.types import Display, Domain, Journal, LanguageModel, Rate, SelfEdit, Task
+from seal_jax.types import Display, Domain, Journal, LanguageModel, Query, Rate, SelfEdit, Task
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool
@@ -133,7 +133,7 @@ def try_base(
         group = tasks[start : start + loop.trainer.chunk.planned]
         queries = [loop.domain.queries(task) for task in group]
 
-        def work(queries=queries) -> list[Score]:
+        def work(queries: list[list[Query]] = queries) -> list[Score]:
             return score_base(lm, queries, loop.domain.grade, loop.trainer, max_tokens=loop.answer_tokens)
 
         piece = f"{name}/base/{start}"
@@ -168,7 +168,7 @@ def try_self_edits(
         for number, group in enumerate(groups):
             members = [flat[i] for i in group]
 
-            def work(members=members, seed=seed) -> list[Score]:
+            def work(members: list[tuple[int, int]] = members, seed: int = seed) -> list[Score]:
                 return score(
                     lm,
                     [edits[p][k] for p, k in members],
