@@ -99,7 +99,6 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
         words = ["smoke", *(words[1:] if words and words[0] in presets else words)]
         words += [] if "--model" in words else ["--model", model]
         words += [] if "--run-folder" in words or "--dry-run" in words else ["--run-folder", f"runs/shown-{number}"]
-        words += ["--outer.no-break-ties"] if "proxy" in words else []  # as `paper` has it
         if module == "arc":  # a tokenizer that spells; few cells, but as many as the smallest tasks have
             words += ["--sampling.max-tokens", "256", "--max-cells", "750" if "arc-agi-2" in words else "200"]
     words += ["--grader.base-url", endpoint] if to_endpoint else []
