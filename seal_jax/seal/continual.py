@@ -37,7 +37,6 @@ from seal_jax.seal.rounds import Loop, stable_hash
 from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jax import Array
     from jaxtyping import Bool, Float
 
 MERGED, REJECTED, DIVERGED = "merged", "rejected", "diverged"  # what became of a self-edit, if it could be trained on
@@ -338,7 +337,7 @@ def _join(weights: Adapter, adapters: Adapter, at: Any) -> Adapter:
 
 @jax.jit
 def _choose(merged: Bool[np.ndarray, "R"], candidate: Adapter, present: Adapter) -> Adapter:
-    def choose(one: Array, new: Adapter, old: Adapter) -> Adapter:
+    def choose(one: Any, new: Adapter, old: Adapter) -> Adapter:
         return jax.tree.map(partial(jnp.where, one), new, old)
 
     return jax.vmap(choose)(merged, candidate, present)
