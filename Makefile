@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 # a worker of pytest a core, each with files of its own
 PYTEST := $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+DOCS := $(VENV)/.docs
 PIP_LOG := $(VENV)/pip.log
 PIP := $(PY) -m pip install --quiet --no-input --disable-pip-version-check --no-build-isolation --constraint constraints.txt
 # what each `pip install` ends with: its log, if it failed, and what usually helps
@@ -17,11 +18,11 @@ PIP_OR_SAY = >>$(PIP_LOG) 2>&1 || { tail -n 20 $(PIP_LOG) >&2; \
 	echo "  set PIP_INDEX_URL) and 2 GB of free disk. Then run the same command again: it carries on." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check parity commands format clean
+.PHONY: help demo test slow check parity commands docs architecture format clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']   (needs Python 3.11, 3.12 or 3.13; all else is installed in $(VENV))"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## watch SmolLM2-135M teach itself; ends with a report (ARGS: options of the experiment)
 	@$(PY) -m experiments.squad demo $(ARGS)
@@ -44,6 +45,12 @@ parity: $(PEERS)  ## compare with torch and peft, live (installs them too)
 commands: $(READY)  ## run every command that README and docs show, made small
 	@$(PY) -m tests.shown $(ARGS)
 
+docs: $(DOCS)  ## build the documentation as a site: build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo "build/site/index.html"
+
+architecture: $(READY)  ## draw docs/architecture.svg: which room of the code imports which
+	@$(PY) -m docs.architecture
+
 format: $(READY)  ## format, and mend what the linter can mend
 	@$(PY) -m ruff check --fix-only --quiet .
 	@$(PY) -m ruff format .
@@ -65,6 +72,11 @@ $(READY): setup.py pyproject.toml constraints.txt
 	@echo "set-up 2/2: installing JAX and what else is needed, without torch (1.2 GB on disk, a minute or two)"
 	@: >$(PIP_LOG); $(PIP) setuptools $(PIP_OR_SAY)
 	@$(PIP) --editable '.[dev]' $(PIP_OR_SAY)
+	@touch $@
+
+$(DOCS): $(READY)
+	@echo "set-up: installing MkDocs"
+	@$(PIP) --editable '.[dev,docs]' $(PIP_OR_SAY)
 	@touch $@
 
 $(PEERS): $(READY)

@@ -35,7 +35,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments import squad as main_job
 from seal_jax import types
 from seal_jax.analysis import ablations as ablation_results
 from seal_jax.analysis import effects, grid
@@ -48,6 +47,7 @@ from seal_jax.graders.choose import Grader
 from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.report.page import write_report
 from seal_jax.run import jobs, knowledge, plan, runtime, session
+from seal_jax.run.invocation import shell_command
 from seal_jax.run.jobs import Jobs, Task
 from seal_jax.run.journal import RunFolder, as_json, require_room, write_atomically
 from seal_jax.run.knowledge import Knowledge
@@ -58,10 +58,12 @@ from seal_jax.seal.rest_em import Loop, Trial, try_self_edits, write_self_edits
 from seal_jax.seal.rewards import Score, mean
 from seal_jax.types import SelfEdit, require_at_least
 
+from . import squad as main_job
+
 GRIDS = Path(__file__).parent / "grids"  # named ablations
 LISTED = 40  # cells that --dry-run shows
 
-_SPEED = "it changes how fast a cell trains, not what comes of it (python -m experiments.benchmark measures that)"
+_SPEED = f"it changes how fast a cell trains, not what comes of it ({shell_command('benchmark')} measures that)"
 BARRED = {
     "preset": "it names where the settings began",
     **dict.fromkeys(
@@ -704,6 +706,6 @@ SEARCH = tuple({f.name for f in dataclasses.fields(Config)} - {f.name for f in d
 EXPERIMENT = Experiment("ablations", __doc__, PRESETS, describe, run, unnamed=SEARCH)
 
 if __name__ == "__main__":
-    from experiments import ablations  # by its name: what is sent to a job must be found there under it
+    from . import ablations  # by its name: what is sent to a job must be found there under it
 
     sys.exit(session.main(ablations.EXPERIMENT, sys.argv[1:]))

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import cpt
 from seal_jax.analysis.statistics import wilson
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
@@ -41,7 +40,7 @@ from seal_jax.graders.choose import make_judge
 from seal_jax.io import peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import PROJECTIONS, Adapter
-from seal_jax.run import knowledge, plan, session
+from seal_jax.run import command, knowledge, plan, session
 from seal_jax.run.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
 from seal_jax.run.journal import RunFolder, digest, write_atomically
 from seal_jax.run.knowledge import Knowledge
@@ -51,6 +50,8 @@ from seal_jax.seal.rest_em import Trial
 from seal_jax.seal.rewards import Score, mean
 from seal_jax.seal.teaching import Taught, Teaching
 from seal_jax.types import SelfEdit, Verdict
+
+from . import cpt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -524,5 +525,15 @@ def called(config: Config) -> str:
 
 EXPERIMENT = Experiment("adapt", __doc__, PRESETS, describe, run, called, ("document", *AFTERWARDS))
 
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line, in which the document may stand without its option: `adapt notes.md`."""
+    words = list(arguments)
+    first = 1 if words and words[0] in PRESETS else 0
+    if words[first:] and Path(words[first]).suffix.lower() in (".md", ".txt", ".pdf"):
+        words.insert(first, "--document")
+    return command.main(EXPERIMENT, words)
+
+
 if __name__ == "__main__":
-    sys.exit(session.main(EXPERIMENT, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

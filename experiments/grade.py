@@ -27,6 +27,7 @@ import tyro
 from seal_jax.graders.agreement import Agreement, agreement, halves, read_answers
 from seal_jax.graders.choose import Grader, Judge, make_judge
 from seal_jax.run import runtime
+from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, write_atomically
 from seal_jax.types import Query, Verdict, require_at_least
 
@@ -181,7 +182,7 @@ def _finite(value: float) -> float | None:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
     try:
-        config = tyro.cli(Config, prog="python -m experiments.grade", args=arguments, description=__doc__)
+        config = tyro.cli(Config, prog=shell_command("grade"), args=arguments, description=__doc__)
         if config.grader.kind == "model":
             runtime.start(config.devices)
         run(config, lambda text: print(text, file=sys.stderr))

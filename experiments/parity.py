@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,15 @@ class Loss(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(model: transformer.Model, params: dict, tokens: Int[np.ndarray, "B T"]) -> Float[jax.Array, "B T V"]:
+def logits(
+    model: transformer.Model, params: dict[str, Any], tokens: Int[np.ndarray, "B T"]
+) -> Float[jax.Array, "B T V"]:
     """Next-token logits after each token."""
     decoder = nnx.merge(model, params)
     return decoder.logits(decoder(tokens)[0])
 
 
-def greedy(config: ModelConfig, params: dict, prompt: Sequence[int], max_tokens: int) -> list[int]:
+def greedy(config: ModelConfig, params: dict[str, Any], prompt: Sequence[int], max_tokens: int) -> list[int]:
     """The likeliest next tokens, one after another, with the sampler's cache. Nothing ends them early."""
     row = np.asarray(prompt, np.int32)[None, None]
     out = sample(
@@ -104,7 +106,7 @@ def greedy(config: ModelConfig, params: dict, prompt: Sequence[int], max_tokens:
 
 
 def losses(
-    config: ModelConfig, params: dict, start: Adapter, run: Loss, *, rank: int, alpha: float
+    config: ModelConfig, params: dict[str, Any], start: Adapter, run: Loss, *, rank: int, alpha: float
 ) -> Float[np.ndarray, "S"]:
     """Our loss at each step of the same inner loop, by `adapt_many` on one adapter."""
     widths = batching.bucket_widths(len(run.tokens[0]), (32,), multiple=8)
@@ -140,7 +142,7 @@ def compare_small_logits(name: str, *, live: bool) -> Row:
     tokens, positions, expected = golden["tokens"], golden["positions"], golden["logits"]
     prompt, expected_greedy = tokens[:GREEDY_PROMPT].tolist(), golden["greedy"].tolist()
     if live:
-        from experiments.benchmark import peers
+        from .benchmark import peers
 
         theirs = peers.load(small_files(name))
         positions = np.arange(len(tokens))
@@ -151,7 +153,9 @@ def compare_small_logits(name: str, *, live: bool) -> Row:
     return Row(name, f"logits, {len(tokens):,} positions", _peer("transformers", live), _largest(found, expected), same)
 
 
-def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict, theirs: object | None) -> Row:
+def compare_smollm2_logits(
+    files: ModelFiles, config: ModelConfig, params: dict[str, Any], theirs: object | None
+) -> Row:
     """The embedded model on a chat prompt. `theirs` is transformers' own reading of the GGUF, or None: the golden."""
     golden = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
     ids, expected_greedy = golden["ids"], golden["greedy"]
@@ -161,7 +165,7 @@ def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict,
         stored = np.load(GOLDEN / "smollm2.npz")  # every 97th entry after each token, all of them after the last
         difference = max(_largest(found[:, ::97], stored["strided"]), _largest(found[-1], stored["last"]))
     else:
-        from experiments.benchmark import peers
+        from .benchmark import peers
 
         difference = _largest(found, peers.logits(theirs, np.array(ids)))
         same = same and peers.greedy(theirs, ids, len(expected_greedy)) == expected_greedy
@@ -169,7 +173,7 @@ def compare_smollm2_logits(files: ModelFiles, config: ModelConfig, params: dict,
 
 
 def compare_losses(
-    name: str, which: str, config: ModelConfig, params: dict, folder: Path, run: Loss, *, live: bool
+    name: str, which: str, config: ModelConfig, params: dict[str, Any], folder: Path, run: Loss, *, live: bool
 ) -> Row:
     """80 steps from the adapter that PEFT initialised and saved in `folder`."""
     said = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
@@ -196,7 +200,7 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
     run = read_golden_losses(folder)
     if not live:
         return compare_losses(name, which, config, params, folder, run, live=False)
-    from experiments.benchmark import peers
+    from .benchmark import peers
 
     with tempfile.TemporaryDirectory() as scratch:
         theirs = peers.fine_tune(
@@ -206,9 +210,11 @@ def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
         return compare_losses(name, which, config, params, Path(scratch), run._replace(losses=theirs), live=True)
 
 
-def compare_smollm2_losses(files: ModelFiles, config: ModelConfig, params: dict, theirs: object, which: str) -> Row:
+def compare_smollm2_losses(
+    files: ModelFiles, config: ModelConfig, params: dict[str, Any], theirs: object, which: str
+) -> Row:
     """The embedded model on a few invented lines, at the paper's rank and alpha. Live only: its adapter is large."""
-    from experiments.benchmark import peers
+    from .benchmark import peers
 
     codec = tokenizer.make_codec(tokenizer.load_tokenizer(files), files)
     tokens = sorted((codec.encode(f"{TITLE}\n{line}") for line in LINES), key=len, reverse=True)
@@ -245,7 +251,7 @@ def compare(*, live: bool) -> Iterator[Row]:
     config, params = weights.load_model(files, dtype=jnp.float32)
     theirs = None
     if live:
-        from experiments.benchmark import peers
+        from .benchmark import peers
 
         theirs = peers.load(files)
     yield compare_smollm2_logits(files, config, params, theirs)
@@ -254,7 +260,7 @@ def compare(*, live: bool) -> Iterator[Row]:
             yield compare_smollm2_losses(files, config, params, theirs, which)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     runtime.start(1)
     live = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
     if not live:

@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 
 from seal_jax.report.compare import comparison_text, read_runs, write_comparison
+from seal_jax.run.invocation import shell_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Command:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
-    command = tyro.cli(Command, prog="python -m experiments.report", args=arguments, description=__doc__)
+    command = tyro.cli(Command, prog=shell_command("report"), args=arguments, description=__doc__)
     try:
         runs = read_runs(command.runs)
         out = command.out or runs[0].folder.parent / "comparison.html"

@@ -1,6 +1,6 @@
-"""Self-adapting language models (SEAL, arXiv 2506.10943) in JAX. Start reading at `inner.py`.
+"""Self-adapting language models (SEAL, arXiv 2506.10943) in JAX. Start reading at `engine/inner.py`.
 
-`seal_jax.adapt(document, model)` teaches a model a document (`adapted.py`); importing this package loads no JAX.
+`seal_jax.adapt(document, model)` teaches a model a document (`run/adapted.py`); importing this package loads no JAX.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seal_jax.run.adapted import Adapted, Answer, Teaching, adapt
+    from seal_jax.run.adapted import Adapted, Answer, adapt
+    from seal_jax.seal.teaching import Teaching
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
 
@@ -18,7 +19,7 @@ __all__ = ["Adapted", "Answer", "Teaching", "adapt"]
 
 
 def __getattr__(name: str) -> Any:
-    """`adapt` and its types, from `adapted.py` when they are first asked for."""
+    """`adapt` and its types, imported from `run/adapted.py` on first use."""
     if name in __all__:
         from seal_jax.run import adapted
 

@@ -101,8 +101,8 @@ class Codec(NamedTuple):
 class LanguageModel(NamedTuple):
     """A model that reads and writes text: what is adapted, and what the outer loop improves."""
 
-    model: nnx.GraphDef  # static
-    params: dict
+    model: nnx.GraphDef[Any]  # static
+    params: dict[str, Any]
     codec: Codec
     mesh: Mesh | None = None  # one axis "adapters"; None is one device
 

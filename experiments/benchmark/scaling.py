@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.benchmark import workloads
-from experiments.benchmark.measuring import by_turns, seconds
-from experiments.benchmark.peer_process import Peer
-from experiments.benchmark.stages import REFERENCE, REFERENCE_WIDTH, Bench, training_phases
 from seal_jax.engine import costs
 from seal_jax.engine.inner import Chunk
 from seal_jax.engine.training import Shapes, train
+
+from . import workloads
+from .measuring import by_turns, seconds
+from .peer_process import Peer
+from .stages import REFERENCE, REFERENCE_WIDTH, Bench, training_phases
 
 SEQUENCES, TOKENS = 8, 48  # of the self-edit whose cost is given
 

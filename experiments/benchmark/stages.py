@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.benchmark import process_memory, workloads
-from experiments.benchmark.measuring import by_turns, peak_memory, seconds
-from experiments.benchmark.peer_process import Peer
 from seal_jax.engine import batching, costs, memory, sampler
 from seal_jax.engine.inner import Chunk
 from seal_jax.engine.sampler import Sampling
@@ -24,6 +21,10 @@ from seal_jax.engine.training import FineTuning, Shapes, train
 from seal_jax.nn.lora import PROJECTIONS, Adapter
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.types import LanguageModel
+
+from . import process_memory, workloads
+from .measuring import by_turns, peak_memory, seconds
+from .peer_process import Peer
 
 OURS = "seal_jax"
 REFERENCE = "reference"  # of the peers, the one that does what the paper's code does; no ratio is against it
@@ -133,7 +134,7 @@ def processed_tokens(
     return batching.processed_tokens(batch, max(devices, adapters // devices * devices), devices)
 
 
-def training_phases(bench: Bench, config: FineTuning, lengths: Sequence[Sequence[int]], sharing: float) -> list:
+def training_phases(bench: Bench, config: FineTuning, lengths: Sequence[Sequence[int]], sharing: float) -> list[Any]:
     """The mean self-edit's work, phase by phase."""
     lora = costs.lora_parameters(bench.model, config.projections, config.rank)
     return costs.mean_training(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.benchmark import workloads
 from seal_jax.engine import costs
 
+from . import workloads
+
 if TYPE_CHECKING:
-    from experiments.benchmark.command import Common
     from seal_jax.nn.transformer import ModelConfig
+
+    from .command import Common
 
 TITLES = {
     "train_qv": "train q,v",
@@ -53,7 +55,7 @@ def _plain(number: str) -> str:
 
 def ratio_lines(rows: Sequence[Any]) -> list[str]:
     """The ratios, a line a peer."""
-    from experiments.benchmark import stages
+    from . import stages
 
     found = stages.ratios(rows)
     if not found:
@@ -70,7 +72,7 @@ def ratio_lines(rows: Sequence[Any]) -> list[str]:
 
 def limit_lines(model: ModelConfig, config: Common) -> list[str]:
     """FLOPs and bytes of a self-edit at the least, for a model of this shape."""
-    from experiments.benchmark import stages
+    from . import stages
 
     name = config.random or config.model
     size = {"float32": 4, "bfloat16": 2, "auto": 2}[config.dtype]

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.benchmark import number_tasks, workloads
-from experiments.benchmark.stages import PROMPT_TOKENS, TOP_P, Bench
 from seal_jax.engine import batching
 from seal_jax.engine.inner import Chunk
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import Shapes
+
+from . import number_tasks, workloads
+from .stages import PROMPT_TOKENS, TOP_P, Bench
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 WRITE_CHUNK = 64  # self-edits written at a time

@@ -237,8 +237,13 @@ def _squad_from_hub(split: str) -> Iterable[Mapping[str, Any]]:
 
 
 def _squad_from_tfds(split: str) -> Iterable[Mapping[str, Any]]:
-    import tensorflow_datasets as tfds
-
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ValueError(
+            "tfds:squad needs tensorflow-datasets, which is not installed: pip install 'seal_jax[tfds]'; or use "
+            "--data squad, the same data from the hub"
+        ) from None
     try:
         builder = tfds.builder("squad")
         if not builder.is_prepared():

@@ -101,7 +101,12 @@ def _automaton(
     pattern: str, vocabulary: Sequence[bytes | None], stop: Sequence[int]
 ) -> tuple[np.ndarray, int, list[int]]:
     """Edges [n, 3] (state, token, next state), the first state and those in which the text is a match; from 1 on."""
-    import outlines_core  # where it is used: the sampler runs without it
+    try:
+        import outlines_core  # where it is used: the sampler runs without it
+    except ImportError:
+        raise ValueError(
+            "constrained decoding needs outlines-core, which is not installed: pip install 'seal_jax[arc]'"
+        ) from None
 
     # The library reads as Rust's `regex` does: the first alternative that matches wins, so that "a|ab" would never let
     # "ab" be written. A match that has to end with a mark is a whole one: a token of our own spells that mark.

@@ -54,7 +54,7 @@ class FullTuning:
 class TuningState(struct.PyTreeNode):
     """A model in training."""
 
-    weights: dict  # the model's params, in float32
+    weights: dict[str, Any]  # the model's params, in float32
     moments: optax.OptState
     step: Int[Array, ""]
     losses: Float[Array, "S"]  # one a step, nats; NaN where it is still to come
@@ -66,22 +66,22 @@ class TuningState(struct.PyTreeNode):
 
 def loss_and_gradient(
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     tokens: Int[Array, "B T"],
     loss_weight: Float[Array, "B T"],
     compute: Compute,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict]:
+) -> tuple[Float[Array, ""], dict[str, Any]]:
     """`inner.loss_and_gradient` of every weight: the mean next-token loss, in nats, and its gradient.
 
     With a mesh each device takes its share of the rows, and of each summed gradient the part it keeps.
     """
 
-    def forward(params: dict, tokens: Array, key: Array) -> Outputs:
+    def forward(params: dict[str, Any], tokens: Array, key: Array) -> Outputs:
         decoder = nnx.merge(model, params)
         return Outputs(decoder(tokens, remat=compute.remat)[0], decoder.head())
 
-    def share(params: dict, tokens: Array, loss_weight: Array) -> tuple[Array, dict]:
+    def share(params: dict[str, Any], tokens: Array, loss_weight: Array) -> tuple[Array, dict[str, Any]]:
         loss, gradient = inner.loss_and_gradient(
             forward, params, tokens, loss_weight, jax.random.key(0), loss=next_token, numbers={}, compute=compute,
             rows_axis=None if mesh is None else "adapters", train_head=True,
@@ -147,7 +147,7 @@ def _kept(state: TuningState, mesh: Mesh | None) -> TuningState:
     return jax.tree.map(place, state)
 
 
-def _whole(params: dict, mesh: Mesh | None) -> dict:
+def _whole(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
     if mesh is None:
         return params
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -155,14 +155,14 @@ def _whole(params: dict, mesh: Mesh | None) -> dict:
 
 
 @partial(jax.jit, static_argnames=("optimiser", "mesh", "steps"))
-def _start(params: dict, *, optimiser: Optimiser, mesh: Mesh | None, steps: int) -> TuningState:
+def _start(params: dict[str, Any], *, optimiser: Optimiser, mesh: Mesh | None, steps: int) -> TuningState:
     weights = jax.tree.map(lambda w: jnp.array(w, jnp.float32, copy=True), params)  # the caller keeps what it gave
     moments = inner.transformation(optimiser).init(weights)
     return _kept(TuningState(weights, moments, jnp.zeros((), jnp.int32), jnp.full(steps, jnp.nan)), mesh)
 
 
 @partial(jax.jit, static_argnames=("dtype", "mesh"))
-def _finish(weights: dict, *, dtype: np.dtype, mesh: Mesh | None) -> dict:
+def _finish(weights: dict[str, Any], *, dtype: np.dtype, mesh: Mesh | None) -> dict[str, Any]:
     return _whole(jax.tree.map(lambda w: w.astype(dtype), weights), mesh)
 
 
@@ -242,7 +242,7 @@ def train_all_weights(
         journal.forget_tree(checkpoint(epoch - 1))
         return state
 
-    def train() -> dict:
+    def train() -> dict[str, Any]:
         state = train_epoch(state_after(config.epochs - 2), config.epochs - 1)
         losses = np.asarray(state.losses).tolist()
         journal.once(f"{name}/losses", lambda: losses)  # before the checkpoint: where that is, these are

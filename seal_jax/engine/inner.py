@@ -138,7 +138,9 @@ def loss_and_gradient(
     if parts == 1:
         return jax.value_and_grad(loss_of)(weights, tokens, loss_weight, key)
 
-    def add(total, micro):  # each micro-batch's share of the one mean: the sum is the large batch's gradient
+    def add(
+        total: Any, micro: Any
+    ) -> tuple[Any, None]:  # each micro-batch's share of the one mean: the sum is the large batch's gradient
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(weights, *micro)), None
 
     micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (tokens, loss_weight))
@@ -188,7 +190,7 @@ def begin(adapter: Adapter, optimiser: Optimiser, *, steps: int) -> Training:
 
 def adapt(
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     training: Training,
     batch: TokenBatch,
     plan: Plan,
@@ -220,7 +222,7 @@ def adapt(
         before = decoder(tokens, adapter=fixed)[0] if loss.teacher == "base" else None
         return Outputs(hidden, decoder.head(), before)
 
-    def at_width(width: int, weights: Weights, rows: Int[Array, "B"], key: PRNGKeyArray):
+    def at_width(width: int, weights: Weights, rows: Int[Array, "B"], key: PRNGKeyArray) -> Any:
         row = jnp.maximum(rows, 0)
         tokens = batch.tokens[:, :width][row]
         loss_weight = jnp.where((rows >= 0)[:, None], batch.loss_weight[:, :width][row], 0)
@@ -261,7 +263,9 @@ def adapt(
 
 
 @partial(jax.jit, static_argnames=("optimiser", "steps", "mesh", "by_rows"), donate_argnames="adapters")
-def _begin_chunk(adapters, *, optimiser, steps, mesh=None, by_rows=False):
+def _begin_chunk(
+    adapters: Adapter, *, optimiser: Optimiser, steps: int, mesh: Mesh | None = None, by_rows: bool = False
+) -> Training:
     many = jax.vmap(partial(begin, optimiser=optimiser, steps=steps))
     if mesh is not None:
         split = PartitionSpec() if by_rows else PartitionSpec("adapters")
@@ -279,12 +283,32 @@ def _layout(batch: TokenBatch, by_rows: bool) -> tuple[Any, ...]:
 
 
 @partial(jax.jit, static_argnames=("model", "recipe", "mesh", "by_rows"), donate_argnames="training")
-def _adapt_chunk(model, params, training, batch, plans, part, hparams, recipe, mesh=None, by_rows=False, fixed=None):
+def _adapt_chunk(
+    model: Model,
+    params: dict[str, Any],
+    training: Training,
+    batch: TokenBatch,
+    plans: Plan,
+    part: Any,
+    hparams: HParams,
+    recipe: Recipe,
+    mesh: Mesh | None = None,
+    by_rows: bool = False,
+    fixed: Adapter | None = None,
+) -> Training:
     # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
     rows_axis = "adapters" if by_rows else None
 
-    def many(params, training, batch, plans, part, hparams, fixed):
-        def one(training, batch, hparams, fixed):
+    def many(
+        params: dict[str, Any],
+        training: Training,
+        batch: TokenBatch,
+        plans: Plan,
+        part: Any,
+        hparams: HParams,
+        fixed: Any,
+    ) -> Training:
+        def one(training: Training, batch: TokenBatch, hparams: HParams, fixed: Adapter | None) -> Training:
             return adapt(model, params, training, batch, plan, part, hparams, recipe, rows_axis, fixed)
 
         plan = jax.tree.map(lambda x: x[0], plans)
@@ -299,7 +323,7 @@ def _adapt_chunk(model, params, training, batch, plans, part, hparams, recipe, m
 
 def adapt_many(
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     adapters: Adapter,
     batch: TokenBatch,
     hparams: HParams,
@@ -350,7 +374,7 @@ def adapt_many(
 
 
 def log_likelihood(
-    model: Model, params: dict, adapter: Adapter, batch: TokenBatch, plan: Plan, loss_chunk: int
+    model: Model, params: dict[str, Any], adapter: Adapter, batch: TokenBatch, plan: Plan, loss_chunk: int
 ) -> Float[Array, ""]:
     """The mean log-probability of the trained tokens in the steps of `plan`, nats a token: training without training.
 
@@ -366,7 +390,7 @@ def log_likelihood(
         log_probs = decoder.log_probs(hidden[:, :-1], tokens[:, 1:], chunk=loss_chunk)
         return jnp.sum(jnp.where(trained, log_probs, 0)), jnp.sum(trained)
 
-    def step(i: Int[Array, ""], total):
+    def step(i: Int[Array, ""], total: Any) -> Any:
         return jax.tree.map(jnp.add, total, jax.lax.switch(plan.width_index[i], branches, batch.order[plan.steps[i]]))
 
     branches = [partial(at_width, width) for width in batch.widths]
@@ -375,8 +399,16 @@ def log_likelihood(
 
 
 @partial(jax.jit, static_argnames=("model", "loss_chunk", "mesh"))
-def _log_likelihood_chunk(model, params, adapters, batch, plans, loss_chunk, mesh=None):
-    def many(params, adapters, batch, plans):
+def _log_likelihood_chunk(
+    model: Model,
+    params: dict[str, Any],
+    adapters: Adapter,
+    batch: TokenBatch,
+    plans: Plan,
+    loss_chunk: int,
+    mesh: Mesh | None = None,
+) -> Float[Array, "E"]:
+    def many(params: dict[str, Any], adapters: Adapter, batch: TokenBatch, plans: Plan) -> Array:
         plan = jax.tree.map(lambda x: x[0], plans)
         return jax.vmap(lambda adapter, rows: log_likelihood(model, params, adapter, rows, plan, loss_chunk))(
             adapters, batch
@@ -391,7 +423,7 @@ def _log_likelihood_chunk(model, params, adapters, batch, plans, loss_chunk, mes
 
 def log_likelihood_many(
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     adapters: Adapter,
     batch: TokenBatch,
     *,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +51,13 @@ class Completions(NamedTuple):
     stopped: Bool[Array, "E Q K"]  # by a stop token, rather than by the row's limit
 
 
-def _largest_threshold(p: Float[Array, "V"], enough) -> Float[Array, ""]:
+def _largest_threshold(p: Float[Array, "V"], enough: Callable[[Array], Array]) -> Float[Array, ""]:
     """The largest t for which `enough(p >= t)` holds, exactly, by bisection on the bits of a non-negative float32.
 
     31 passes over V in place of a sort, which on a CPU costs many times more.
     """
 
-    def try_bit(i, bits):
+    def try_bit(i: Array, bits: Array) -> Array:
         candidate = bits | (jnp.int32(1) << (30 - i))
         kept = p >= jax.lax.bitcast_convert_type(candidate, jnp.float32)
         return jnp.where(enough(kept), candidate, bits)
@@ -98,7 +98,7 @@ class Read(NamedTuple):
 @partial(jax.jit, static_argnames=("model", "mesh"))
 def read(
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     adapters: Adapter | None,
     prompts: Int[AnyArray, "E Q T"],
     valid: Bool[AnyArray, "E Q T"],
@@ -107,7 +107,7 @@ def read(
 ) -> Read:
     """Reads E·Q left-padded prompts; arguments as for `sample`."""
 
-    def group(params, adapter, prompts, valid):
+    def group(params: dict[str, Any], adapter: Adapter | None, prompts: Array, valid: Array) -> Read:
         decoder = nnx.merge(model, params)
         hidden, kv = decoder(prompts, valid=valid, adapter=adapter)
         return Read(decoder.logits(hidden[:, -1]), kv)
@@ -120,7 +120,7 @@ def read(
 def write(
     keys: PRNGKeyArray,
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     adapters: Adapter | None,
     prompts: Read,
     valid: Bool[AnyArray, "E Q T"],
@@ -142,7 +142,7 @@ def write(
     return many((params, constraint), adapters, prompts, valid, keys, limits)
 
 
-def over_groups(function: Callable, mesh: Mesh | None, *, arguments: int) -> Callable:
+def over_groups(function: Callable[..., Any], mesh: Mesh | None, *, arguments: int) -> Callable[..., Any]:
     """`function(params, ...)` with the E groups of its other arguments, and of its result, split over the devices.
 
     The first argument, whatever it holds, is whole on each of them.
@@ -173,7 +173,17 @@ class Rows(NamedTuple):
 TAIL = 4  # when so few groups are left of every TAIL, they go on alone
 
 
-def _write(model: Model, sampling: Sampling, stop: tuple[int, ...], shared, adapters, prompts, valid, keys, limits):
+def _write(
+    model: Model,
+    sampling: Sampling,
+    stop: tuple[int, ...],
+    shared: tuple[dict[str, Any], Constraint | None],
+    adapters: Adapter | None,
+    prompts: Read,
+    valid: Bool[Array, "E Q T"],
+    keys: PRNGKeyArray,
+    limits: Int[Array, "E Q K"],
+) -> Completions:
     params, constraint = shared
     (E, Q, _), K, N = valid.shape, keys.shape[2], sampling.max_tokens
     # Rows without an adapter need no neighbours that share one: each is a group, and leaves when it is done.
@@ -218,7 +228,7 @@ def _write_until(
     model: Model,
     sampling: Sampling,
     stop: tuple[int, ...],
-    params,
+    params: dict[str, Any],
     constraint: Constraint | None,
     step: Int[Array, ""],
     rows: Rows,
@@ -229,7 +239,9 @@ def _write_until(
     N, S = sampling.max_tokens, rows.in_prompt.shape[2]
     T, slots, prompt_length = S - N, jnp.arange(S), jnp.sum(rows.in_prompt, axis=-1)
 
-    def group(shares, cache, token, seen, position, at):
+    def group(
+        shares: Any, cache: list[KV], token: Array, seen: Array, position: Array, at: Array
+    ) -> tuple[Array, list[KV]]:
         hidden, cache = decoder.decode(token, layers, shares, cache, at, seen, position)
         return decoder.logits(hidden), cache
 
@@ -240,14 +252,14 @@ def _write_until(
 
     @jax.vmap
     @jax.vmap
-    def pick(key, logits, step):
+    def pick(key: PRNGKeyArray, logits: Array, step: Array) -> Array:
         return choose(jax.random.fold_in(key, step), logits, sampling)
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[Array, Rows]) -> Array:
         step, rows = carry
         return (step < N) & (jnp.sum(~rows.done.all(axis=1)) > left)
 
-    def body(carry):
+    def body(carry: tuple[Array, Rows]) -> tuple[Array, Rows]:
         step, rows = carry
         logits, states = rows.logits, rows.states
         if constraint is not None and states is not None:
@@ -275,7 +287,7 @@ def _write_until(
 def sample(
     keys: PRNGKeyArray,
     model: Model,
-    params: dict,
+    params: dict[str, Any],
     adapters: Adapter | None,
     prompts: Int[AnyArray, "E Q T"],
     valid: Bool[AnyArray, "E Q T"],
@@ -306,7 +318,7 @@ def sample(
 def row_keys(seed: int, *ids: Int[AnyArray, "..."]) -> PRNGKeyArray:
     """One key a row from the run's seed and integers that name the row (task, sample, ...), of any common shape."""
 
-    def fold(*row):
+    def fold(*row: Array) -> PRNGKeyArray:
         key = jax.random.key(seed)
         for i in row:
             key = jax.random.fold_in(key, i)

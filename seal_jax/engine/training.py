@@ -204,7 +204,7 @@ def adapter_shapes(lm: LanguageModel, config: FineTuning, count: int | None = No
 
 
 @partial(jax.jit, static_argnames=("projections", "max_rank"))
-def init_adapters(blocks: dict, hparams: HParams, projections: tuple[str, ...], max_rank: int) -> Adapter:
+def init_adapters(blocks: dict[str, Any], hparams: HParams, projections: tuple[str, ...], max_rank: int) -> Adapter:
     """E fresh adapters from E seeds, ranks and alphas: `lora.init`, vmapped."""
 
     def one(h: HParams) -> Adapter:

@@ -1,13 +1,14 @@
-"""The shapes of published models by name: what a size costs can be reckoned, and measured on random weights, without
+"""The shapes of published models by name: the cost of a size can be computed, or measured on random weights, without
 its files.
 
-Every number is that of the model's published config.json (base models; the instruct ones differ in context at most).
+The numbers are those of each model's published config.json (base models; instruct ones differ at most in context).
 """
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from typing import Any
 
 from seal_jax.nn.transformer import ModelConfig, RopeScaling
 
@@ -65,7 +66,7 @@ _QWEN3 = ModelConfig(
 )
 
 
-def _shape(base: ModelConfig, layers: int, width: int, heads: int, kv: int, mlp: int, **changes) -> ModelConfig:
+def _shape(base: ModelConfig, layers: int, width: int, heads: int, kv: int, mlp: int, **changes: Any) -> ModelConfig:
     return replace(
         base,
         num_layers=layers,

@@ -60,7 +60,7 @@ class Checkpoint(NamedTuple):
     column: int  # of the names in `TENSORS`: 0 Hugging Face's, 1 llama.cpp's
 
 
-def load_model(files: ModelFiles, *, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, dict]:
+def load_model(files: ModelFiles, *, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out].
 
     Arrays are allocated stacked in NumPy and filled tensor by tensor, then handed to JAX one leaf at a time, so the
@@ -90,10 +90,10 @@ def layout(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     return shapes
 
 
-def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict:
+def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict[str, Any]:
     """Every tensor that the config calls for, and no other."""
     config, unused = checkpoint.config, set(checkpoint.files)
-    params: dict = {}
+    params: dict[str, Any] = {}
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in checkpoint.files:
@@ -141,7 +141,7 @@ def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict:
     return params
 
 
-def _to_jax(tree: dict) -> dict:
+def _to_jax(tree: dict[str, Any]) -> dict[str, Any]:
     """Leaf by leaf, in place: each NumPy array is let go before the next is copied."""
     for key, value in tree.items():
         tree[key] = _to_jax(value) if isinstance(value, dict) else jnp.asarray(value)
@@ -208,7 +208,7 @@ def _open_shard(file: Path) -> Any:
         ) from error
 
 
-def _read_json(file: Path) -> dict:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -258,7 +258,7 @@ def read_config(file: Path) -> ModelConfig:
         raise ValueError(f"{file}: field {error} is missing") from error
 
 
-def _refuse_unsupported(raw: dict, file: Path) -> None:
+def _refuse_unsupported(raw: dict[str, Any], file: Path) -> None:
     window = raw.get("use_sliding_window") and raw.get("sliding_window") is not None
     windowed = window and raw.get("max_window_layers", 28) < raw["num_hidden_layers"]
     refused = {
@@ -275,7 +275,7 @@ def _refuse_unsupported(raw: dict, file: Path) -> None:
             raise ValueError(f"{file}: {field} = {raw[field]!r} is not supported by this decoder")
 
 
-def _read_rope(raw: dict, file: Path) -> tuple[float, RopeScaling | None]:
+def _read_rope(raw: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
     """Theta and scaling from either spelling."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
@@ -302,7 +302,7 @@ def _read_rope(raw: dict, file: Path) -> tuple[float, RopeScaling | None]:
 
 
 def save_model(
-    folder: str | Path, config: ModelConfig, params: dict, tokenizer: Any = None, *, stop: Sequence[int] = ()
+    folder: str | Path, config: ModelConfig, params: dict[str, Any], tokenizer: Any = None, *, stop: Sequence[int] = ()
 ) -> None:
     """Writes a folder that transformers, vLLM and `load_model` read: model.safetensors, config.json, the tokenizer.
 
@@ -334,7 +334,7 @@ def save_model(
         tokenizer.save_pretrained(folder)
 
 
-def _describe(config: ModelConfig, params: dict, tokenizer: Any) -> dict:
+def _describe(config: ModelConfig, params: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Our config as config.json, in the older spelling of RoPE, which old and new programs read."""
     if config.qkv_bias and config.qk_norm:
         raise ValueError("a model with both qkv_bias and qk_norm has no architecture in Hugging Face's format")

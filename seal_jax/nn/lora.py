@@ -7,7 +7,7 @@ Everything here is written for one adapter. Many adapters are the same pytrees w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +61,12 @@ def low_rank(
     return ((x @ a) * scale) @ b
 
 
-def _low_rank_forward(x, a, b, scale):
+def _low_rank_forward(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array, tuple[Array, ...]]:
     narrow = (x @ a) * scale
     return narrow @ b, (x, a, b, scale, narrow)
 
 
-def _low_rank_backward(kept, dy):
+def _low_rank_backward(kept: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array, None]:
     x, a, b, scale, narrow = kept
     d_narrow = (dy @ b.T) * scale
     d_a = jnp.einsum("btr,btd->rd", d_narrow, x).T
@@ -105,7 +105,7 @@ def unstack(adapter: Adapter | None, num_layers: int) -> list[dict[str, LowRank]
 
 def init(
     key: PRNGKeyArray,
-    blocks: dict,
+    blocks: dict[str, Any],
     projections: Sequence[str],
     *,
     max_rank: int,
@@ -150,7 +150,7 @@ def take(adapters: Adapter, index: int | slice | AnyArray) -> Adapter:
     return _gather(adapters, index)
 
 
-def empty(blocks: dict, projections: Sequence[str], columns: int) -> Adapter:
+def empty(blocks: dict[str, Any], projections: Sequence[str], columns: int) -> Adapter:
     """An adapter of so many columns that are all zero: room for others (`join`). Its scale is 1."""
     shapes = {name: blocks[name]["kernel"].shape for name in sorted(projections)}
     a = {name: jnp.zeros((num_layers, d_in, columns)) for name, (num_layers, d_in, _) in shapes.items()}
@@ -190,7 +190,7 @@ def _gather(adapters: Adapter, index: Array) -> Adapter:  # one program, rather 
     return jax.tree.map(lambda leaf: leaf[index], adapters)
 
 
-def merge(params: dict, adapter: Adapter) -> dict:
+def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
     """Folds one adapter into the weights: `W + scale · A B`. The sum is taken in float32, then rounded once.
 
     Weights without an adapter are the same arrays as before.

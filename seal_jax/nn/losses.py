@@ -33,14 +33,15 @@ class Loss(NamedTuple):
     teacher: Literal["none", "base"] = "none"  # base: the model as it was before this adapter
 
 
-def _next_token(logits, targets, teacher, numbers):
+def _next_token(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     gold = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     is_target = jnp.arange(logits.shape[-1]) == targets[:, None]
     return normaliser - gold, jnp.exp(logits - normaliser[:, None]) - is_target
 
 
-def _kl_to_base(logits, targets, teacher, numbers):
+def _kl_to_base(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
+    assert teacher is not None  # `Loss.teacher` asks for one
     value, slope = _next_token(logits, targets, teacher, numbers)
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(teacher)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
@@ -105,7 +106,7 @@ def token_losses(
     return each.reshape(-1)[: targets.size].reshape(targets.shape)
 
 
-def _value(loss, head, hidden, targets, teacher, numbers):
+def _value(loss: Loss, head: Head, hidden: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> Array:
     taught = None if teacher is None else head.logits(teacher)
     return loss.value_and_slope(head.logits(hidden), targets, taught, numbers)[0]
 
@@ -113,7 +114,9 @@ def _value(loss, head, hidden, targets, teacher, numbers):
 _frozen_head = jax.custom_vjp(_value, nondiff_argnums=(0,))
 
 
-def _forward(loss, head, hidden, targets, teacher, numbers):
+def _forward(
+    loss: Loss, head: Head, hidden: Array, targets: Array, teacher: Array | None, numbers: Numbers
+) -> tuple[Array, Array]:
     # What the backward pass needs of a token is one vector, d loss / d hidden: with the logits at hand it is computed
     # now, so that they are neither stored nor computed again.
     taught = None if teacher is None else head.logits(teacher)
@@ -121,7 +124,7 @@ def _forward(loss, head, hidden, targets, teacher, numbers):
     return value, head.combine(slope).astype(hidden.dtype)
 
 
-def _backward(loss, slope, cotangent):
+def _backward(loss: Loss, slope: Array, cotangent: Array) -> tuple[None, Array, None, None, None]:
     return None, (slope * cotangent[:, None]).astype(slope.dtype), None, None, None
 
 

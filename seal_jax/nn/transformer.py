@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +242,7 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
-        def layer(x, slices):
+        def layer(x: Array, slices: tuple[Any, ...]) -> tuple[Array, KV]:
             block, a, b, below_a, below_b, key, kv = slices
             below = None if fixed is None else layer_adapters(below_a, below_b, fixed.scale)
             lora = below or {}
@@ -302,7 +302,7 @@ class Transformer(nnx.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # The pair (model, params)
 
-Model = nnx.GraphDef
+Model = nnx.GraphDef[Any]
 
 
 def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Model:
@@ -310,7 +310,7 @@ def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Model:
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))[0]
 
 
-def random_params(seed: int, config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict:
+def random_params(seed: int, config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
     """Weights drawn afresh: for tests, and for measuring the speed of a size whose weights are not here."""
     make = jax.jit(lambda: nnx.split(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))[1])
     return nnx.to_pure_dict(make())

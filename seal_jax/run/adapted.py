@@ -157,7 +157,7 @@ class Adapted:
         }
 
 
-def stacked(adapters: Sequence[Adapter], blocks: dict) -> Adapter:
+def stacked(adapters: Sequence[Adapter], blocks: dict[str, Any]) -> Adapter:
     """Adapters merged one after another, as the one adapter that computes the same."""
     if len(adapters) == 1:
         return adapters[0]

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from seal_jax.run import runtime
+from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, differences, digest
 from seal_jax.run.session import Experiment, Place, Preset, describe, execute
 from seal_jax.types import Compute
@@ -43,7 +43,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Comput
     def default(preset: Preset) -> Any:
         return command(preset.config, preset.compute)
 
-    prog, (first, *rest) = f"python -m experiments.{experiment.name}", arguments
+    prog, (first, *rest) = shell_command(experiment.name), arguments
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -98,7 +98,7 @@ def command_of(experiment: str, arguments: Sequence[str]) -> str:
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         if not (_is_folder(previous) or _is_folder(argument.partition("=")[0])):
             kept.append(argument)
-    return shlex.join(["python", "-m", f"experiments.{experiment}", *kept])
+    return shell_command(experiment, *kept)
 
 
 def _is_folder(argument: str) -> bool:

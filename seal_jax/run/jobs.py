@@ -80,7 +80,7 @@ def executor(jobs: Jobs, folder: Path) -> Any:
     except ImportError:
         raise ValueError(
             f"--jobs.where {jobs.where} sends work away through submitit, which is not installed: "
-            "pip install -e '.[slurm]', or leave --jobs.where out to run everything here"
+            "pip install 'seal_jax[slurm]', or leave --jobs.where out to run everything here"
         ) from None
     if jobs.where == "slurm" and shutil.which("sbatch") is None:
         raise ValueError(

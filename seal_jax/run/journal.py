@@ -31,7 +31,7 @@ class RunFolder:
         OSError: another process is running in it, or there is no room (says how to go on).
     """
 
-    def __init__(self, path: str | Path, config: dict):
+    def __init__(self, path: str | Path, config: dict[str, Any]):
         self.path = Path(path).absolute()
         self._config_file, self._journal_file = self.path / "config.json", self.path / "journal.jsonl"
         with explained(self.path):
@@ -62,7 +62,7 @@ class RunFolder:
                 f"{self.path}: another process is running here; wait for it, or use another --run-folder"
             ) from error
 
-    def _claim(self, config: dict) -> None:
+    def _claim(self, config: dict[str, Any]) -> None:
         """Writes the config, or compares with it. One under which nothing was finished bars no other."""
         if self._config_file.exists() and any(name.partition("/")[0] != PLAN for name in self._finished):
             differing = [
@@ -203,6 +203,6 @@ def digest(inputs: Any) -> str:
     return hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
 
 
-def as_json(config: Any) -> dict:
+def as_json(config: Any) -> dict[str, Any]:
     """A nested config dataclass as plain JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))

