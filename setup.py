@@ -15,6 +15,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8,<0.13",
     "jaxtyping>=0.3.11,<0.4",
     "numpy>=2.2,<3",
+    "scipy>=1.15,<2",  # intervals; JAX needs it too
     # checkpoints and tokenizers of others; all of it works without torch
     "transformers>=5.17,<6",
     "tokenizers>=0.23.1,<0.24",
@@ -81,6 +82,7 @@ setup(
     packages=find_packages(include=["seal_jax", "seal_jax.*"]),  # the experiments run from the clone
     package_data={
         "seal_jax": ["py.typed"],
+        "seal_jax.graders": ["data/*.toml"],
         "seal_jax.domains": ["data/*.json", "prompts/**"],
         "seal_jax.report": ["*.html"],
     },
