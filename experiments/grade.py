@@ -24,7 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from seal_jax.graders.agreement import compare, halves, read_answers
-from seal_jax.graders.choose import Grader, Judge
+from seal_jax.graders.choose import Grader
 from seal_jax.run import runtime
 from seal_jax.run.journal import as_json, write_atomically
 from seal_jax.run.judges import make_judge
@@ -37,24 +37,17 @@ PIECE = 256  # answers given to a model at a time; progress is shown between
 class Config:
     """Grade recorded answers."""
 
-    answers: Path
-    """JSON lines {question, gold, answer[, correct][, log_likelihood]}."""
-    grader: Grader = Grader()
-    """Who says whether an answer is right."""
+    answers: Path  # JSON lines {question, gold, answer[, correct][, log_likelihood]}
+    grader: Grader = Grader()  # who says whether an answer is right
     threshold: float = round(math.log(0.5), 4)
     """Kind likelihood: an answer is right from this many nats a token on; log 0.5: the gold token beats all others."""
     part: Literal["all", "tuned", "held-out"] = "all"
     """Of the answers, split by question: the half that the lexical grader was tuned on, or the half it was not."""
-    limit: int | None = None
-    """Only the first of them, this many."""
-    json: Path | None = None
-    """Write the figures here."""
-    out: Path | None = None
-    """Write every line here again, with its `verdict` (true, false, or null where ungraded)."""
-    cache: Path = Path("runs") / "judge.jsonl"
-    """Where a model's replies are kept. Gradings may share it."""
-    devices: int | None = None
-    """Kind model: devices it uses; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+    limit: int | None = None  # grade this many answers, from the first
+    json: Path | None = None  # write the figures here
+    out: Path | None = None  # write every line here again, with its `verdict` (true, false, or null where ungraded)
+    cache: Path = Path("runs") / "judge.jsonl"  # where a model's replies are kept; gradings may share it
+    devices: int | None = None  # kind model: by default all GPUs or TPUs, and a CPU's cores up to 4
 
     def __post_init__(self) -> None:
         if self.limit is not None:
@@ -74,26 +67,20 @@ def read(config: Config) -> list[dict[str, Any]]:
     return rows[: config.limit]
 
 
-def grade(rows: Sequence[dict[str, Any]], judge: Judge, say: Callable[[str], None]) -> list[Verdict]:
-    """A verdict for each row."""
-    verdicts: list[Verdict] = []
-    for start in range(0, len(rows), PIECE):
-        piece = rows[start : start + PIECE]
-        queries = [Query(row["question"], row["question"], row["gold"]) for row in piece]
-        verdicts += judge.grade(queries, [row["answer"] for row in piece])
-        if judge.rate is not None and len(rows) > PIECE:  # a model: it takes its time
-            say(f"{len(verdicts)} of {len(rows)} answers")
-    return verdicts
-
-
 def run(config: Config, say: Callable[[str], None]) -> None:
     """Grades, prints and writes what was asked for."""
-    rows, judge, started = read(config), None, time.perf_counter()
+    rows, started = read(config), time.perf_counter()
+    judge, verdicts = None, list[Verdict]()
     if config.grader.kind == "likelihood":
-        verdicts: list[Verdict] = [row["log_likelihood"] >= config.threshold for row in rows]
+        verdicts = [row["log_likelihood"] >= config.threshold for row in rows]
     else:
         judge = make_judge(config.grader, cache=config.cache, devices=config.devices, say=say)
-        verdicts = grade(rows, judge, say)
+        for start in range(0, len(rows), PIECE):
+            piece = rows[start : start + PIECE]
+            queries = [Query(row["question"], row["question"], row["gold"]) for row in piece]
+            verdicts += judge.grade(queries, [row["answer"] for row in piece])
+            if judge.rate is not None and len(rows) > PIECE:  # a model: it takes its time
+                say(f"{len(verdicts)} of {len(rows)} answers")
     seconds = time.perf_counter() - started
     figures, (counts, *lines) = compare(rows, verdicts)
     rate = len(rows) / seconds

@@ -86,7 +86,7 @@ def _interval_of_mean(values_P: np.ndarray, seed: int, resamples: int) -> Interv
     mean = float(present_P.mean()) if passages else np.nan
     if passages < 2:
         return Interval(mean, np.nan, np.nan, passages, dropped)
-    if np.ptp(present_P) == 0:  # BCa is undefined
+    if np.allclose(present_P, present_P[0], rtol=1e-12, atol=1e-12):  # equal but for rounding: BCa is undefined
         return Interval(mean, mean, mean, passages, dropped)
     found = stats.bootstrap(
         (present_P,), np.mean, vectorized=True, n_resamples=resamples, batch=BATCH, confidence_level=CONFIDENCE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,10 +54,13 @@ def agreement(
     graded = [i for i, verdict in enumerate(verdicts) if verdict is not None]
     if not graded:
         raise ValueError(f"none of {len(verdicts)} answers has a verdict; expected at least one to compare")
-    pairs = [(bool(verdicts[i]), bool(correct[i])) for i in graded]
-    table = _table(pairs)
-    (both, only_grader), (only_judge, neither) = table
-    n = len(pairs)
+    index: dict[Hashable, int] = {}
+    asked = [index.setdefault(questions[i], len(index)) for i in graded]
+    tables = np.zeros((len(index), 2, 2))  # of a question's answers: the grader's verdict by the judge's, right first
+    np.add.at(tables, (asked, [int(not verdicts[i]) for i in graded], [int(not correct[i]) for i in graded]), 1)
+    (both, only_grader), (only_judge, neither) = table = tables.sum(axis=0)
+    n, rng = len(graded), np.random.default_rng(0)
+    resampled = [_kappa(tables[rng.integers(0, len(tables), len(tables))].sum(axis=0)) for _ in range(RESAMPLES)]
     return Agreement(
         n=n,
         ungraded=len(verdicts) - n,
@@ -67,30 +69,14 @@ def agreement(
         precision=float(both / (both + only_grader)) if both + only_grader else 0.0,
         recall=float(both / (both + only_judge)) if both + only_judge else 0.0,
         called_right=float((both + only_grader) / n),
-        kappa_error=_bootstrap_error(pairs, [questions[i] for i in graded]),
+        kappa_error=float(np.std(resampled, ddof=1)),
     )
-
-
-def _table(pairs: Sequence[tuple[bool, bool]]) -> np.ndarray:
-    """Counts, [2, 2]: the grader's verdict by the judge's, right before wrong."""
-    counts = Counter(pairs)
-    return np.array([[counts[grader, judge] for judge in (True, False)] for grader in (True, False)], float)
 
 
 def _kappa(table: np.ndarray) -> float:
     shares = table / table.sum()
     observed, chance = np.trace(shares), shares.sum(1) @ shares.sum(0)
     return float((observed - chance) / (1 - chance)) if chance < 1 else 1.0
-
-
-def _bootstrap_error(pairs: Sequence[tuple[bool, bool]], questions: Sequence[Hashable]) -> float:
-    by_question: dict[Hashable, list[tuple[bool, bool]]] = {}
-    for pair, question in zip(pairs, questions, strict=True):
-        by_question.setdefault(question, []).append(pair)
-    tables = np.stack([_table(of_one) for of_one in by_question.values()])
-    rng = np.random.default_rng(0)
-    resampled = [_kappa(tables[rng.integers(0, len(tables), len(tables))].sum(0)) for _ in range(RESAMPLES)]
-    return float(np.std(resampled, ddof=1))
 
 
 def compare(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> tuple[dict[str, Any], list[str]]:

@@ -79,9 +79,7 @@ class Endpoint:
 
         tasks = [asyncio.create_task(ask(prompt)) for prompt in prompts]
         failed = done = 0
-        self._in_a_row = min(
-            self._in_a_row, config.give_up_after - 1
-        )  # given up before: one prompt shows if it is back
+        self._in_a_row = min(self._in_a_row, config.give_up_after - 1)  # after giving up, one prompt is tried
         try:
             for task in asyncio.as_completed(tasks):
                 outcome = await task
@@ -123,14 +121,13 @@ class Endpoint:
         except openai.OpenAIError:
             return False
         reply, answered_by = map(self._without_key, (answer.choices[0].message.content, str(answer.model)))
-        counts = {
-            "tokens_in": getattr(answer.usage, "prompt_tokens", None) or 0,
-            "tokens_out": getattr(answer.usage, "completion_tokens", None) or 0,
-        }
-        self._usage.tokens_in += counts["tokens_in"]
-        self._usage.tokens_out += counts["tokens_out"]
+        stated = (getattr(answer.usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
+        tokens_in, tokens_out = (tokens if isinstance(tokens, int) else 0 for tokens in stated)
+        self._usage.tokens_in += tokens_in
+        self._usage.tokens_out += tokens_out
         self._usage.answered_by[answered_by] += 1
-        keep(prompt, reply, prompt=self._without_key(prompt), answered_by=answered_by, **counts)
+        about = {"answered_by": answered_by, "tokens_in": tokens_in, "tokens_out": tokens_out}
+        keep(prompt, reply, prompt=self._without_key(prompt), **about)
         return True
 
     def _refusal(self, status: int, body: Any) -> str:
