@@ -106,8 +106,8 @@ def test_verdicts_of_a_model(lm):
 def test_a_model_by_name_is_loaded_once_and_only_when_something_new_is_asked(tmp_path, monkeypatch):
     folder = tiny.model_folder(tmp_path / "model")
     loads: list[str] = []
-    load = runtime.load_language_model
-    monkeypatch.setattr(runtime, "load_language_model", lambda *args: loads.append(args[0]) or load(*args))
+    load = runtime.load
+    monkeypatch.setattr(runtime, "load", lambda name, **settings: loads.append(name) or load(name, **settings))
     config = Grader("model", str(folder), batch=2)
 
     def judge():

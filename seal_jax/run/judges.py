@@ -60,7 +60,7 @@ def _ask_model_here(
     """A number of tokens -> an `Ask` of the model here, which is loaded once, when it is first needed."""
     name = str(config.model)
     chunk = Chunk(config.batch, "prompts of the judge", say)
-    load = functools.cache(lambda: runtime.load_language_model(name, config.dtype, devices))
+    load = functools.cache(lambda: runtime.load(name, dtype=config.dtype, style="auto", devices=devices))
 
     @functools.cache
     def stamp() -> list[list[Any]]:
@@ -71,9 +71,11 @@ def _ask_model_here(
 
     def make_ask(max_tokens: int) -> Ask:
         def send(new: Sequence[str], keep: Callable[..., None]) -> None:
-            lm, chat, model = load()
-            room = model.context_length - max_tokens
-            usage.calls += (run := reply_to(new, keep, lm, chat, room=room, max_tokens=max_tokens, chunk=chunk))
+            judge = load()
+            chat = judge.render if judge.style == "chat" else None
+            room = judge.context_length - max_tokens
+            run = reply_to(new, keep, judge.lm, chat, room=room, max_tokens=max_tokens, chunk=chunk)
+            usage.calls += run
             usage.failed += len(new) - run
 
         return lambda prompts: replies.ask(
