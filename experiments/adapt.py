@@ -36,13 +36,13 @@ from seal_jax.domains.squad import Passage, Question
 from seal_jax.engine import batching
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
-from seal_jax.graders.choose import make_judge
 from seal_jax.io import peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import PROJECTIONS, Adapter
 from seal_jax.run import command, knowledge, plan, session
 from seal_jax.run.adapted import ANSWER_TOKENS, ASKING, INNER, SAMPLING, SEQUENCES, Adapted, Answer
 from seal_jax.run.journal import RunFolder, digest, write_atomically
+from seal_jax.run.judges import make_judge
 from seal_jax.run.knowledge import Knowledge
 from seal_jax.run.session import Experiment, Prepared, Session, Speaker
 from seal_jax.seal import evaluation, teaching

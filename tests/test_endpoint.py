@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import itertools
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from seal_jax.graders.choose import Grader, make_judge
-from seal_jax.graders.endpoint import Endpoint, _Pace
+from seal_jax.graders.choose import Grader
+from seal_jax.graders.endpoint import Endpoint
 from seal_jax.graders.replies import Usage
+from seal_jax.run.judges import make_judge
 from seal_jax.types import Query
 from tests import judge_server
 from tests.judge_server import KEY, JudgeServer, cut, drop, hang, refuse, send
@@ -43,6 +45,7 @@ MISBEHAVIOUR = {
 def server(monkeypatch) -> Iterator[JudgeServer]:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)  # seconds; doubled each time
     with JudgeServer() as running:
         yield running
 
@@ -51,14 +54,7 @@ class Service:
     """An endpoint on the test server, and what it said and counted."""
 
     def __init__(self, server: JudgeServer, folder: Path, **changes: Any):
-        settings = {
-            "concurrency": 1,
-            "timeout_s": 20,
-            "attempts": 3,
-            "backoff_s": 0.001,
-            "longest_wait_s": 5,
-            **changes,
-        }
+        settings = {"concurrency": 1, "timeout_s": 20, "attempts": 3, **changes}
         self.config = Grader(
             kind="endpoint", model="judge-2026-01-01", base_url=server.url, key_variable="JUDGE_KEY", **settings
         )
@@ -192,24 +188,19 @@ def test_the_wait_that_the_server_names_is_kept(server, tmp_path, header):
     assert server.times[1] - server.times[0] >= 0.29
 
 
-def test_a_wait_without_end_is_cut(server, tmp_path):
+def test_no_wait_is_longer_than_two_minutes(server, tmp_path):
+    """A server that asks for more has not replied, for now; the next prompt shows whether it is back."""
     server.misbehaviour = [refuse(429, Retry_After="86400"), refuse(503, Retry_After="inf")]
-    assert Service(server, tmp_path, longest_wait_s=0.01).ask("one?") == ["no"]
+    assert Service(server, tmp_path).ask("one?", "two?") == [None, "no"]
+    assert server.requests == ["one?", "two?", "two?"]
 
 
-def test_requests_are_spread_over_the_minute():
-    class Stop(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            waits.append(timeout)
-            return False
-
-    waits: list[float | None] = []
-    pace, stop = _Pace(1), Stop()
-    for _ in range(3):
-        pace.wait(stop)
-    pace.pause(500)
-    pace.wait(stop)
-    assert [round(seconds or 0, -1) for seconds in waits] == [0, 60, 120, 500]
+def test_requests_are_spread_over_the_minute(server, tmp_path):
+    server.misbehaviour = [refuse(500)]  # what is tried again waits for its turn too
+    service = Service(server, tmp_path, requests_per_minute=600, concurrency=4)
+    assert service.ask(*"abcd") == ["no"] * 4
+    gaps = [later - earlier for earlier, later in itertools.pairwise(server.times)]
+    assert len(gaps) == 4 and all(0.08 < gap < 1 for gap in gaps)
 
 
 def test_so_many_requests_are_under_way_and_no_more(server, tmp_path):
@@ -284,9 +275,7 @@ def test_a_judge_of_answers(server, tmp_path):
 
 def test_an_ungraded_answer_is_neither_right_nor_wrong(server, tmp_path):
     server.misbehaviour = [refuse(500)] * 2
-    config = Grader(
-        "endpoint", "judge", base_url=server.url, key_variable="JUDGE_KEY", attempts=2, backoff_s=0, concurrency=1
-    )
+    config = Grader("endpoint", "judge", base_url=server.url, key_variable="JUDGE_KEY", attempts=2, concurrency=1)
     judge = make_judge(config, cache=tmp_path / "judge.jsonl", devices=None, say=lambda _: None)
     query = Query("Who?", "Who?", "Ada")
     assert judge.grade([query, query], ["Ada", "Bo"]) == [None, False]

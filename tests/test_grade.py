@@ -93,6 +93,7 @@ def test_parts_and_limit(tmp_path):
 def server(monkeypatch) -> Iterator[JudgeServer]:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     with JudgeServer() as running:
         yield running
 
@@ -100,7 +101,7 @@ def server(monkeypatch) -> Iterator[JudgeServer]:
 def endpoint(server: JudgeServer) -> list[str]:
     options = {
         "kind": "endpoint", "model": "judge", "base-url": server.url, "key-variable": "JUDGE_KEY",
-        "attempts": "2", "backoff-s": "0.001", "concurrency": "1",
+        "attempts": "2", "concurrency": "1",
     }  # fmt: skip
     return [text for name, value in options.items() for text in (f"--grader.{name}", value)]
 

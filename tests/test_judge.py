@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from seal_jax.graders.choose import Grader, make_judge
+from seal_jax.graders.choose import Grader
 from seal_jax.graders.judge import (
     CRITERIA,
     grade_prompt,
@@ -17,6 +17,7 @@ from seal_jax.graders.judge import (
     read_verdict,
 )
 from seal_jax.graders.lexical import grade_by_match
+from seal_jax.run.judges import make_judge
 from seal_jax.types import Query
 
 QUERY = Query("Who built the {tower}?", "as the model reads it", "Ada {Lind}")
@@ -138,7 +139,6 @@ def test_likelihoods_are_not_a_grader_of_answers(tmp_path):
         ({"batch": 0}, "batch"),
         ({"timeout_s": 0}, "timeout_s is 0; expected more than 0"),
         ({"requests_per_minute": 0}, "requests_per_minute"),
-        ({"backoff_s": -1}, "backoff_s"),
         ({"price_in": -1}, "price_in"),
         ({"base_url": "api.example.org/v1"}, "base_url"),
         ({"base_url": "https://user:sk-secret@example.org/v1"}, "base_url"),

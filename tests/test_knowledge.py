@@ -203,11 +203,12 @@ def test_the_proxy_reward_trains_nothing_in_the_round(command: Command, model: P
 
 def test_a_judge_that_fails_in_every_way_loses_nothing(command: Command, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", judge_server.KEY)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     folder = tmp_path / "run"
     with judge_server.JudgeServer() as server:
         options = [
             "--grader.kind", "endpoint", "--grader.model", "judge-2026-01-01", "--grader.base-url", server.url,
-            "--grader.attempts", "2", "--grader.backoff-s", "0.01", "--grader.timeout-s", "0.5",
+            "--grader.attempts", "2", "--grader.timeout-s", "0.5",
             "--grader.concurrency", "2", "--outer.rounds", "0", "--run-folder", str(folder),
         ]  # fmt: skip
         server.misbehaviour = [

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from seal_jax.engine import sampler
-from seal_jax.engine.inner import Chunk
-from seal_jax.graders import local
-from seal_jax.graders.choose import Grader, make_judge
+from seal_jax.engine.chunks import Chunk
+from seal_jax.graders.choose import Grader
 from seal_jax.graders.judge import grade_prompt, grade_with, read_verdict
-from seal_jax.run import runtime
+from seal_jax.run import judges, runtime
+from seal_jax.run.judges import make_judge
 from seal_jax.types import LanguageModel, Query
 from tests import tiny
 
@@ -34,9 +34,17 @@ def lm(make_tiny) -> LanguageModel:
     return LanguageModel(random.model, random.params, tiny.word_codec(words))
 
 
-def make_ask(lm, **changes):
-    settings = {"max_tokens": 6, "chunk": Chunk(2, say=lambda _: None), "context_length": 1024, **changes}
-    return local.make_ask(lm, None, **settings)
+def make_ask(lm, chat=None, *, context_length=1024, max_tokens=6, chunk=None):
+    """Prompts -> a reply to each, or None."""
+
+    def ask(prompts):
+        kept: dict[str, str] = {}
+        room = context_length - max_tokens
+        settings = {"room": room, "max_tokens": max_tokens, "chunk": chunk or Chunk(2, say=lambda _: None)}
+        assert judges.reply_to(prompts, kept.__setitem__, lm, chat, **settings) == len(kept)
+        return [kept.get(prompt) for prompt in prompts]
+
+    return ask
 
 
 def alone(lm: LanguageModel, prompt: str, max_tokens: int) -> str:
@@ -64,7 +72,7 @@ def test_replies_are_the_same_on_two_devices(lm, mesh):
 
 
 def test_the_chat_template_is_applied(lm):
-    ask = local.make_ask(lm, lambda prompt: "Ada", max_tokens=6, chunk=Chunk(2), context_length=1024)
+    ask = make_ask(lm, lambda prompt: "Ada")
     ids = np.array(lm.codec.encode("Ada"), np.int32)
     assert len(ids) == 1 and ask(PROMPTS[:2]) == [alone(lm, "Ada", 6)] * 2
 
@@ -98,8 +106,8 @@ def test_verdicts_of_a_model(lm):
 def test_a_model_by_name_is_loaded_once_and_only_when_something_new_is_asked(tmp_path, monkeypatch):
     folder = tiny.model_folder(tmp_path / "model")
     loads: list[str] = []
-    load = runtime.load_language_model
-    monkeypatch.setattr(runtime, "load_language_model", lambda *args: loads.append(args[0]) or load(*args))
+    load = runtime.load
+    monkeypatch.setattr(runtime, "load", lambda name, **settings: loads.append(name) or load(name, **settings))
     config = Grader("model", str(folder), batch=2)
 
     def judge():

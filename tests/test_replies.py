@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import json
 import threading
 
 import pytest
 
-from seal_jax.graders.replies import Replies, Usage, remember, reply_key
+from seal_jax.graders.replies import Replies, Usage, reply_key
 
 
 def test_the_key_is_all_that_was_asked():
@@ -73,21 +75,49 @@ def test_writers_take_turns(tmp_path):
     assert replies.get("a") == "yes"
 
 
-def test_remember_asks_only_what_is_new_a_few_at_a_time(tmp_path):
+def test_only_what_is_new_is_asked(tmp_path):
     asked: list[list[str]] = []
 
-    def ask(prompts):
-        asked.append(list(prompts))
-        return [None if prompt == "?" else prompt.upper() for prompt in prompts]
+    def send(new, keep):
+        asked.append(list(new))
+        for prompt in new:
+            if prompt != "?":
+                keep(prompt, prompt.upper(), tokens_in=len(prompt))
 
     usage = Usage()
     replies = Replies(tmp_path / "judge.jsonl")
-    remembering = remember(ask, replies, usage, at_once=2, asked=lambda: {"model": "m"})
-    assert remembering(["ccc", "?", "bb", "ccc"]) == ["CCC", None, "BB", "CCC"]
-    assert asked == [["?", "bb"], ["ccc"]]  # like lengths together
-    assert remembering(["bb", "?", "dddd"]) == ["BB", None, "DDDD"]
-    assert asked[2:] == [["?", "dddd"]]  # what failed, and what is new
-    assert (usage.calls, usage.cached, usage.failed) == (5, 1, 2)
-    other = remember(ask, replies, usage, at_once=2, asked=lambda: {"model": "another"})
-    other(["bb"])
-    assert asked[3:] == [["bb"]]
+    assert replies.ask(["ccc", "?", "bb", "ccc"], send, usage, model="m") == ["CCC", None, "BB", "CCC"]
+    assert asked == [["ccc", "?", "bb"]]
+    assert replies.ask(["bb", "?", "dddd"], send, usage, model="m") == ["BB", None, "DDDD"]
+    assert asked[1:] == [["?", "dddd"]]  # what failed, and what is new
+    assert usage.cached == 1
+    replies.ask(["bb"], send, usage, model="another")
+    assert asked[2:] == [["bb"]]
+    assert replies.ask(["bb"], send, usage, model="another") == ["BB"] and len(asked) == 3
+    kept = json.loads(replies.path.read_text().splitlines()[0])
+    assert kept == {"key": kept["key"], "reply": "CCC", "prompt": "ccc", "model": "m", "tokens_in": 3}
+
+
+def test_a_full_disk_says_what_to_do(tmp_path):
+    replies = Replies(tmp_path / "judge.jsonl")
+    replies.add("a", "yes")
+    replies._file.close()
+    replies._file = Full(replies.path, "ab+")
+    with pytest.raises(OSError, match=r"replies so far are kept: make room.*judge\.jsonl"):
+        replies.add("b", "no")
+    replies._file.close()
+    again = Replies(replies.path)
+    again.add("c", "no")
+    assert [json.loads(line)["key"] for line in again.path.read_text().splitlines()] == ["a", "c"]
+
+
+class Full(io.FileIO):
+    """A file on a disk that is full after three more bytes."""
+
+    left = 3
+
+    def write(self, data) -> int:
+        if not self.left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written, self.left = super().write(data[: self.left]), 0
+        return written

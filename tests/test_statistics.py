@@ -44,6 +44,15 @@ def test_interval_covers_the_truth(passages, least):
     assert least <= hits / trials <= 0.985
 
 
+def test_the_interval_is_bca_and_leans_the_way_the_values_do():
+    """Efron's correction moves both bounds of a mean towards the long tail; percentiles of resamples know no tail."""
+    values_P = np.random.default_rng(3).exponential(size=40)
+    interval = bootstrap_mean(values_P, seed=0)
+    drawn = values_P[np.random.default_rng(0).integers(40, size=(10_000, 40))].mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert interval.low > low + 0.005 and interval.high > high + 0.005
+
+
 def test_pairing_removes_how_hard_each_passage_is():
     rng = np.random.default_rng(0)
     before_P = rng.uniform(size=40)
@@ -69,8 +78,8 @@ def test_one_passage_has_a_mean_but_no_interval_and_none_has_neither():
     assert math.isnan(none.mean) and math.isnan(none.low) and none.passages == 0
 
 
-def test_more_passages_than_one_chunk_of_indices(monkeypatch):
-    monkeypatch.setattr("seal_jax.analysis.statistics.CHUNK", 64)
+def test_more_resamples_than_one_batch(monkeypatch):
+    monkeypatch.setattr("seal_jax.analysis.statistics.BATCH", 64)
     interval = bootstrap_mean(np.linspace(0, 1, 21), seed=0, resamples=500)
     assert interval.low < 0.5 < interval.high
 

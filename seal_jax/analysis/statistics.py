@@ -1,26 +1,28 @@
-"""How sure a figure is: means over passages by the bootstrap, counts of tasks by Wilson (NumPy, on the host).
+"""How sure a figure is: means over passages by the bootstrap, counts of tasks by Wilson (SciPy, on the host).
 
 The questions of one passage share its adapter, so they are not independent: resampling questions would give intervals
-that are too narrow. Every bootstrap here takes one value a passage (its accuracy, its mean log-likelihood), resamples
-passages, and gives a percentile interval. Differences are paired by passage, which removes how hard each passage is.
+that are too narrow. Every bootstrap here takes one value a passage (its accuracy, its mean log-likelihood) and
+resamples passages. Differences are paired by passage, which removes how hard each passage is. The interval of a mean is
+BCa (Efron, 1987, "Better bootstrap confidence intervals", JASA 82): percentiles corrected for bias and skewness.
 
-With few passages a percentile interval is too narrow: a nominal 95 % covered 90 % with 12 passages, 94 % with 40 and
-95 % with 200 (normal values, at least 2,000 simulated data sets, 1,000 resamples). Where each task is either solved or
-not, and tasks are few, `wilson` covers: none solved of 8 is no proof that none can be.
+With few passages it is still too narrow. A nominal 95 % covered 88 % with 8 passages, 90 % with 12, 95 % with 40 and
+94 % with 200 (normal values, at least 1,500 simulated data sets, 1,000 resamples); 85, 89, 93 and 94 % of skewed
+(exponential) values, of which plain percentiles cover 84, 87, 92 and 94 %. Where each task is either solved or not, and
+tasks are few, `wilson` covers: none solved of 8 is no proof that none can be.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-CHUNK = 2**22  # indices drawn at once, so that 2,067 passages x 10,000 resamples stay within 32 MiB
+BATCH = 500  # resamples drawn at once: 2,067 passages take 8 MiB
 
 
 class Interval(NamedTuple):
@@ -38,11 +40,11 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(values_P: Sequence[float | None] | np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Mean of one value a passage, with a 95 % percentile bootstrap interval. The same seed gives the same interval.
+    """Mean of one value a passage, with a 95 % BCa bootstrap interval. The same seed gives the same interval.
 
     None and NaN are passages without a value: left out and counted. Raises ValueError for an infinite value.
     """
-    return _percentile_interval(_as_floats(values_P, "values_P"), seed, resamples)
+    return _interval_of_mean(_as_floats(values_P, "values_P"), seed, resamples)
 
 
 def paired_bootstrap(
@@ -52,7 +54,7 @@ def paired_bootstrap(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Mean of after - before over the same passages in the same order, with a 95 % percentile bootstrap interval.
+    """Mean of after - before over the same passages in the same order, with a 95 % BCa bootstrap interval.
 
     A passage that lacks either value is left out of both and counted once. Raises ValueError if the two differ in
     length or hold an infinite value.
@@ -63,7 +65,7 @@ def paired_bootstrap(
             f"before_P has {len(before_P)} passages and after_P has {len(after_P)}: a paired difference needs the same "
             "passages in the same order. Give None for a passage that has no value."
         )
-    return _percentile_interval(after_P - before_P, seed, resamples)
+    return _interval_of_mean(after_P - before_P, seed, resamples)
 
 
 def _as_floats(values_P: Sequence[float | None] | np.ndarray, name: str) -> np.ndarray:
@@ -78,23 +80,22 @@ def _as_floats(values_P: Sequence[float | None] | np.ndarray, name: str) -> np.n
     return floats_P
 
 
-def _percentile_interval(values_P: np.ndarray, seed: int, resamples: int) -> Interval:
+def _interval_of_mean(values_P: np.ndarray, seed: int, resamples: int) -> Interval:
     present_P = values_P[~np.isnan(values_P)]
     passages, dropped = len(present_P), len(values_P) - len(present_P)
-    if passages == 0:
-        return Interval(np.nan, np.nan, np.nan, 0, dropped)
-    mean = float(present_P.mean())
-    if passages == 1:
-        return Interval(mean, np.nan, np.nan, 1, dropped)
-    rng = np.random.default_rng(seed)
-    rows = max(1, CHUNK // passages)
-    means = np.concatenate(
-        [
-            present_P[rng.integers(passages, size=(min(rows, resamples - start), passages))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-    return Interval(mean, *bounds(means), passages, dropped)
+    mean = float(present_P.mean()) if passages else np.nan
+    if passages < 2:
+        return Interval(mean, np.nan, np.nan, passages, dropped)
+    if np.allclose(present_P, present_P[0], rtol=1e-12, atol=1e-12):  # equal but for rounding: BCa is undefined
+        return Interval(mean, mean, mean, passages, dropped)
+    found = stats.bootstrap(
+        (present_P,), np.mean, vectorized=True, n_resamples=resamples, batch=BATCH, confidence_level=CONFIDENCE,
+        method="BCa", rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    low, high = map(float, found.confidence_interval)
+    if math.isnan(low + high):  # all resamples on one side of the mean
+        low, high = bounds(found.bootstrap_distribution)
+    return Interval(mean, low, high, passages, dropped)
 
 
 def bootstrap_ratio(above_P: Sequence[float | None], below_P: Sequence[float | None], *, seed: int) -> Interval:
@@ -118,11 +119,10 @@ def bootstrap_ratio(above_P: Sequence[float | None], below_P: Sequence[float | N
 def wilson(successes: int, tried: int) -> Interval:
     """The share of successes among independent trials, with Wilson's 95 % score interval; `passages` are the trials.
 
-    The shares p from which the one seen is at most 1.96 standard errors away, sqrt(p (1 - p) / tried) each (Wilson,
-    1927, "Probable inference, the law of succession, and statistical inference", JASA 22; recommended for few trials by
-    Brown, Cai and DasGupta, 2001, "Interval estimation for a binomial proportion", Statistical Science 16). It stays
-    within [0, 1] and has a width where all or none succeed. Several self-edits of one task are not independent: over
-    them the interval speaks of these tasks only, and of other tasks it would be too narrow.
+    Wilson, 1927, "Probable inference, the law of succession, and statistical inference", JASA 22; recommended for few
+    trials by Brown, Cai and DasGupta, 2001, "Interval estimation for a binomial proportion", Statistical Science 16. It
+    stays within [0, 1] and has a width where all or none succeed. Several self-edits of one task are not independent:
+    over them the interval is about these tasks only; for other tasks it would be too narrow.
 
     NaN without a trial. Raises ValueError unless 0 <= successes <= tried.
     """
@@ -130,14 +130,8 @@ def wilson(successes: int, tried: int) -> Interval:
         raise ValueError(f"{successes} successes of {tried} trials; expected from 0 to as many as there are trials")
     if tried == 0:
         return Interval(np.nan, np.nan, np.nan, 0, 0)
-    share = successes / tried
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    shrunk = 1 + z**2 / tried
-    middle = (share + z**2 / (2 * tried)) / shrunk
-    half = z * math.sqrt(share * (1 - share) / tried + z**2 / (4 * tried**2)) / shrunk
-    # All or none: the bound is the share itself, but for rounding.
-    low, high = 0.0 if successes == 0 else middle - half, 1.0 if successes == tried else middle + half
-    return Interval(share, low, high, tried, 0)
+    low, high = stats.binomtest(successes, tried).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(successes / tried, float(low), float(high), tried, 0)
 
 
 def bounds(resampled: np.ndarray) -> tuple[float, float]:

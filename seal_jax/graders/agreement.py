@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,9 @@ import numpy as np
 
 from seal_jax.types import Verdict
 
+FIELDS = {"question": str, "gold": str, "answer": str, "correct": bool, "log_likelihood": float}
+OPTIONAL = ("correct", "log_likelihood")
+SHOWN = 5  # ungraded answers that are printed
 RESAMPLES = 1000  # bootstrap samples of the questions: the error's own error is then 2 %
 
 
@@ -36,26 +38,29 @@ def agreement(
     """Compares a grader's verdicts with a judge's.
 
     Args:
-      verdicts: the grader's; None where it has none.
-      correct: the judge's, one for each.
-      questions: which question each answer is to. Answers to one question are right and wrong together, so the error
-        of kappa is then from a bootstrap over questions (seed 0). Without, each answer counts as a question of its
-        own, which reads somewhat too low, and the error is the large-sample one (Fleiss, Cohen and Everitt 1969).
+        verdicts: the grader's; None where it has none.
+        correct: the judge's, one for each.
+        questions: which question each answer is to. Answers to one question are right and wrong together, so the error
+            of kappa is from a bootstrap over questions (seed 0). By default each answer is to another question.
 
     Raises:
-      ValueError: the lengths differ, or there is no answer with a verdict.
+        ValueError: the lengths differ, or there is no answer with a verdict.
     """
     if len(verdicts) != len(correct):
         raise ValueError(f"{len(verdicts)} verdicts against {len(correct)} of the judge; expected one for each")
-    if questions is not None and len(questions) != len(correct):
+    questions = range(len(correct)) if questions is None else questions
+    if len(questions) != len(correct):
         raise ValueError(f"{len(questions)} questions for {len(correct)} answers; expected one for each")
     graded = [i for i, verdict in enumerate(verdicts) if verdict is not None]
     if not graded:
         raise ValueError(f"none of {len(verdicts)} answers has a verdict; expected at least one to compare")
-    pairs = [(bool(verdicts[i]), bool(correct[i])) for i in graded]
-    table = _table(pairs)
-    (both, only_grader), (only_judge, neither) = table
-    n = len(pairs)
+    index: dict[Hashable, int] = {}
+    asked = [index.setdefault(questions[i], len(index)) for i in graded]
+    tables = np.zeros((len(index), 2, 2))  # of a question's answers: the grader's verdict by the judge's, right first
+    np.add.at(tables, (asked, [int(not verdicts[i]) for i in graded], [int(not correct[i]) for i in graded]), 1)
+    (both, only_grader), (only_judge, neither) = table = tables.sum(axis=0)
+    n, rng = len(graded), np.random.default_rng(0)
+    resampled = [_kappa(tables[rng.integers(0, len(tables), len(tables))].sum(axis=0)) for _ in range(RESAMPLES)]
     return Agreement(
         n=n,
         ungraded=len(verdicts) - n,
@@ -64,16 +69,8 @@ def agreement(
         precision=float(both / (both + only_grader)) if both + only_grader else 0.0,
         recall=float(both / (both + only_judge)) if both + only_judge else 0.0,
         called_right=float((both + only_grader) / n),
-        kappa_error=(
-            _large_sample_error(table) if questions is None else _bootstrap_error(pairs, [questions[i] for i in graded])
-        ),
+        kappa_error=float(np.std(resampled, ddof=1)),
     )
-
-
-def _table(pairs: Sequence[tuple[bool, bool]]) -> np.ndarray:
-    """Counts, [2, 2]: the grader's verdict by the judge's, right before wrong."""
-    counts = Counter(pairs)
-    return np.array([[counts[grader, judge] for judge in (True, False)] for grader in (True, False)], float)
 
 
 def _kappa(table: np.ndarray) -> float:
@@ -82,27 +79,31 @@ def _kappa(table: np.ndarray) -> float:
     return float((observed - chance) / (1 - chance)) if chance < 1 else 1.0
 
 
-def _large_sample_error(table: np.ndarray) -> float:
-    """Fleiss, Cohen and Everitt (1969), equation 13."""
-    shares = table / table.sum()
-    grader, judge, kappa = shares.sum(1), shares.sum(0), _kappa(table)
-    chance = grader @ judge
-    if chance == 1:
-        return 0.0
-    agree = sum(shares[i, i] * (1 - (grader[i] + judge[i]) * (1 - kappa)) ** 2 for i in range(2))
-    differ = sum(shares[i, 1 - i] * (judge[i] + grader[1 - i]) ** 2 for i in range(2)) * (1 - kappa) ** 2
-    variance = agree + differ - (kappa - chance * (1 - kappa)) ** 2
-    return math.sqrt(max(float(variance), 0.0) / table.sum()) / (1 - float(chance))
+def compare(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> tuple[dict[str, Any], list[str]]:
+    """Counts verdicts, and compares them with the recorded ones where there are any: figures, and lines to print."""
+    missing = [row for row, verdict in zip(rows, verdicts, strict=True) if verdict is None]
+    counts = {"right": list(verdicts).count(True), "wrong": list(verdicts).count(False), "ungraded": len(missing)}
+    lines = [f"{len(rows)} answers: " + ", ".join(f"{n} {name}" for name, n in counts.items())]
+    figures: dict[str, float | None] = dict.fromkeys(("agreement", "kappa", "kappa_error", "precision", "recall"))
+    if "correct" in rows[0] and len(missing) < len(rows):
+        found = agreement(verdicts, [row["correct"] for row in rows], [row["question"] for row in rows])
+        figures = {name: x if math.isfinite(x := getattr(found, name)) else None for name in figures}
+        lines.append(
+            f"against the recorded verdicts (n = {found.n}): agreement {100 * found.agreement:.1f} %, "
+            f"Cohen's kappa {found.kappa:.3f} (standard error {found.kappa_error:.3f}), "
+            f"precision {100 * found.precision:.1f} %, recall {100 * found.recall:.1f} %"
+        )
+    if missing:
+        lines.append("ungraded, and counted neither as right nor as wrong:")
+        lines += [f"  {_cut(row['question'])} -> {_cut(row['answer'])}" for row in missing[:SHOWN]]
+    if len(missing) > SHOWN:
+        lines.append(f"  and {len(missing) - SHOWN} more: --out FILE lists all")
+    return {"n": len(rows) - len(missing), **figures, **counts}, lines
 
 
-def _bootstrap_error(pairs: Sequence[tuple[bool, bool]], questions: Sequence[Hashable]) -> float:
-    by_question: dict[Hashable, list[tuple[bool, bool]]] = {}
-    for pair, question in zip(pairs, questions, strict=True):
-        by_question.setdefault(question, []).append(pair)
-    tables = np.stack([_table(of_one) for of_one in by_question.values()])
-    rng = np.random.default_rng(0)
-    resampled = [_kappa(tables[rng.integers(0, len(tables), len(tables))].sum(0)) for _ in range(RESAMPLES)]
-    return float(np.std(resampled, ddof=1))
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 70 else line[:67] + "..."
 
 
 def read_answers(path: str | Path) -> list[dict[str, Any]]:
@@ -112,8 +113,8 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
     are kept as they are.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: a line is not such an object, or there is none; says which line and field.
+        FileNotFoundError: no such file.
+        ValueError: a line is not such an object, or there is none; says which line and field.
     """
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
@@ -126,14 +127,13 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"{where}: not JSON: {error.msg}; expected one object a line") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where}: found a {type(row).__name__}; expected an object {{question, gold, answer}}")
-        for field in ("question", "gold", "answer"):
-            if not isinstance(row.get(field), str):
-                raise ValueError(f"{where}: {_found(row, field)}; expected a field '{field}' of type str")
-        if "correct" in row and not isinstance(row["correct"], bool):
-            raise ValueError(f"{where}: {_found(row, 'correct')}; expected a field 'correct' of type bool")
-        if "log_likelihood" in row and not _is_number(row["log_likelihood"]):
-            raise ValueError(f"{where}: {_found(row, 'log_likelihood')}; expected a field 'log_likelihood', a number")
-        for field in ("correct", "log_likelihood"):
+        for field, kind in FIELDS.items():
+            if field not in row and field in OPTIONAL:
+                continue
+            if not _is_a(kind, row.get(field)):
+                found = f"found {field} = {json.dumps(row[field])}" if field in row else f"found no '{field}'"
+                raise ValueError(f"{where}: {found}; expected a field '{field}' of type {kind.__name__}")
+        for field in OPTIONAL:
             if rows and (field in row) != (field in rows[0]):
                 has, lacks = ("this line", "the first") if field in row else ("the first", "this line")
                 raise ValueError(f"{where}: {has} has a field '{field}', {lacks} has not; give it in all lines or none")
@@ -143,12 +143,8 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _found(row: dict[str, Any], field: str) -> str:
-    return f"found {field} = {json.dumps(row[field])}" if field in row else f"found no '{field}'"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_a(kind: type, value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
 
 
 def halves(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

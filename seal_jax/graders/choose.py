@@ -1,17 +1,14 @@
-"""Which grader a run uses, and how: the settings, and the grader that they describe."""
+"""Which grader a run uses: its settings, and what a grader that is ready can do (`run.judges` makes it ready)."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from seal_jax.graders.judge import GRADE_TOKENS, RATE_TOKENS, Ask, Rate, grade_with, rate_with
-from seal_jax.graders.lexical import grade_by_match
-from seal_jax.graders.replies import Replies, Usage, remember
+from seal_jax.graders.replies import Usage
 from seal_jax.types import Grade, require_at_least
 
 OPENAI = "https://api.openai.com/v1"
@@ -34,9 +31,7 @@ class Grader:
     concurrency: int = 8  # requests under way at a time
     requests_per_minute: float | None = None  # at most; None: no limit of ours
     timeout_s: float = 60.0  # without a sign of the server
-    attempts: int = 6  # requests for a prompt before it is left without a reply
-    backoff_s: float = 1.0  # before the second attempt; doubled each time, with jitter, unless the server names a wait
-    longest_wait_s: float = 120.0  # between two attempts, whatever the server says
+    attempts: int = 6  # requests for a prompt before it is left without a reply; the openai client waits between them
     give_up_after: int = 20  # prompts failed in a row: the service is down, and what is left is not asked
     price_in: float | None = None  # USD per million tokens read
     price_out: float | None = None  # USD per million tokens written
@@ -45,10 +40,7 @@ class Grader:
         require_at_least(
             1, batch=self.batch, concurrency=self.concurrency, attempts=self.attempts, give_up_after=self.give_up_after
         )
-        require_at_least(
-            0, backoff_s=self.backoff_s, longest_wait_s=self.longest_wait_s,
-            price_in=self.price_in or 0, price_out=self.price_out or 0,
-        )  # fmt: skip
+        require_at_least(0, price_in=self.price_in or 0, price_out=self.price_out or 0)
         for name in ("timeout_s", "requests_per_minute"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -78,75 +70,14 @@ class Judge(NamedTuple):
     usage: Callable[[], dict[str, Any]]  # the same as plain JSON
 
 
-def make_judge(config: Grader, *, cache: Path, devices: int | None, say: Callable[[str], None]) -> Judge:
-    """The grader that the settings describe.
-
-    Args:
-        cache: the file that keeps a model's replies. Runs may share one.
-        devices: that a model here uses. It is loaded when it is first asked something new.
-        say: told what a person should know while it works.
-
-    Raises:
-        ValueError: no grader of answers (likelihood), no key or client for an endpoint, a cache file of another kind.
-        OSError: the cache cannot be made or read.
-    """
-    if config.kind == "lexical":
-        return Judge(grade_by_match, None, lambda: None, dict)
-    if config.kind == "likelihood":
-        raise ValueError(
-            "grader kind likelihood reads log-likelihoods that were recorded: python -m experiments.grade does. "
-            "In an experiment the log-likelihood is always measured beside the accuracy; choose lexical, model or "
-            "endpoint for the latter"
-        )
-    usage = Usage()
-    if config.kind == "model":
-        make_ask = _local(config, Replies(cache), usage, devices, say)
-    else:
-        from seal_jax.graders.endpoint import Endpoint
-
-        endpoint = Endpoint(config, cache, usage, say)
-        make_ask = lambda max_tokens: functools.partial(endpoint.ask, max_tokens=max_tokens)
+def judge_with(make_ask: Callable[[int], Ask], config: Grader, usage: Usage) -> Judge:
+    """A judge that is a model: `make_ask` returns what asks it for replies of at most a number of tokens."""
     return Judge(
         grade_with(make_ask(GRADE_TOKENS)),
         rate_with(make_ask(RATE_TOKENS)),
         lambda: _report(config, usage),
-        lambda: {**usage.as_json(), "usd": cost(config, usage)},
+        lambda: {**vars(usage), "usd": cost(config, usage)},
     )
-
-
-def _local(
-    config: Grader, replies: Replies, usage: Usage, devices: int | None, say: Callable[[str], None]
-) -> Callable[[int], Ask]:
-    """A number of tokens -> an `Ask` of the model here, which is found and loaded when it is needed, and once."""
-    from seal_jax.engine.inner import Chunk
-    from seal_jax.graders import local
-    from seal_jax.io import hub
-    from seal_jax.run import runtime
-
-    assert config.model is not None  # checked with the settings
-    name, chunk = config.model, Chunk(config.batch, "prompts of the judge", say)
-    load = functools.cache(lambda: runtime.load_language_model(name, config.dtype, devices))
-
-    @functools.cache
-    def stamp() -> list[list[Any]]:
-        """Of the model's files: another model in the same folder is another judge."""
-        path = hub.find_model(name).path
-        files = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json")) if path.is_dir() else [path]
-        return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-    def make_ask(max_tokens: int) -> Ask:
-        def ask(prompts: Any) -> list[str | None]:
-            lm, chat, model = load()
-            return local.make_ask(
-                lm, chat, max_tokens=max_tokens, chunk=chunk, context_length=model.context_length
-            )(prompts)  # fmt: skip
-
-        def asked() -> dict[str, Any]:
-            return {"model": name, "files": stamp(), "dtype": config.dtype, "max_tokens": max_tokens}
-
-        return remember(ask, replies, usage, at_once=config.batch, asked=asked)
-
-    return make_ask
 
 
 def cost(config: Grader, usage: Usage) -> float | None:
@@ -161,11 +92,13 @@ def _report(config: Grader, usage: Usage) -> str:
     if usage.failed:
         parts.append(f"{usage.failed} prompts without a reply")
     if config.kind == "endpoint":
-        parts.append(f"{usage.retries} retries")
-        parts.append(f"{usage.tokens_in} tokens in, {usage.tokens_out} out")
         dollars = cost(config, usage)
         unknown = "cost unknown without --grader.price-in and --grader.price-out"
-        parts.append(unknown if dollars is None else f"{dollars:.4f} USD")
+        parts += [
+            f"{usage.retries} retries",
+            f"{usage.tokens_in} tokens in, {usage.tokens_out} out",
+            unknown if dollars is None else f"{dollars:.4f} USD",
+        ]
     if usage.failures:
         parts.append("failed calls: " + ", ".join(f"{n} x {kind}" for kind, n in usage.failures.most_common()))
     others = [name for name in usage.answered_by if name != config.model]

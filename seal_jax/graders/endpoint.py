@@ -1,9 +1,9 @@
 """Any OpenAI-compatible endpoint as judge, through the `openai` client: a service that fails at times loses nothing.
 
-What fails and may succeed later (429, 5xx, timeouts, cut connections, bodies that are no reply) is tried again, with
-exponential back-off and jitter, or after the wait that the server names. What cannot succeed (a wrong key, model or
-address, no credit) stops everything at once. A prompt refused for itself (too long, filtered), or failed every time,
-has no reply. Replies are kept on disk as they come (`replies`).
+What fails and may succeed later (408, 409, 429, 5xx, timeouts, cut connections) the client tries again, with
+exponential back-off and jitter, or after the wait that the server names; a body that holds no reply is handed to it as
+a 502. What cannot succeed (a wrong key, model or address, no credit) stops everything at once. A prompt refused for
+itself (too long, filtered), or failed every time, has no reply. Replies are kept on disk as they come (`replies`).
 
 The key is read from an environment variable and is in no message, file or exception of ours: an exception of the
 client holds the request with its headers, so none is passed on or chained.
@@ -11,23 +11,19 @@ client holds the request with its headers, so none is passed on or chained.
 
 from __future__ import annotations
 
-import email.utils
-import math
+import asyncio
+import json
 import os
-import queue
-import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from seal_jax.graders.replies import Replies, Usage, reply_key
+from seal_jax.graders.choose import OPENAI, Grader
+from seal_jax.graders.replies import Replies, Usage
 
-if TYPE_CHECKING:
-    from seal_jax.graders.choose import Grader
-
-RETRIED = (408, 409, 429)  # request timeout, conflict, too many requests; and all from 500 on
+RETRIED = (408, 409, 429)  # by the client, as is all from 500 on
 ONE_PROMPT = ("context_length_exceeded", "content_filter", "content_policy_violation", "string_above_max_length")
 NO_CREDIT = "insufficient_quota"  # OpenAI's code for a 429 that no waiting mends
 SHOWN = 300  # characters of a server's message
@@ -37,28 +33,22 @@ KEY_SHAPE = 8  # characters from which a key is taken out of texts; a shorter on
 class Endpoint:
     """A service that replies to prompts: `config.model` at `config.base_url`, temperature 0.
 
+    Requests run on an event loop in a daemon thread, so that it works in a notebook, and neither Ctrl-C nor the end of
+    the program waits for a reply.
+
     Raises:
         ValueError: no client installed, no key, or one that no header can carry; a cache file of another kind.
         OSError: the cache cannot be made or read.
     """
 
     def __init__(self, config: Grader, cache: Path, usage: Usage, say: Callable[[str], None]):
-        try:
-            import openai
-        except ImportError:
-            raise ValueError("grader kind endpoint needs the openai client: pip install 'seal_jax[judge]'") from None
-        self._openai, self._config, self._usage, self._say = openai, config, usage, say
+        self._config, self._usage, self._say = config, usage, say
         self._key = _read_key(config)
         self._replies = Replies(cache)
-        self._pace = _Pace(config.requests_per_minute)
+        self._client = _make_client(config, self._key, usage)
         self._in_a_row = 0  # prompts that failed since one did not
-        self._count = threading.Lock()  # of `usage`
-        self._client = openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=config.base_url,
-            timeout=config.timeout_s,
-            max_retries=0,  # it tries no body again that is no reply, and its waits cannot be set: `_ask_one` does it
-        )
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="judge").start()
 
     def ask(self, prompts: Sequence[str], *, max_tokens: int) -> list[str | None]:
         """A reply to each prompt, from disk where it was asked before; None where every attempt failed.
@@ -66,57 +56,42 @@ class Endpoint:
         Raises:
             ValueError: nothing asked of this service can succeed with these settings.
             OSError: a reply could not be kept.
-            KeyboardInterrupt: at once; replies under way are kept if they still come.
+            KeyboardInterrupt: at once; the replies that came before are kept.
         """
-        self._replies.refresh()
-        keys = {prompt: self._reply_key(prompt, max_tokens) for prompt in prompts}
-        new = [prompt for prompt, key in keys.items() if key not in self._replies]
-        self._usage.cached += len(keys) - len(new)
-        if new:
-            self._ask_all(new, max_tokens)
-        return [self._replies.get(keys[prompt]) for prompt in prompts]
+        asked = {"base_url": self._config.base_url, "model": self._config.model, "temperature": 0}
 
-    def _reply_key(self, prompt: str, max_tokens: int) -> str:
-        config = self._config
-        return reply_key(
-            base_url=config.base_url, model=config.model, temperature=0, max_tokens=max_tokens, prompt=prompt
-        )
+        def send(new: Sequence[str], keep: Callable[..., None]) -> None:
+            task = asyncio.run_coroutine_threadsafe(self._ask_all(new, max_tokens, keep), self._loop)
+            try:
+                task.result()
+            finally:
+                task.cancel()
 
-    def _ask_all(self, prompts: Sequence[str], max_tokens: int) -> None:
-        """Asks them, several at a time. Daemon threads: neither Ctrl-C nor the end of the program waits for a reply."""
-        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-        finished: queue.SimpleQueue[bool | BaseException] = queue.SimpleQueue()  # replied?, or what stops everything
-        stop = threading.Event()
-        for prompt in prompts:
-            waiting.put(prompt)
+        return self._replies.ask(prompts, send, self._usage, **asked, max_tokens=max_tokens)
 
-        def work() -> None:
-            while not stop.is_set():
-                try:
-                    prompt = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    outcome: bool | BaseException = self._ask_one(prompt, max_tokens, stop)
-                except BaseException as error:
-                    outcome = error
-                finished.put(outcome)
+    async def _ask_all(self, prompts: Sequence[str], max_tokens: int, keep: Callable[..., None]) -> None:
+        """Asks all of them, several at a time, unless too many in a row fail."""
+        config, free = self._config, asyncio.Semaphore(self._config.concurrency)
 
-        for _ in range(min(self._config.concurrency, len(prompts))):
-            threading.Thread(target=work, daemon=True, name="judge").start()
+        async def ask(prompt: str) -> bool | str:
+            async with free:
+                return await self._ask_one(prompt, max_tokens, keep)
+
+        tasks = [asyncio.create_task(ask(prompt)) for prompt in prompts]
         failed = done = 0
-        self._in_a_row = min(self._in_a_row, self._config.give_up_after - 1)  # given up before: one try may tell
+        self._in_a_row = min(self._in_a_row, config.give_up_after - 1)  # after giving up, one prompt is tried
         try:
-            while done < len(prompts):
-                outcome = finished.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
+            for task in asyncio.as_completed(tasks):
+                outcome = await task
+                if isinstance(outcome, str):
+                    raise ValueError(outcome)
                 done += 1
                 failed, self._in_a_row = (failed, 0) if outcome else (failed + 1, self._in_a_row + 1)
-                if self._in_a_row >= self._config.give_up_after:
+                if self._in_a_row >= config.give_up_after:
                     break
         finally:
-            stop.set()
+            for other in tasks:
+                other.cancel()
         left = len(prompts) - done
         self._usage.failed += failed + left
         if failed:
@@ -127,164 +102,106 @@ class Endpoint:
                 "ungraded; the same grading again asks for these only"
             )
 
-    def _ask_one(self, prompt: str, max_tokens: int, stop: threading.Event) -> bool:
-        """Whether there was a reply in the end; it is then on disk."""
-        for attempt in range(self._config.attempts):
-            self._pace.wait(stop)
-            if stop.is_set():
+    async def _ask_one(self, prompt: str, max_tokens: int, keep: Callable[..., None]) -> bool | str:
+        """Whether there was a reply in the end (it is then on disk), or why nothing else need be asked."""
+        import openai
+
+        try:
+            answer = await self._client.chat.completions.create(
+                model=str(self._config.model),
+                messages=[{"role": "user", "content": prompt}],
+                temperature=0,
+                max_tokens=max_tokens,
+            )
+        except openai.APIStatusError as error:
+            status = error.status_code
+            if status >= 500 or error.code in ONE_PROMPT or (status in RETRIED and error.code != NO_CREDIT):
                 return False
-            status: int | str
-            body: Any = None
-            headers: Mapping[str, str] = {}
-            try:
-                answer = self._call(prompt, max_tokens)
-            except self._openai.APIStatusError as error:
-                status, body, headers = error.status_code, error.body, error.response.headers
-            except self._openai.APITimeoutError:
-                status = "timeout"
-            except self._openai.APIConnectionError:
-                status = "no connection"
-            except (self._openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
-                status = "no reply in the body"  # not JSON, not of the right form, or with nothing said
-            else:
-                self._keep(prompt, max_tokens, answer)
-                return True
-            with self._count:
-                self._usage.failures[str(status)] += 1
-            if isinstance(status, int):
-                code = body.get("code") if isinstance(body, dict) else None
-                if status < 500 and code in ONE_PROMPT:
-                    return False
-                if code == NO_CREDIT or (status < 500 and status not in RETRIED):
-                    raise ValueError(self._refusal(status, body))
-            if attempt + 1 < self._config.attempts:
-                with self._count:
-                    self._usage.retries += 1
-                asked_for = _retry_after(headers)
-                if asked_for is None:
-                    stop.wait(self._backoff(attempt))
-                else:
-                    self._pace.pause(min(asked_for, self._config.longest_wait_s))  # for all: one key, one limit
-        return False
-
-    def _backoff(self, attempt: int) -> float:
-        """Seconds before the next attempt: doubled each time; half of it is chance, so that threads do not march."""
-        longest = min(self._config.backoff_s * 2.0 ** min(attempt, 60), self._config.longest_wait_s)
-        return longest * random.uniform(0.5, 1.0)
-
-    def _call(self, prompt: str, max_tokens: int) -> _Answer:
-        """One request. Raises whatever the client does, or ValueError for a body in which nothing is said."""
-        with self._count:
-            self._usage.calls += 1
-        assert self._config.model is not None  # checked with the settings
-        answer = self._client.chat.completions.create(
-            model=self._config.model,
-            messages=[{"role": "user", "content": prompt}],
-            temperature=0,
-            max_tokens=max_tokens,
-        )
-        reply = answer.choices[0].message.content
-        if not isinstance(reply, str) or not reply.strip():
-            raise ValueError("an empty reply")
-        tokens = (_tokens(answer.usage, name) for name in ("prompt_tokens", "completion_tokens"))
-        return _Answer(self._without_key(reply), self._without_key(str(answer.model)), *tokens)
-
-    def _keep(self, prompt: str, max_tokens: int, answer: _Answer) -> None:
-        """Counts an answer and writes it to disk."""
-        with self._count:
-            self._usage.tokens_in += answer.tokens_in
-            self._usage.tokens_out += answer.tokens_out
-            self._usage.answered_by[answer.answered_by] += 1
-        about = answer._asdict()
-        self._replies.add(
-            self._reply_key(prompt, max_tokens),
-            about.pop("reply"),
-            prompt=self._without_key(prompt),
-            base_url=self._config.base_url,
-            model=self._config.model,
-            max_tokens=max_tokens,
-            **about,
-        )
+            return self._refusal(status, error.body)
+        except openai.OpenAIError:
+            return False
+        reply, answered_by = map(self._without_key, (answer.choices[0].message.content, str(answer.model)))
+        stated = (getattr(answer.usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
+        tokens_in, tokens_out = (tokens if isinstance(tokens, int) else 0 for tokens in stated)
+        self._usage.tokens_in += tokens_in
+        self._usage.tokens_out += tokens_out
+        self._usage.answered_by[answered_by] += 1
+        about = {"answered_by": answered_by, "tokens_in": tokens_in, "tokens_out": tokens_out}
+        keep(prompt, reply, prompt=self._without_key(prompt), **about)
+        return True
 
     def _refusal(self, status: int, body: Any) -> str:
         """The sentence that ends everything. What is said about a key may quote it, and is left out."""
-        config = self._config
+        refused, variable = f"{self._config.base_url} refused", self._config.key_variable
+        if status in (401, 403) and self._key:
+            held = f"the key in the environment variable {variable}"
+            return f"{refused} {held} ({status}); check it, and that it may use this model"
         if status in (401, 403):
-            held = f"the key in the environment variable {config.key_variable}"
-            return f"{config.base_url} refused {held if self._key else 'a call without a key'} ({status}); " + (
-                "check it, and that it may use this model" if self._key else f"set {config.key_variable}"
-            )
+            return f"{refused} a call without a key ({status}); set {variable}"
         message = body.get("message") if isinstance(body, dict) else body
         said = self._without_key(" ".join(str(message or "no reason given").split()))[:SHOWN]
         mend = "add credit" if status == 429 else "check --grader.model and --grader.base-url"
-        return f"{config.base_url} refused a call to {config.model} ({status}: {said}); {mend}, then run it again"
+        return f"{refused} a call to {self._config.model} ({status}: {said}); {mend}, then run it again"
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= KEY_SHAPE else text
 
 
-class _Answer(NamedTuple):
-    reply: str
-    answered_by: str  # the model, by the name that the service gives it
-    tokens_in: int
-    tokens_out: int
+def _make_client(config: Grader, key: str | None, usage: Usage) -> Any:
+    """The openai client, which tries again by itself; here each request waits for its turn and is counted."""
+    try:
+        import openai
+    except ImportError:
+        raise ValueError("grader kind endpoint needs the openai client: pip install 'seal_jax[judge]'") from None
+    gap = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
+    start = time.monotonic()  # of the next request, at the earliest
+
+    class Http(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: Any, **options: Any) -> Any:
+            nonlocal start
+            start = max(start, time.monotonic()) + gap
+            await asyncio.sleep(start - gap - time.monotonic())
+            usage.calls += 1
+            usage.retries += request.headers.get("x-stainless-retry-count", "0") != "0"
+            try:
+                response = await super().send(request, **options)
+            except Exception as error:
+                usage.failures["timeout" if "Timeout" in type(error).__name__ else "no connection"] += 1
+                raise
+            if response.is_success and not _holds_reply(response.content):
+                usage.failures["no reply in the body"] += 1
+                response.status_code = 502
+            elif not response.is_success:
+                usage.failures[str(response.status_code)] += 1
+                if NO_CREDIT in response.text:
+                    response.headers["x-should-retry"] = "false"
+            return response
+
+    return openai.AsyncOpenAI(
+        api_key=key or "none",
+        base_url=config.base_url,
+        timeout=config.timeout_s,
+        max_retries=config.attempts - 1,
+        http_client=Http(),
+    )
 
 
-class _Pace:
-    """When requests may start: evenly spread if there is a limit, and not while the server asks for quiet."""
-
-    def __init__(self, per_minute: float | None):
-        self._gap = 60 / per_minute if per_minute else 0.0
-        self._next = time.monotonic()
-        self._mutex = threading.Lock()
-
-    def wait(self, stop: threading.Event) -> None:
-        """Returns when the next request may start, or at once after `stop`."""
-        with self._mutex:
-            now = time.monotonic()
-            start = max(self._next, now)
-            self._next = start + self._gap
-        stop.wait(start - now)
-
-    def pause(self, seconds: float) -> None:
-        """No request starts for so long."""
-        with self._mutex:
-            self._next = max(self._next, time.monotonic() + seconds)
+def _holds_reply(body: bytes) -> bool:
+    """Whether a body is of the right form, and something is said in it."""
+    try:
+        return bool(json.loads(body)["choices"][0]["message"]["content"].strip())
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return False
 
 
 def _read_key(config: Grader) -> str | None:
     """The key; None where there is none and the address is the user's own."""
-    from seal_jax.graders.choose import OPENAI
-
-    key = os.environ.get(config.key_variable, "").strip()
+    key, variable = os.environ.get(config.key_variable, "").strip(), f"the environment variable {config.key_variable}"
     if not key and config.base_url.rstrip("/") == OPENAI:
         raise ValueError(
-            f"the environment variable {config.key_variable} is not set; put the key of {OPENAI} into it, or name "
-            "another variable (--grader.key-variable) or another service (--grader.base-url)"
+            f"{variable} is not set; put the key of {OPENAI} into it, or name another variable "
+            "(--grader.key-variable) or another service (--grader.base-url)"
         )
     if not key.isascii() or not key.isprintable():
-        raise ValueError(
-            f"the environment variable {config.key_variable} holds characters that no key has; set it to the key alone"
-        )
+        raise ValueError(f"{variable} holds characters that no key has; set it to the key alone")
     return key or None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that the server asks to wait, as a number or as a date; None where it does not, or to no purpose."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            seconds = float(headers.get(name, "")) / unit
-        except ValueError:
-            continue
-        return seconds if 0 < seconds < math.inf else None
-    try:
-        seconds = email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return seconds if seconds > 0 else None
-
-
-def _tokens(usage: Any, name: str) -> int:
-    """A number of tokens as the service states it; 0 where it does not."""
-    value = getattr(usage, name, 0)
-    return value if isinstance(value, int) else 0

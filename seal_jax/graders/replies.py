@@ -1,11 +1,9 @@
-"""A judge's replies, kept on disk so that none is paid for twice, and what was asked of it.
+"""A judge's replies, kept on disk so that none is paid for twice, and counts of what the judge was asked.
 
-The file holds one JSON object a line and is only ever added to.
-
-A line is found again by what was asked: model, prompt and parameters (`reply_key`). Every line is whole and on disk
-before its reply is used. A last line cut short by a kill is left out, and removed by whoever writes next. Processes may
-share a file: writers take turns, and each sees the others' replies the next time it looks. Two that ask the same at the
-same moment both ask; the first reply on file counts.
+The file holds one JSON object a line and is only ever appended to. A reply is found by all that determines it: model,
+prompt and parameters (`reply_key`). Every line is whole and on disk before its reply is used. A last line cut short by
+a kill is ignored, and removed by the next writer. Processes may share a file: writers take turns, and each reads the
+others' replies before it asks. Where two ask the same at the same moment, the first reply in the file counts.
 """
 
 from __future__ import annotations
@@ -21,15 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_jax.graders.judge import Ask
-from seal_jax.run.journal import explained
-
 
 @dataclasses.dataclass
 class Usage:
     """What a judge has done in this process. Counts go up as it works."""
 
-    calls: int = 0  # requests sent, or prompts run; those of retries too
+    calls: int = 0  # requests sent, or prompts run; retries included
     cached: int = 0  # prompts whose reply was on disk
     retries: int = 0
     failed: int = 0  # prompts without a reply in the end
@@ -38,10 +33,6 @@ class Usage:
     failures: Counter[str] = dataclasses.field(default_factory=Counter)  # of calls, by kind: "429", "timeout", ...
     answered_by: Counter[str] = dataclasses.field(default_factory=Counter)  # replies by the model's name as replied
 
-    def as_json(self) -> dict[str, Any]:
-        """The counts as plain JSON."""
-        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
-
 
 def reply_key(**asked: Any) -> str:
     """SHA-256 of all that determines a reply."""
@@ -49,11 +40,11 @@ def reply_key(**asked: Any) -> str:
 
 
 class Replies:
-    """The replies in one file.
+    """The replies in one file, by key.
 
     Raises:
-        ValueError: the file holds something else; says which line.
-        OSError: it can be neither read nor made.
+        ValueError: a line of the file is no reply; says which.
+        OSError: the file can be neither read nor made.
     """
 
     def __init__(self, path: str | Path):
@@ -61,16 +52,15 @@ class Replies:
         self._replies: dict[str, str] = {}
         self._read_to = self._lines = 0  # bytes and lines that were read so far; all whole
         self._mutex = threading.Lock()  # between the threads of this process
-        with explained(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab+", buffering=0)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab+", buffering=0)
         self.refresh()
 
     def __contains__(self, key: str) -> bool:
         return key in self._replies
 
     def get(self, key: str) -> str | None:
-        """The reply to what has this key, if there is one."""
+        """The reply with this key, if there is one."""
         return self._replies.get(key)
 
     def refresh(self) -> None:
@@ -81,25 +71,45 @@ class Replies:
     def add(self, key: str, reply: str, **about: Any) -> None:
         """Keeps a reply, with whatever is worth knowing about it. On disk when this returns."""
         line = json.dumps({"key": key, "reply": reply, **about}).encode() + b"\n"
-        with self._mutex, explained(self.path):
+        with self._mutex:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
                 self._read_on()
-                self._file.truncate(self._read_to)  # whoever cut a line short is dead: it held the lock while writing
-                try:
-                    while line:
-                        line = line[self._file.write(line) :]
-                    os.fsync(self._file.fileno())
-                except OSError:
-                    self._file.truncate(self._read_to)
-                    raise
+                self._file.truncate(self._read_to)  # whoever cut a line short was killed: it held the lock to write
+                while line:
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
                 self._read_on()
+            except OSError as error:
+                message = f"{error.strerror}; replies so far are kept: make room, then run the same command again"
+                raise OSError(error.errno, message, str(self.path)) from error
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+    def ask(
+        self,
+        prompts: Sequence[str],
+        send: Callable[[Sequence[str], Callable[..., None]], None],
+        usage: Usage,
+        **asked: Any,
+    ) -> list[str | None]:
+        """A reply to each prompt; None where none came.
+
+        Args:
+            send: `send(new, keep)` asks the judge; it calls `keep(prompt, reply, **about)` as soon as a reply comes.
+            asked: what determines a reply besides the prompt.
+        """
+        self.refresh()
+        keys = {prompt: reply_key(prompt=prompt, **asked) for prompt in prompts}
+        new = [prompt for prompt, key in keys.items() if key not in self]
+        usage.cached += len(keys) - len(new)
+
+        def keep(prompt: str, reply: str, /, **about: Any) -> None:
+            self.add(keys[prompt], reply, **{"prompt": prompt, **asked, **about})
+
+        if new:
+            send(new, keep)
+        return [self.get(keys[prompt]) for prompt in prompts]
 
     def _read_on(self) -> None:
         self._file.seek(self._read_to)
@@ -116,28 +126,3 @@ class Replies:
                 ) from None
             self._read_to += len(line)
             self._lines += 1
-
-
-def remember(ask: Ask, replies: Replies, usage: Usage, *, at_once: int, asked: Callable[[], dict[str, Any]]) -> Ask:
-    """`ask`, but for what was asked before: `at_once` prompts at a time, like lengths together, each kept at once.
-
-    `asked` says what, besides the prompt, determines a reply.
-    """
-
-    def remembering(prompts: Sequence[str]) -> list[str | None]:
-        replies.refresh()
-        about = asked()
-        keys = {prompt: reply_key(prompt=prompt, **about) for prompt in prompts}
-        new = sorted((prompt for prompt, key in keys.items() if key not in replies), key=len)
-        usage.cached += len(keys) - len(new)
-        for start in range(0, len(new), at_once):
-            some = new[start : start + at_once]
-            for prompt, reply in zip(some, ask(some), strict=True):
-                usage.calls += 1
-                if reply is None:
-                    usage.failed += 1
-                else:
-                    replies.add(keys[prompt], reply, prompt=prompt, **about)
-        return [replies.get(keys[prompt]) for prompt in prompts]
-
-    return remembering

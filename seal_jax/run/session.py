@@ -24,11 +24,12 @@ from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
-from seal_jax.graders.choose import Judge, make_judge
+from seal_jax.graders.choose import Judge
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
 from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
+from seal_jax.run.judges import make_judge
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress
 from seal_jax.run.runtime import Speaker
