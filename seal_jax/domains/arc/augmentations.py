@@ -12,7 +12,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from seal_jax.domains.arc.tasks import COLOURS, Grid, Pair, Task, as_grid
+from seal_jax.domains.arc.grids import COLOURS, Grid, Pair, Task, as_grid
 
 MAX_SHIFT = 3  # cells in each direction
 
@@ -20,7 +20,7 @@ MAX_SHIFT = 3  # cells in each direction
 class Augmentation(NamedTuple):
     """A transformation of grids. `inverse(apply(grid))` is the grid, for every grid.
 
-    `apply` may make a side of more than 30 cells (see `tasks.fits`). `inverse` raises ValueError for a grid that
+    `apply` may make a side of more than 30 cells (see `grids.fits`). `inverse` raises ValueError for a grid that
     `apply` never makes, such as a "doubled" one whose cells do not come in pairs. Rotations, flips, transposition,
     shifts and permutations of colours make every grid, so their inverses never raise.
     """

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from seal_jax.domains.arc.augmentations import VIEWS, map_task
+from seal_jax.domains.arc.grids import Grid, Pair, Task
 from seal_jax.domains.arc.prompts import read_grid
-from seal_jax.domains.arc.tasks import Grid, Pair, Task
 
 IDENTITY = "identity"
 CANDIDATES = 3  # that each group of views puts into the pool

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seal_jax.domains.arc.grids import MAX_SIDE, Grid, Pair, Task, as_grid
 from seal_jax.domains.arc.self_edits import Bounds
-from seal_jax.domains.arc.tasks import MAX_SIDE, Grid, Pair, Task, as_grid
 from seal_jax.domains.templates import fill, load_template
 from seal_jax.types import Style
 

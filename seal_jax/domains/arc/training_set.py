@@ -18,8 +18,8 @@ import numpy as np
 
 from seal_jax.domains.arc import augmentations
 from seal_jax.domains.arc.augmentations import Augmentation, map_task
+from seal_jax.domains.arc.grids import Grid, Pair, Task, fits
 from seal_jax.domains.arc.self_edits import Choice
-from seal_jax.domains.arc.tasks import Grid, Pair, Task, fits
 from seal_jax.types import Example
 
 CAP = 250  # training sequences of a self-edit; paper's code
