@@ -179,6 +179,40 @@ def test_a_file_that_is_not_right_says_where(tmp_path: Path, content: Any, messa
     assert "passages.json" in str(error.value)
 
 
+EDIT = {
+    "stage": "self_edits_round_0", "passage": "tarn-0", "title": "Tarn", "context": "A tarn is a lake.",
+    "completion": "1. It is wet.", "answers": [{"question": "q?", "gold": "a", "after": None}],
+}  # fmt: skip
+
+
+def test_recorded_self_edits_of_a_run(tmp_path: Path):
+    lines = [EDIT, EDIT | {"completion": "2.\u2028Cold."}]  # the latter ends a line of text, but no line of JSON
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "self_edits.jsonl").write_text(text, encoding="utf-8")
+    (passage,) = passages_module.load_recorded(tmp_path)
+    assert passage.questions == (Question("q?", "a"),)
+    assert passage.completions == ("1. It is wet.", "2.\u2028Cold.")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(EDIT)[:-1], r"not JSON: line 1, column \d+: Expecting.*; expected one self-edit a line, {stage, "),
+        ("3", r"\$: Expected `object`, got `int`; found 3"),
+        (json.dumps({**EDIT, "title": None}), r"\$\.title: Expected `str`, got `null`"),
+        (json.dumps({**EDIT, "answers": [3]}), r"\$\.answers\[0\]: Expected `object`, got `int`"),
+        (json.dumps({**EDIT, "answers": [{"question": "q"}]}), r"\$\.answers\[0\]: .* missing required field `gold`"),
+        (json.dumps({**EDIT, "answers": []}), r"\$\.answers: Expected `array` of length >= 1"),
+        (json.dumps({**EDIT, "completion": 3}), r"\$\.completion: Expected `str`, got `int`; found 3"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_recorded_self_edit_that_is_not_right_says_where(tmp_path: Path, line: str, message: str):
+    (tmp_path / "self_edits.jsonl").write_text(f"{json.dumps(EDIT)}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"self_edits\.jsonl: line 2: .*{message}"):
+        passages_module.load_recorded(tmp_path)
+
+
 def test_a_file_that_is_not_text(tmp_path: Path):
     path = tmp_path / "passages.json"
     path.write_bytes(b"[\xff\xfe]")

@@ -1,4 +1,4 @@
-"""A document of one's own (Markdown, plain text, PDF) as passages that a model can learn one by one.
+"""A document (Markdown, plain text, PDF) as passages that a model can learn one by one.
 
     read_document(path) -> Document(title, sections) -> passages(document, count=..., budget=...) -> [Passage]
 
@@ -161,7 +161,7 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
 def parse(text: str, *, name: str, markdown: bool) -> Document:
     """A text as sections. `name` is the title where no top heading gives one.
 
-    Of Markdown the headings are read, `# so` and underlined; comments, pictures and addresses of links are left out.
+    In Markdown, headings are read in both forms, `# Heading` and underlined; comments, pictures and addresses of links are left out.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
     if not markdown:
@@ -282,7 +282,7 @@ def _passage(title: str, text: str) -> Passage:
 
 
 def _packed(pieces: Sequence[str], count: Callable[[str], int], budget: int, even: float) -> Iterator[str]:
-    """Neighbours joined while they fit and the passage is not long enough yet."""
+    """Joins neighbouring pieces until a passage is long enough or the next piece does not fit."""
     text, size = "", 0
     for piece in pieces:
         longer = (text + piece).strip()

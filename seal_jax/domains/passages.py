@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 import msgspec
 import numpy as np
 
-from seal_jax.domains.records import Text, convert, parse_json, read_json
+from seal_jax.domains.records import Text, decode
 
 T = TypeVar("T")
 Split = Literal["train", "held_out"]
@@ -49,6 +49,9 @@ class Passage(NamedTuple):
     completions: tuple[str, ...] = ()  # self-edits recorded by another run, if the file holds any
 
 
+_NOT_EMPTY = msgspec.Meta(min_length=1)
+
+
 class _QuestionRecord(msgspec.Struct):
     question: Text
     answer: Text
@@ -59,7 +62,7 @@ class _PassageRecord(msgspec.Struct):
 
     title: Text
     context: Text
-    questions: Annotated[list[_QuestionRecord], msgspec.Meta(min_length=1)]  # without one there is no reward
+    questions: Annotated[list[_QuestionRecord], _NOT_EMPTY]  # without one there is no reward
     completions: list[str] = []
 
 
@@ -79,7 +82,7 @@ class _SelfEditRecord(msgspec.Struct):
     title: Text
     context: Text
     completion: str
-    answers: Annotated[list[_AnswerRecord], msgspec.Meta(min_length=1)]
+    answers: Annotated[list[_AnswerRecord], _NOT_EMPTY]
 
 
 def load_passages(source: str, split: Split) -> list[Passage]:
@@ -99,13 +102,13 @@ def load_passages(source: str, split: Split) -> list[Passage]:
     if split not in PUBLISHED_SPLITS:
         raise ValueError(f"split is {split!r}; expected 'train' or 'held_out'")
     if source == "invented":
-        records = convert(read_json(INVENTED, FORM), list[_InventedRecord], str(INVENTED), FORM)
+        records = decode(INVENTED.read_bytes(), list[_InventedRecord], source, FORM)
         return _passages([record for record in records if record.split == split], source)
     if source == "squad":
         return _group_by_context(_squad_from_hub(PUBLISHED_SPLITS[split]), source)
     if source == "tfds:squad":
         return _group_by_context(_squad_from_tfds(PUBLISHED_SPLITS[split]), source)
-    return _passages(convert(read_json(_find_file(source), FORM), list[_PassageRecord], source, FORM), source)
+    return _passages(decode(_find_file(source).read_bytes(), list[_PassageRecord], source, FORM), source)
 
 
 def load_questions(path: Path, where: str) -> tuple[Question, ...]:
@@ -118,8 +121,8 @@ def load_questions(path: Path, where: str) -> tuple[Question, ...]:
     form = "[{question, answer}], at least one"
     if not path.is_file():
         raise FileNotFoundError(f"{where}: no such file; expected JSON, {form}")
-    kind = Annotated[list[_QuestionRecord], msgspec.Meta(min_length=1)]
-    return _questions(convert(parse_json(path.read_bytes(), where, form), kind, where, form))
+    kind = Annotated[list[_QuestionRecord], _NOT_EMPTY]
+    return _questions(decode(path.read_bytes(), kind, where, form))
 
 
 def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
@@ -142,7 +145,7 @@ def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
     by_stage: dict[str, dict[str, _PassageRecord]] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         where = f"{file}: line {number}"
-        edit = convert(parse_json(line, where, form), _SelfEditRecord, where, form)
+        edit = decode(line, _SelfEditRecord, where, form)
         of_stage = by_stage.setdefault(edit.stage, {})
         record = of_stage.setdefault(edit.passage, _PassageRecord(edit.title, edit.context, [*edit.answers]))
         record.completions.append(edit.completion)
@@ -269,6 +272,6 @@ def _unavailable(source: str, name: str, cache: str, error: Exception) -> FileNo
     return FileNotFoundError(
         f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
         f'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
-        f"load_passages('{source}', 'train')\", and copy {cache} here; or use a JSON file of your own, --data FILE; "
+        f"load_passages('{source}', 'train')\", and copy {cache} here; or use your own JSON file, --data FILE; "
         "or the demo preset, whose data is embedded."
     )

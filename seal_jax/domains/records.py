@@ -6,7 +6,6 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -15,20 +14,14 @@ T = TypeVar("T")
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
 
 
-def read_json(path: Path, form: str) -> Any:
-    """The JSON value that a file holds, not yet checked against any type.
+def decode(content: bytes, kind: type[T], where: str, form: str) -> T:
+    """JSON as a `kind`.
 
     Raises:
-      ValueError: not UTF-8, not JSON, or an object that has a name twice; says the file, the place in it, and the
-        `form` that was expected.
+      ValueError: not UTF-8, not JSON, an object that has a name twice, or what `convert` raises; begins with `where`.
     """
-    return parse_json(path.read_bytes(), str(path), form)
-
-
-def parse_json(content: bytes, where: str, form: str) -> Any:
-    """As `read_json`, of bytes that come from `where`."""
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8 JSON: {form}") from error
     except json.JSONDecodeError as error:
@@ -36,6 +29,7 @@ def parse_json(content: bytes, where: str, form: str) -> Any:
         raise ValueError(f"{where}: not JSON: {place}; expected {form}") from error
     except (ValueError, RecursionError) as error:  # a name twice, a number of thousands of digits, nested too deeply
         raise ValueError(f"{where}: not as expected: {error}; expected {form}") from error
+    return convert(value, kind, where, form)
 
 
 def convert(value: Any, kind: type[T], where: str, form: str) -> T:

@@ -64,7 +64,7 @@ def prompt_variants() -> list[str]:
 
 
 def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Path = QUESTION_FILE) -> Prompts:
-    """Loads a self-edit prompt, by name (`implications`) or from a file of your own, and the question prompt.
+    """Loads a self-edit prompt, by name (`implications`) or from your own file, and the question prompt.
 
     A self-edit prompt file holds `raw` and `chat` texts with the placeholders {title} and {context}, `split`
     ("line": a training sequence a line; "question": one a numbered question with its answer) and perhaps `keep_after`.
@@ -186,5 +186,5 @@ def _prompt_file(name_or_path: str | Path) -> Path:
     hint = f"did you mean {close[0]}? " if close else ""
     raise FileNotFoundError(
         f"no prompt and no file is called {str(name_or_path)!r}: {hint}The variants are {', '.join(variants)}; "
-        f"a file of your own is best begun as a copy of {PROMPT_FOLDER / 'implications.toml'}"
+        f"begin your own file as a copy of {PROMPT_FOLDER / 'implications.toml'}"
     )

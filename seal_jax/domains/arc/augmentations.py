@@ -37,7 +37,7 @@ def basic(rng: np.random.Generator) -> tuple[Augmentation, ...]:
 
 
 def rotate(quarters: int) -> Augmentation:
-    """Rotates by so many quarter turns, anti-clockwise as `numpy.rot90`."""
+    """Rotates by `quarters` quarter turns, anti-clockwise as `numpy.rot90` does."""
     return Augmentation(
         f"rotate_{90 * quarters}",
         lambda grid: as_grid(np.rot90(grid, quarters)),
@@ -72,7 +72,7 @@ def reflect(axis: int, *, mirror_first: bool) -> Augmentation:
 
 
 def scale(rows: int, columns: int, name: str) -> Augmentation:
-    """Repeats every row and every column so many times, each beside itself."""
+    """Repeats every row `rows` times and every column `columns` times, each beside itself."""
 
     def part(grid: Grid) -> Grid:
         return grid[::rows, ::columns]
@@ -81,7 +81,7 @@ def scale(rows: int, columns: int, name: str) -> Augmentation:
 
 
 def tile(rows: int, columns: int, name: str) -> Augmentation:
-    """Puts so many copies of the grid below and beside each other."""
+    """Puts `rows` copies of the grid below each other and `columns` beside each other."""
 
     def part(grid: Grid) -> Grid:
         return grid[: len(grid) // rows, : grid.shape[1] // columns]

