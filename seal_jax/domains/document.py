@@ -161,7 +161,8 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
 def parse(text: str, *, name: str, markdown: bool) -> Document:
     """A text as sections. `name` is the title where no top heading gives one.
 
-    In Markdown, headings are read in both forms, `# Heading` and underlined; comments, pictures and addresses of links are left out.
+    In Markdown, headings are read in both forms, `# Heading` and underlined; comments, pictures and addresses of links
+    are left out.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
     if not markdown:

@@ -8,7 +8,7 @@ to a transformed puzzle back to the puzzle that was asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
@@ -129,19 +129,14 @@ def permute_demonstrations(task: Task, order: Sequence[int]) -> Task:
     return task._replace(train=tuple(task.train[i] for i in order))
 
 
-@overload
-def map_task(task: Task, augmentation: Augmentation) -> Task: ...
-@overload
-def map_task(task: Pair, augmentation: Augmentation) -> Pair: ...
-@overload
-def map_task(task: Sequence[Pair], augmentation: Augmentation) -> tuple[Pair, ...]: ...
-def map_task(task: Task | Pair | Sequence[Pair], augmentation: Augmentation) -> Task | Pair | tuple[Pair, ...]:
-    """Every input and every output transformed alike: of a task, a pair or some pairs."""
-    if isinstance(task, Task):
-        return task._replace(train=map_task(task.train, augmentation), test=map_task(task.test, augmentation))
-    if isinstance(task, Pair):
-        return Pair(augmentation.apply(task.input), augmentation.apply(task.output))
-    return tuple(map_task(pair, augmentation) for pair in task)
+def map_task(task: Task, augmentation: Augmentation) -> Task:
+    """The task with every input and every output transformed alike."""
+    return task._replace(train=map_pairs(task.train, augmentation), test=map_pairs(task.test, augmentation))
+
+
+def map_pairs(pairs: Sequence[Pair], augmentation: Augmentation) -> tuple[Pair, ...]:
+    """The pairs with every input and every output transformed alike."""
+    return tuple(Pair(augmentation.apply(pair.input), augmentation.apply(pair.output)) for pair in pairs)
 
 
 def _with_part(name: str, apply: Callable[[Grid], Grid], part: Callable[[Grid], Grid]) -> Augmentation:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seal_jax.domains.arc.augmentations import VIEWS, map_task
+from seal_jax.domains.arc.augmentations import VIEWS, map_pairs
 from seal_jax.domains.arc.grids import Grid, Pair, Task
 from seal_jax.domains.arc.prompts import read_grid
 
@@ -73,7 +73,7 @@ def views(
 def prompt_parts(task: Task, view: View) -> tuple[tuple[Pair, ...], Grid, Grid]:
     """What a view shows and expects, all of it transformed: the demonstrations, the test input, the test output."""
     shown = [task.train[i] for i in view.order]
-    *demonstrations, test = map_task([*shown, task.test[view.test]], VIEWS[view.transformation])
+    *demonstrations, test = map_pairs([*shown, task.test[view.test]], VIEWS[view.transformation])
     return tuple(demonstrations), test.input, test.output
 
 

@@ -77,6 +77,7 @@ _STRATEGIES: dict[str, Strategy] = {
     "train_using_all_tokens": "all_tokens",
     "train_using_output_tokens": "output_tokens",
 }
+_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.?)*+"?|[{}]', re.DOTALL)  # a string may lack its end
 _DIGITS = 18  # of an integer; what has more is beyond every bound, and Python refuses to read one of 4,301
 
 
@@ -116,12 +117,13 @@ def parse_choice(text: str, bounds: Bounds) -> Choice | Problem:
     begin = text.find("{")
     if begin < 0:
         return "no JSON object"
+    if not _closes(text[begin:]):
+        return "unfinished JSON object"
     try:
         value, _ = _DECODER.raw_decode(text, begin)
         written = msgspec.convert(value, _SelfEdit)
-    except json.JSONDecodeError as error:
-        cut = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
-        return "unfinished JSON object" if cut else "not JSON"
+    except json.JSONDecodeError:
+        return "not JSON"
     except RecursionError:
         return "nested too deeply"
     except _Refused as error:
@@ -178,6 +180,16 @@ def _scientific(number: float) -> str:
     assert isinstance(exponent, int)  # the others are of infinities and NaN
     rest = "".join(map(str, digits[1:]))
     return f"{digits[0]}{'.' if rest else ''}{rest}e{exponent + len(rest)}"
+
+
+def _closes(text: str) -> bool:
+    """Whether the brace with which `text` begins is closed; those within strings do not count."""
+    depth = 0
+    for found in _STRING_OR_BRACE.finditer(text):
+        depth += (found[0] == "{") - (found[0] == "}")
+        if not depth and found[0] == "}":
+            return True
+    return False
 
 
 class _Refused(Exception):
