@@ -25,8 +25,7 @@ T = TypeVar("T")
 Split = Literal["train", "held_out"]
 
 INVENTED = Path(__file__).parent / "data" / "invented.json"
-NAMED_SOURCES = ("invented", "squad", "tfds:squad")
-SPLIT_SOURCES = ("invented", "squad", "tfds:squad")  # sources that come with held-out passages
+SPLIT_SOURCES = ("invented", "squad", "tfds:squad")  # all of them come with held-out passages
 PUBLISHED_SPLITS = {"train": "train", "held_out": "validation"}  # what SQuAD's publishers call our splits
 FORM = "[{title, context, questions: [{question, answer}], completions?: [text]}]"
 TFDS_DOWNLOADS_FROM = "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v1.1.json"
@@ -104,10 +103,8 @@ def load_passages(source: str, split: Split) -> list[Passage]:
     if source == "invented":
         records = decode(INVENTED.read_bytes(), list[_InventedRecord], source, FORM)
         return _passages([record for record in records if record.split == split], source)
-    if source == "squad":
-        return _group_by_context(_squad_from_hub(PUBLISHED_SPLITS[split]), source)
-    if source == "tfds:squad":
-        return _group_by_context(_squad_from_tfds(PUBLISHED_SPLITS[split]), source)
+    if source in SPLIT_SOURCES:
+        return _group_by_context(_squad(source, PUBLISHED_SPLITS[split]), source)
     return _passages(decode(_find_file(source).read_bytes(), list[_PassageRecord], source, FORM), source)
 
 
@@ -197,8 +194,8 @@ def _find_file(source: str) -> Path:
         raise FileNotFoundError(
             f"{source} is a folder; expected a JSON file of passages, such as {source}/passages.json"
         )
-    close = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(NAMED_SOURCES)}, or an existing file"
+    close = difflib.get_close_matches(source, SPLIT_SOURCES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(SPLIT_SOURCES)}, or an existing file"
     raise FileNotFoundError(f"no data set and no file is called {source!r}: {hint}")
 
 
@@ -244,34 +241,29 @@ def _decode(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)  # tensorflow-datasets gives bytes
 
 
-def _squad_from_hub(split: str) -> Iterable[Mapping[str, Any]]:
-    import datasets
+def _squad(source: str, split: str) -> Iterable[Mapping[str, Any]]:
+    """SQuAD's rows as published, through Hugging Face datasets or tensorflow-datasets."""
+    if source == "squad":
+        import datasets
 
+        name, cache = "rajpurkar/squad", datasets.config.HF_CACHE_HOME
+    else:
+        import tensorflow_datasets as tfds
+
+        name, cache = "SQuAD (tensorflow-datasets)", tfds.core.constants.DATA_DIR
     try:
-        return datasets.load_dataset("rajpurkar/squad", split=split)
-    except Exception as error:  # the hub, its cache and http each raise their own, unrelated classes
-        raise _unavailable("squad", "rajpurkar/squad", datasets.config.HF_CACHE_HOME, error) from error
-
-
-def _squad_from_tfds(split: str) -> Iterable[Mapping[str, Any]]:
-    import tensorflow_datasets as tfds
-
-    try:
+        if source == "squad":
+            return datasets.load_dataset(name, split=split)
         builder = tfds.builder("squad")
         if not builder.is_prepared():
             urlopen(Request(TFDS_DOWNLOADS_FROM, method="HEAD"), timeout=20).close()  # else it retries for minutes
             builder.download_and_prepare(file_format="array_record")  # the format that is read without TensorFlow
         return builder.as_data_source(split)
-    except Exception as error:  # as above
-        folder = tfds.core.constants.DATA_DIR
-        raise _unavailable("tfds:squad", "SQuAD (tensorflow-datasets)", str(folder), error) from error
-
-
-def _unavailable(source: str, name: str, cache: str, error: Exception) -> FileNotFoundError:
-    reason = str(error).strip().split("\n")[0] or "no reason given"
-    return FileNotFoundError(
-        f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
-        f'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
-        f"load_passages('{source}', 'train')\", and copy {cache} here; or use your own JSON file, --data FILE; "
-        "or the demo preset, whose data is embedded."
-    )
+    except Exception as error:  # the hubs, their caches and http each raise their own, unrelated classes
+        reason = str(error).strip().split("\n")[0] or "no reason given"
+        raise FileNotFoundError(
+            f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
+            'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
+            f"load_passages('{source}', 'train')\", and copy {cache} here; or use your own JSON file, --data FILE; "
+            "or the demo preset, whose data is embedded."
+        ) from error
