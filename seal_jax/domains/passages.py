@@ -70,7 +70,7 @@ class _InventedRecord(_PassageRecord, kw_only=True):
 
 
 class _AnswerRecord(_QuestionRecord, rename={"answer": "gold"}):
-    pass
+    answer: Text  # declared again: what is inherited is not renamed
 
 
 class _SelfEditRecord(msgspec.Struct):
