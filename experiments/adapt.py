@@ -32,7 +32,7 @@ from seal_jax.analysis.statistics import wilson
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
 from seal_jax.domains.document import Document
-from seal_jax.domains.squad import Passage, Question
+from seal_jax.domains.passages import Passage, Question, load_questions
 from seal_jax.engine import batching
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
@@ -156,37 +156,13 @@ def read(config: Config) -> Inputs:
     if any(not question.strip() for question in config.ask):
         raise ValueError('--ask "": an empty question; expected a sentence')
     document = None if config.document is None else documents.read_document(config.document)
-    exam = () if config.exam is None else read_exam(config.exam)
+    exam = () if config.exam is None else load_questions(config.exam, f"--exam {config.exam}")
     everything: list[Any] = [document, teaching.lesson_texts(config.prompt)]
     if config.seal is not None:
         everything.append(cpt.trained_by(as_cpt(config)))
     if config.adapter is not None:
         everything.append(peft.fingerprint(config.adapter))
     return Inputs(document, exam, everything)
-
-
-def read_exam(path: Path) -> tuple[Question, ...]:
-    """Questions with their answers.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a list of questions with answers; says where.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"--exam {path}: no such file; expected JSON, [{{question, answer}}]")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--exam {path}: not JSON ({error}); expected [{{question, answer}}]") from error
-    if not isinstance(records, list) or not records:
-        raise ValueError(f"--exam {path}: expected a list of at least one question, [{{question, answer}}]")
-    questions = []
-    for i, record in enumerate(records):
-        texts = [record.get(key) if isinstance(record, dict) else None for key in Question._fields]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"--exam {path}: entry {i} is {record!r}; expected {{question, answer}}, both texts")
-        questions.append(Question(*(str(text).strip() for text in texts)))
-    return tuple(questions)
 
 
 def as_cpt(config: Config) -> cpt.Config:

@@ -19,13 +19,12 @@ from typing import Any, Literal
 
 from seal_jax.domains.arc import domain as arc
 from seal_jax.domains.arc import self_edits
-from seal_jax.domains.arc.results import Shown, grids_of, rows_of, what_failed, what_was_chosen
 from seal_jax.domains.arc.self_edits import Bounds, Choice
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.run import command, puzzles
-from seal_jax.run.puzzles import Evaluation, Puzzles
+from seal_jax.run.puzzles import Evaluation, Puzzles, Shown
 from seal_jax.run.session import Experiment, Preset, RunConfig, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.outer import Outer
@@ -172,11 +171,8 @@ def run(here: Session, data: Puzzles) -> dict[str, Any]:
         label = f"SEAL, after RL round {number}" if number else "Trained by its self-edits, before RL"
         trials = here.try_edits(held_out, edits, base, name=name, row=f"self_edits_round_{number}")
         stages.append(Shown(f"self_edits_round_{number}", label, trials, free))
-    tables = what_was_chosen(stages, config.training_set.bounds), what_failed(stages)
-    return here.finish(
-        rows_of(stages, base, held_out, config.seed), rounds=records, left_out=data.left_out,
-        tables=[table for table in tables if table["rows"]], grids=[grids_of(held_out, base, stages, here)],
-    )  # fmt: skip
+    rows, parts = puzzles.report(stages, base, held_out, here)
+    return here.finish(rows, rounds=records, left_out=data.left_out, **parts)
 
 
 EXPERIMENT = Experiment("arc", __doc__ or "", PRESETS, puzzles.choose, puzzles.prepare, run, unit="tasks")

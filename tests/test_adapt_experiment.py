@@ -13,7 +13,7 @@ import pytest
 
 from experiments import adapt
 from experiments.adapt import PRESETS, SMOKE, Config, side_by_side
-from seal_jax.domains.squad import Question
+from seal_jax.domains.passages import Question, load_questions
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft
@@ -275,18 +275,18 @@ def test_a_mistake_says_what_to_do(config, tmp_path, changes, message):
     ("content", "message"),
     [
         ("{", "not JSON"),
-        ("[]", "a list of at least one question"),
-        ('[{"question": "Who?"}]', r"entry 0 is {'question': 'Who\?'}; expected {question, answer}"),
-        ('[{"question": "Who?", "answer": " "}]', "entry 0"),
+        ("[]", r"\$: Expected `array` of length >= 1; .* \[{question, answer}\], at least one"),
+        ('[{"question": "Who?"}]', r"\$\[0\]: Object missing required field `answer`; found {'question': 'Who\?'}"),
+        ('[{"question": "Who?", "answer": " "}]', r"\$\[0\]\.answer: Expected text that is not blank"),
     ],
 )
 def test_an_exam_that_is_none_is_explained(tmp_path, content, message):
     file = tmp_path / "exam.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        adapt.read_exam(file)
+        load_questions(file, f"--exam {file}")
     file.write_text(json.dumps(EXAM))
-    assert adapt.read_exam(file)[0] == Question("Who settled Hollin Skerry?", "Edda Marsk")
+    assert load_questions(file, f"--exam {file}")[0] == Question("Who settled Hollin Skerry?", "Edda Marsk")
 
 
 def test_bad_documents_end_as_one_sentence(tmp_path, capsys, monkeypatch):

@@ -21,6 +21,7 @@ from seal_jax.domains.arc.augmentations import (
     VIEWS,
     Augmentation,
     basic,
+    map_pairs,
     map_task,
     permute_colours,
     permute_demonstrations,
@@ -28,7 +29,7 @@ from seal_jax.domains.arc.augmentations import (
     shift,
     then,
 )
-from seal_jax.domains.arc.tasks import Grid, Pair, Task, as_grid, fits
+from seal_jax.domains.arc.grids import Grid, Pair, Task, as_grid, fits
 
 GRID = as_grid([[1, 2, 3], [4, 5, 6]])
 BASIC = (*(a for a in basic(np.random.default_rng(0)) if not a.name.startswith("shift")), shift(1, 2))
@@ -270,10 +271,10 @@ def test_inputs_and_outputs_are_transformed_alike():
     for old, new in zip(before.train + before.test, after.train + after.test, strict=True):
         assert same(new.input, TRANSPOSE.apply(old.input))
         assert same(new.output, TRANSPOSE.apply(old.output))
-    for old, new in zip(before.train, map_task(before.train, TRANSPOSE), strict=True):
+    for old, new in zip(before.train, map_pairs(before.train, TRANSPOSE), strict=True):
         assert isinstance(new, Pair)
         assert same(new.output, TRANSPOSE.apply(old.output))
-    assert same(map_task(before.test[0], TRANSPOSE).output, after.test[0].output)
+    assert same(map_pairs(before.test, TRANSPOSE)[0].output, after.test[0].output)
 
 
 def test_a_task_without_demonstrations_is_mapped_too():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from seal_jax.domains.arc import easy
-from seal_jax.domains.arc.tasks import SPLITS, Grid, Pair, Split, Task, as_grid, load_tasks
+from seal_jax.domains.arc.grids import SPLITS, Grid, Pair, Split, Task, as_grid
+from seal_jax.domains.arc.tasks import load_tasks
 
 Rows = list[list[int]]
 

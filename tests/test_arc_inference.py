@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seal_jax.domains.arc.augmentations import VIEWS
+from seal_jax.domains.arc.grids import Grid, Pair, Task
 from seal_jax.domains.arc.inference import ATTEMPTS, IDENTITY, View, candidates, prompt_parts, solved, views, vote
-from seal_jax.domains.arc.tasks import Grid, Pair, Task
 
 unhurried = settings(deadline=None)  # tests say what must be true, not how soon
 TURNS = tuple(name for name in VIEWS if name != IDENTITY)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from seal_jax.domains.arc.grids import Pair, Task, as_grid
 from seal_jax.domains.arc.prompts import (
     answer_text,
     grid_text,
@@ -25,7 +26,7 @@ from seal_jax.domains.arc.prompts import (
     self_edit_prompt,
 )
 from seal_jax.domains.arc.self_edits import Bounds
-from seal_jax.domains.arc.tasks import Pair, Task, as_grid, load_tasks
+from seal_jax.domains.arc.tasks import load_tasks
 from seal_jax.engine.batching import tokenize
 from seal_jax.io.hub import ModelFiles, find_model
 from seal_jax.io.tokenizer import _SPLITS, chat, load_tokenizer, make_codec

@@ -68,6 +68,7 @@ def test_layout_and_what_stands_around_it_do_not_matter(text):
         (JSON[:-1], "unfinished JSON object"),
         (JSON[:40], "unfinished JSON object"),
         (without("false}", 'false, "}}}}'), "unfinished JSON object"),
+        (without('"use_size', '"}}}}'), "unknown key"),
         ('{"a": "' + "\\", "unfinished JSON object"),
         (JSON.replace('"', "'"), "not JSON"),
         (without("true", "True"), "not JSON"),

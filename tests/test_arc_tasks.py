@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seal_jax.domains.arc.tasks import PAPER_TASKS, SPLITS, Pair, Split, Task, as_grid, by_id, load_tasks
+from seal_jax.domains.arc.grids import SPLITS, Pair, Split, Task, as_grid
+from seal_jax.domains.arc.tasks import PAPER_TASKS, by_id, load_tasks
 
 PAIR = {"input": [[0, 1], [2, 3]], "output": [[4]]}
 TASK = {"train": [PAIR, {"input": [[5]], "output": [[6, 7]]}], "test": [{"input": [[8]], "output": [[9]]}]}
@@ -167,45 +168,48 @@ def with_grid(grid: Any, part: str = "train", side: str = "output") -> dict[str,
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ([TASK], r"found list .*; expected one task {train, test}, or tasks by id {id: task}"),
-        (3, r"found int 3; expected"),
-        (None, r"found NoneType None; expected"),
-        ({}, r"no tasks; expected at least one"),
-        ({"train": [PAIR]}, r"field 'test' is missing; found 'train'"),
-        ({"test": [PAIR]}, r"field 'train' is missing; found 'test'"),
-        ({"train": [], "test": [PAIR]}, r"field 'train' is empty; expected at least one pair"),
-        ({"train": [PAIR], "test": []}, r"field 'test' is empty; expected at least one pair"),
-        ({"train": PAIR, "test": [PAIR]}, r"field 'train' is dict .*; expected a list of pairs"),
+        ([TASK], r"found \[.*; expected a task {train: \[{input, output}\], test: .*; or tasks by id {id: task}"),
+        (3, r"found 3; expected"),
+        (None, r"found None; expected"),
+        ({}, r"found {}; expected"),
+        ({"train": [PAIR]}, r"\$: Object missing required field `test`; found {'train': "),
+        ({"test": [PAIR]}, r"\$: Object missing required field `train`; found {'test': "),
+        ({"train": [], "test": [PAIR]}, r"\$\.train: Expected `array` of length >= 1; found \[\]"),
+        ({"train": [PAIR], "test": []}, r"\$\.test: Expected `array` of length >= 1; found \[\]"),
+        ({"train": PAIR, "test": [PAIR]}, r"\$\.train: Expected `array`, got `object`; found {'input': "),
         (
             {"train": [[[[1]], [[2]]]], "test": [PAIR]},
-            r"train pair 0: is list .*; expected an object with a field 'input'",
+            r"\$\.train\[0\]: Expected `object`, got `array`; found \[\[\[1\]\], \[\[2\]\]\]",
         ),
         (
             {"train": [PAIR, {"input": [[1]]}], "test": [PAIR]},
-            r"train pair 1: field 'output' is missing; found 'input'",
+            r"\$\.train\[1\]: Object missing required field `output`; found {'input': ",
         ),
-        (CHALLENGE, r"test pair 0: field 'output' is missing; found 'input'"),
-        (with_grid(None), r"train pair 2, output: is NoneType None; expected a list of rows"),
-        (with_grid("12"), r"train pair 2, output: is str '12'; expected a list of rows"),
-        (with_grid([]), r"train pair 2, output: has 0 rows; expected 1 to 30"),
-        (with_grid([[1]] * 31), r"train pair 2, output: has 31 rows; expected 1 to 30"),
-        (with_grid([[]], "test"), r"test pair 1, output, row 0: has 0 cells; expected 1 to 30"),
-        (with_grid([[1] * 31], "test", "input"), r"test pair 1, input, row 0: has 31 cells; expected 1 to 30"),
-        (with_grid([1, 2]), r"train pair 2, output, row 0: is int 1; expected a list of colours"),
-        (with_grid([[1, 2], "12"]), r"train pair 2, output, row 1: is str '12'; expected a list of colours"),
-        (with_grid([[1, 2], [3]]), r"train pair 2, output, row 1: has 1 cells, and row 0 has 2; expected as many"),
+        (CHALLENGE, r"\$\.test\[0\]: Object missing required field `output`"),
+        (with_grid(None), r"\$\.train\[2\]\.output: Expected `array`, got `null`; found None"),
+        (with_grid("12"), r"\$\.train\[2\]\.output: Expected `array`, got `str`; found '12'"),
+        (with_grid([]), r"\$\.train\[2\]\.output: Expected `array` of length .*; found \[\]"),
+        (with_grid([[1]] * 31), r"\$\.train\[2\]\.output: Expected `array` of length .*; found \[\["),
+        (with_grid([[]], "test"), r"\$\.test\[1\]\.output\[0\]: Expected `array` of length .*; found \[\]"),
+        (with_grid([[1] * 31], "test", "input"), r"\$\.test\[1\]\.input\[0\]: Expected `array` of length .*1 to 30"),
+        (with_grid([1, 2]), r"\$\.train\[2\]\.output\[0\]: Expected `array`, got `int`; found 1"),
+        (with_grid([[1, 2], "12"]), r"\$\.train\[2\]\.output\[1\]: Expected `array`, got `str`; found '12'"),
+        (
+            with_grid([[1, 2], [3]]),
+            r"\$\.train\[2\]\.output\[1\]: has 1 cells, and row 0 has 2; expected rows of one length",
+        ),
         (
             with_grid([[1, 2], [3, 10]]),
-            r"train pair 2, output, row 1, column 1: is int 10; expected a colour, an integer",
+            r"\$\.train\[2\]\.output\[1\]\[1\]: Expected `int` <= 9; found 10\. .* colours, 0 to 9",
         ),
-        (with_grid([[1, -1]], side="input"), r"train pair 2, input, row 0, column 1: is int -1; expected a colour"),
-        (with_grid([[1.0]]), r"train pair 2, output, row 0, column 0: is float 1.0; expected a colour"),
-        (with_grid([[float("nan")]]), r"train pair 2, output, row 0, column 0: is float nan; expected a colour"),
-        (with_grid([[True]]), r"train pair 2, output, row 0, column 0: is bool True; expected a colour"),
-        (with_grid([["1"]]), r"train pair 2, output, row 0, column 0: is str '1'; expected a colour"),
-        (with_grid([[None]]), r"train pair 2, output, row 0, column 0: is NoneType None; expected a colour"),
-        (with_grid([[[1]]]), r"train pair 2, output, row 0, column 0: is list \[1\]; expected a colour"),
-        (with_grid([[10**4000]]), r"train pair 2, output, row 0, column 0: is int of 13288 bits; expected a colour"),
+        (with_grid([[1, -1]], side="input"), r"\$\.train\[2\]\.input\[0\]\[1\]: Expected `int` >= 0; found -1"),
+        (with_grid([[1.0]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int`, got `float`; found 1\.0"),
+        (with_grid([[float("nan")]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int`, got `float`; found nan"),
+        (with_grid([[True]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int`, got `bool`; found True"),
+        (with_grid([["1"]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int`, got `str`; found '1'"),
+        (with_grid([[None]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int`, got `null`; found None"),
+        (with_grid([[[1]]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int`, got `array`; found \[1\]"),
+        (with_grid([[10**4000]]), r"\$\.train\[2\]\.output\[0\]\[0\]: Expected `int` <= 9; found 1000000000000"),
     ],
 )
 def test_malformed_tasks_are_refused(write, record: Any, message: str):
@@ -226,17 +230,15 @@ def test_malformed_tasks_are_refused(write, record: Any, message: str):
         (b"", r"not JSON: line 1, column 1"),
         (b'{"train": [', r"not JSON: line 1, column 12"),
         (b'{"train": 1}\n{"train": 2}', r"not JSON: line 2, column 1: Extra data"),
-        (b'{"a": "\xff"}', r"not UTF-8 text \(byte 7\); save the tasks as UTF-8 JSON"),
+        (b'{"a": "\xff"}', r"not UTF-8 text \(byte 7\); save it as UTF-8 JSON: a task"),
         (b"\xef\xbb\xbf{}", r"not JSON: line 1, column 1: Unexpected UTF-8 BOM"),
-        (b"[" * 100_000, r"not a file of ARC tasks: .*recursion"),
-        (b"[" + b"1" * 5000 + b"]", r"not a file of ARC tasks: .*4300 digits"),
-        (b'{"train": [], "train": []}', r"not a file of ARC tasks: an object has the name 'train' twice"),
-        (
-            b'{"x": {}, "y": {}, "x": {}}',
-            r"not a file of ARC tasks: an object has the name 'x' twice; expected each task, or field, once",
-        ),
-        (b'{" ": {"train": []}}', r"task ' ': the id is blank"),
-        (b'{"x": 3}', r"task 'x': is int 3; expected an object with a field 'train'"),
+        (b"[" * 100_000, r"not as expected: .*recursion.*expected a task {train: "),
+        (b"[" + b"1" * 5000 + b"]", r"not as expected: .*4300 digits"),
+        (b'{"train": [], "train": []}', r"not as expected: an object has the name 'train' twice"),
+        (b'{"x": {}, "y": {}, "x": {}}', r"not as expected: an object has the name 'x' twice"),
+        (json.dumps({" ": TASK}).encode(), r"task ' ': the id is blank"),
+        (b'{"x": 3}', r"task 'x': \$: Expected `object`, got `int`; found 3\. Expected a task {train: "),
+        (b'{"x": {"\\ud800": 1}}', r"task 'x': .*surrogates not allowed"),
     ],
 )
 def test_what_is_no_json_of_tasks_is_refused(write, text: bytes, message: str):
@@ -282,14 +284,18 @@ def test_any_json_in_any_place_is_a_task_or_refused_by_name(
 @pytest.mark.parametrize(
     ("solutions", "message"),
     [
-        ([[[9]]], r"solutions\.json: found list .*; expected {id: \[the output grid of each test input\]}"),
+        ([[[9]]], r"solutions\.json: \$: Expected `object`, .* Expected {id: \[the output grid of each test input\]}"),
         ({"x": [[[9]]]}, r"solutions\.json: no solutions for task 'y' \(1 of 2 have none\)"),
         ({"x": [[[9]]], "y": [[[9]]], "z": [[[9]]]}, r"solutions\.json: task 'z' is not among the challenges"),
-        ({"x": [[[9]]], "y": {}}, r"solutions\.json: task 'y': is dict {}; expected a list of output grids"),
-        ({"x": [[[9]]], "y": [[[9]], [[9, 10]]]}, r"solutions\.json: task 'y', output 1, row 0, column 1: is int 10"),
+        ({"x": [[[9]]], "y": {}}, r"solutions\.json: task 'y': \$: Expected `array`, got `object`; found {}"),
+        ({"x": [[[9]]], "y": [[[9]], [[9, 10]]]}, r"solutions\.json: task 'y': \$\[1\]\[0\]\[1\]: .* found 10"),
+        (
+            {"x": [[[9]]], "y": [[[9], [9, 1]]]},
+            r"solutions\.json: task 'y': \$\[0\]\[1\]: has 2 cells, and row 0 has 1",
+        ),
         (
             {"x": [[[9]]], "y": [[9]]},
-            r"solutions\.json: task 'y', output 0, row 0: is int 9; expected a list of colours",
+            r"solutions\.json: task 'y': \$\[0\]\[0\]: Expected `array`, got `int`; found 9",
         ),
         (
             {"x": [[[9]]], "y": [[[9]], [[9]]]},
@@ -309,11 +315,22 @@ def test_an_output_that_contradicts_its_solution(write):
     path = write("challenges.json", {"x": TASK})
     write("solutions.json", {"x": [[[8]]]})
     with pytest.raises(
-        ValueError, match=r"task 'x', test pair 0: its output is not that of the solutions file; remove"
+        ValueError, match=r"task 'x': \$\.test\[0\]: its output is not that of the solutions file; remove"
     ):
         load_tasks(str(path), "training")
     write("solutions.json", {"x": [[[9]]]})
     assert [plain(task) for task in load_tasks(str(path), "training")] == [TASK]
+
+
+def test_the_references_filtered_files(write, tmp_path: Path):
+    path = write("arc-agi_training_challenges_filtered_1B_training_set.json", {"x": CHALLENGE})
+    with pytest.raises(FileNotFoundError, match=r"no arc-agi_training_solutions_filtered_1B_training_set\.json beside"):
+        load_tasks(str(path), "training")
+    write("arc-agi_training_solutions_filtered_1B_training_set.json", {"x": [[[9]]]})
+    write("arc-agi_evaluation_challenges_filtered_1B_eval_set.json", {"y": CHALLENGE})
+    write("arc-agi_evaluation_solutions_filtered_1B_eval_set.json", {"y": [[[9]]]})
+    assert [plain(task) for task in load_tasks(str(path), "training")] == [TASK]
+    assert [ids(load_tasks(str(tmp_path), split)) for split in SPLITS] == [["x"], ["y"]]
 
 
 def test_challenges_without_solutions(write):

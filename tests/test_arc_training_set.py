@@ -15,9 +15,10 @@ import pytest
 
 from seal_jax.domains.arc import augmentations
 from seal_jax.domains.arc.augmentations import map_task, permute_colours, shift
+from seal_jax.domains.arc.grids import Grid, Pair, Task, as_grid
 from seal_jax.domains.arc.prompts import grid_text, load_prompts, puzzle_prompt, read_grid
 from seal_jax.domains.arc.self_edits import Choice
-from seal_jax.domains.arc.tasks import Grid, Pair, Task, as_grid, by_id, load_tasks
+from seal_jax.domains.arc.tasks import by_id, load_tasks
 from seal_jax.domains.arc.training_set import CAP, augmenters, build, copied, leave_out, pseudo_tasks, steps
 from seal_jax.engine.batching import make_batch, tokenize
 from seal_jax.io.hub import find_model

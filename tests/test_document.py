@@ -99,6 +99,39 @@ def test_code_stays_as_it_is_and_a_rule_ends_a_paragraph():
     assert ruled.sections[0].units == ("- one", "- two", "More.")
 
 
+def test_marks_of_markdown_that_say_how_and_not_what():
+    items = "1. One\n2. Two\n   goes on\n   - inner\n\n> A quotation\n> goes on.\n\n"
+    table = "| a | *b* |\n|---|---|\n| 1 | 2 |\n| | |\n"
+    assert parse(items + table, name="a", markdown=True).sections[0].units == (
+        "1. One",
+        "2. Two goes on",
+        "- inner",
+        "> A quotation goes on.",
+        "| a | b |",
+        "| 1 | 2 |",
+    )
+    two = parse("Two lines\nand a rule\n---\nMore.\n", name="a", markdown=True)
+    assert two.sections == (Section("a", ("Two lines and a rule", "More.")),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 80_000, "![" * 40_000, "[x](" * 20_000, "**x " * 50_000, "# a" + " " * 50_000 + "b", "<!-- " * 50_000],
+    ids=["brackets", "pictures", "links", "emphasis", "heading", "comments"],
+)
+@pytest.mark.timeout(20)
+def test_marks_that_are_never_closed_are_read_in_seconds(text):
+    assert parse(f"{text}\n\nEnd.", name="a", markdown=True).sections[-1].units[-1] == "End."
+
+
+@pytest.mark.timeout(60)
+def test_a_million_lines_are_read_and_cut_in_seconds():
+    document = parse("word\n" * 1_000_000, name="a", markdown=False)
+    assert document.words == 1_000_000
+    found = passages(document, count=words, budget=500)
+    assert sum(words(passage.context) for passage in found[:3]) <= 1_500
+
+
 def test_a_text_has_no_headings_and_windows_line_ends_are_line_ends(tmp_path):
     file = write(tmp_path, "a.txt", "\ufeff# Not a heading\r\nbut a paragraph.\r\n\r\nAnother.\r\n")
     assert read_document(file).sections == (Section("a", ("# Not a heading but a paragraph.", "Another.")),)

@@ -133,31 +133,43 @@ def test_ids_are_readable_unique_and_stable(tmp_path: Path):
     [
         ('[{"title": "x",]', r"passages\.json: not JSON: line 1, column \d+"),
         ("[\n{}\n{}]", r"not JSON: line 3, column 1"),
-        ({"title": "x"}, "found a JSON dict; expected a list"),
+        ('[{"title": "x", "title": "y"}]', "an object has the name 'title' twice"),
+        ("[" * 100_000, "recursion"),
+        ({"title": "x"}, r"\$: Expected `array`, got `object`; found {'title': 'x'}\. Expected \[{title, context, "),
         ([], "no passages"),
-        (["x"], "passage 0: is str 'x'; expected an object"),
-        ([record(), {"context": "c", "questions": []}], "passage 1: field 'title' is missing; found 'context'"),
-        ([record(title=" ")], "passage 0: field 'title' is empty"),
-        ([record(context="")], "passage 0: field 'context' is empty"),
-        ([record(context=3)], "passage 0: field 'context' is int 3; expected text"),
-        ([{"title": "t", "context": "c"}], "passage 0: field 'questions' is missing"),
-        ([{"title": "t", "context": "c", "questions": []}], "passage 0: field 'questions' is empty"),
-        ([{"title": "t", "context": "c", "questions": "q"}], "'questions' is str 'q'; expected a list"),
+        (["x"], r"\$\[0\]: Expected `object`, got `str`; found 'x'"),
+        (
+            [record(), {"context": "c", "questions": [{"question": "q", "answer": "a"}]}],
+            r"\$\[1\]: Object missing required field `title`; found {'context'",
+        ),
+        ([record(title=" ")], r"\$\[0\]\.title: Expected text that is not blank; found ' '"),
+        ([record(context="")], r"\$\[0\]\.context: Expected text that is not blank; found ''"),
+        ([record(context=3)], r"\$\[0\]\.context: Expected `str`, got `int`; found 3"),
+        ([record(context=None)], r"\$\[0\]\.context: Expected `str`, got `null`; found None"),
+        ([{"title": "t", "context": "c"}], r"\$\[0\]: Object missing required field `questions`"),
+        ([{"title": "t", "context": "c", "questions": []}], r"\$\[0\]\.questions: Expected `array` of length >= 1"),
+        (
+            [{"title": "t", "context": "c", "questions": "q"}],
+            r"\$\[0\]\.questions: Expected `array`, got `str`; found 'q'",
+        ),
         (
             [{"title": "t", "context": "c", "questions": [{"question": "q", "answer": "a"}, {"question": "q"}]}],
-            "passage 0, question 1: field 'answer' is missing",
+            r"\$\[0\]\.questions\[1\]: Object missing required field `answer`",
         ),
         (
             [{"title": "t", "context": "c", "questions": [{"question": "", "answer": "a"}]}],
-            "passage 0, question 0: field 'question' is empty",
+            r"\$\[0\]\.questions\[0\]\.question: Expected text that is not blank",
         ),
         (
             [{"title": "t", "context": "c", "questions": [{"question": "q", "answer": ["a"]}]}],
-            r"passage 0, question 0: field 'answer' is list \['a'\]; expected text",
+            r"\$\[0\]\.questions\[0\]\.answer: Expected `str`, got `array`; found \['a'\]",
         ),
-        ([{"title": "t", "context": "c", "questions": ["q"]}], "passage 0, question 0: is str 'q'; expected an object"),
-        ([record(completions="x")], "passage 0: field 'completions' is str 'x'; expected a list"),
-        ([record(completions=["x", 4])], r"passage 0: field 'completions'\[1\] is int 4"),
+        (
+            [{"title": "t", "context": "c", "questions": ["q"]}],
+            r"\$\[0\]\.questions\[0\]: Expected `object`, got `str`; found 'q'",
+        ),
+        ([record(completions="x")], r"\$\[0\]\.completions: Expected `array`, got `str`; found 'x'"),
+        ([record(completions=["x", 4])], r"\$\[0\]\.completions\[1\]: Expected `str`, got `int`; found 4"),
         ([record(), record("B", "b"), record("C")], "passage 2: has the same context as passage 0"),
     ],
 )
@@ -165,6 +177,40 @@ def test_a_file_that_is_not_right_says_where(tmp_path: Path, content: Any, messa
     with pytest.raises(ValueError, match=message) as error:
         load_passages(write(tmp_path, content), "train")
     assert "passages.json" in str(error.value)
+
+
+EDIT = {
+    "stage": "self_edits_round_0", "passage": "tarn-0", "title": "Tarn", "context": "A tarn is a lake.",
+    "completion": "1. It is wet.", "answers": [{"question": "q?", "gold": "a", "after": None}],
+}  # fmt: skip
+
+
+def test_recorded_self_edits_of_a_run(tmp_path: Path):
+    lines = [EDIT, EDIT | {"completion": "2.\u2028Cold."}]  # the latter ends a line of text, but no line of JSON
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "self_edits.jsonl").write_text(text, encoding="utf-8")
+    (passage,) = passages_module.load_recorded(tmp_path)
+    assert passage.questions == (Question("q?", "a"),)
+    assert passage.completions == ("1. It is wet.", "2.\u2028Cold.")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(EDIT)[:-1], r"not JSON: line 1, column \d+: Expecting.*; expected one self-edit a line, {stage, "),
+        ("3", r"\$: Expected `object`, got `int`; found 3"),
+        (json.dumps({**EDIT, "title": None}), r"\$\.title: Expected `str`, got `null`"),
+        (json.dumps({**EDIT, "answers": [3]}), r"\$\.answers\[0\]: Expected `object`, got `int`"),
+        (json.dumps({**EDIT, "answers": [{"question": "q"}]}), r"\$\.answers\[0\]: .* missing required field `gold`"),
+        (json.dumps({**EDIT, "answers": []}), r"\$\.answers: Expected `array` of length >= 1"),
+        (json.dumps({**EDIT, "completion": 3}), r"\$\.completion: Expected `str`, got `int`; found 3"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_recorded_self_edit_that_is_not_right_says_where(tmp_path: Path, line: str, message: str):
+    (tmp_path / "self_edits.jsonl").write_text(f"{json.dumps(EDIT)}\n{line}\n")
+    with pytest.raises(ValueError, match=rf"self_edits\.jsonl: line 2: .*{message}"):
+        passages_module.load_recorded(tmp_path)
 
 
 def test_a_file_that_is_not_text(tmp_path: Path):
@@ -471,10 +517,13 @@ def test_a_prompt_file_of_ones_own(tmp_path: Path):
         ({"raw": "{title}"}, r"'raw' lacks the placeholder {context}; it needs {title}, {context}"),
         ({"raw": "{title} {context} {contxt}"}, r"unknown placeholder {contxt}; did you mean {context}\?"),
         ({"raw": "{title} {context} {zzz}"}, r"unknown placeholder {zzz}; known are"),
-        ({"raw": " "}, "key 'raw' is ' '; expected text"),
-        ({"chat": "-"}, "key 'chat' is missing"),
-        ({"splt": "line"}, "unknown key 'splt'; did you mean 'split'"),
-        ({"split": "word"}, "split is 'word'; expected 'line' or 'question'"),
+        ({"raw": " "}, r"\$\.raw: Expected text that is not blank; found ' '"),
+        (
+            {"chat": "-"},
+            r"\$: Object missing required field `chat`; .* under the keys raw, chat, split \(.*\), keep_after",
+        ),
+        ({"splt": "line"}, r"unknown field `splt`; .* under the keys raw, chat, split \(.*\), keep_after \(optional\)"),
+        ({"split": "word"}, r"\$\.split: Invalid enum value 'word'; .*split \('line' or 'question'\)"),
     ],
 )
 def test_a_prompt_file_that_is_not_right_says_why(tmp_path: Path, changes: dict[str, str], message: str):

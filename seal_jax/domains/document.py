@@ -1,4 +1,4 @@
-"""A document of one's own (Markdown, plain text, PDF) as passages that a model can learn one by one.
+"""A document (Markdown, plain text, PDF) as passages that a model can learn one by one.
 
     read_document(path) -> Document(title, sections) -> passages(document, count=..., budget=...) -> [Passage]
 
@@ -8,27 +8,26 @@ than the budget at sentences, then between words. No word is lost, added or move
 
 from __future__ import annotations
 
-import hashlib
+import io
 import itertools
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from seal_jax.domains.passages import Passage
-from seal_jax.domains.records import slug
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from seal_jax.domains.passages import Passage, identify, slug
 
 TEXT, PDF = (".md", ".markdown", ".txt"), ".pdf"
 MOST_TEXT = 4 * 2**20  # bytes of a text: some 700,000 words, more than one adapter learns
 MOST_PDF = 64 * 2**20  # bytes of a PDF, pictures included
 
-_FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
-_HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
-_UNDERLINE = re.compile(r"^ {0,3}(=+|-+)[ \t]*$")
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable("table")
 _METADATA = re.compile(r"\s|-\s|#|$|[^\s:]+\s*:")  # how a line of YAML begins: indented, an item, a comment, a key
-_CODE = re.compile(r"`([^`]+)`")
-_HELD = re.compile("\x1a(\\d+)\x1a")  # stands for a piece of code; a text that was decoded has no such character
 _ITEM = re.compile(r"^\s*(?:[-*+•|>]|\d{1,3}[.)])\s*\S")  # a list item, a quotation or a row of a table: its own line
 _RULE = re.compile(r"^[\s|:*_=-]*$")  # a horizontal rule, the line under the head of a table
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+")
@@ -137,9 +136,6 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
             f"{file}: reading a .pdf needs pypdf, which is not installed: pip install 'seal_jax[pdf]'; or save the "
             "document as .txt"
         ) from error
-    import io
-    import logging
-
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity it mends
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
@@ -165,25 +161,25 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
 def parse(text: str, *, name: str, markdown: bool) -> Document:
     """A text as sections. `name` is the title where no top heading gives one.
 
-    Of Markdown the headings are read, `# so` and underlined; comments, pictures and addresses of links are left out.
+    In Markdown, headings are read in both forms, `# Heading` and underlined; comments, pictures and addresses of links
+    are left out.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
     if not markdown:
         return Document(name, (Section(name, tuple(_units(text))),))
-    text = re.sub(r"<!--.*?-->", "", _without_metadata(text), flags=re.DOTALL)
-    found = list(_headings(text))
-    top = min((level for level, _, _ in found if level), default=0)
-    tops = [heading for level, heading, _ in found if level == top and heading]
+    before, end, after = _without_metadata(text).rpartition("-->")  # past which no comment ends
+    parts = _parts(re.sub(r"<!--.*?-->", "", before + end, flags=re.DOTALL) + after)
+    top = min((part.level for part in parts if part.level), default=0)
+    tops = [part.heading for part in parts if part.level == top and part.heading]
     title = tops[0] if len(tops) == 1 else name  # of several, none is the document's
-    path: list[tuple[int, str]] = []
+    path: list[_Part] = []
     sections = []
-    for level, heading, body in found:
-        if level:
-            path = [*(pair for pair in path if pair[0] < level), (level, heading)]
-        units = tuple(_units(body))
-        if units:
-            names = [heading for _, heading in path if heading]
-            sections.append(Section(": ".join(names) if names else title, units))
+    for part in parts:
+        if part.level:
+            path = [*(above for above in path if above.level < part.level), part]
+        if part.units:
+            names = [above.heading for above in path if above.heading]
+            sections.append(Section(": ".join(names) if names else title, tuple(part.units)))
     return Document(title, tuple(sections))
 
 
@@ -199,76 +195,61 @@ def _without_metadata(text: str) -> str:
     return text
 
 
-def _headings(text: str) -> Iterator[tuple[int, str, str]]:
-    """(level, heading, the plain text that follows it), in order; level 0 for what comes before the first.
-
-    Code between fences is no heading and stays as it is, four blanks before each line.
-    """
-    level, heading, body = 0, "", []
-    fence = before = ""
-    for line in text.split("\n"):
-        mark = _FENCE.match(line)
-        if mark and not fence:
-            fence = mark[1]
-            continue
-        if fence:
-            if mark and mark[1][0] == fence[0] and len(mark[1]) >= len(fence):
-                fence = ""
-                continue
-            body.append(f"    {line}")
-            continue
-        hashed, underline = _HEADING.match(line), _UNDERLINE.match(line)
-        if hashed:
-            yield level, heading, "\n".join(body)
-            level, heading, body = len(hashed[1]), _inline(hashed[2]), []
-        elif underline and body and body[-1].strip() and not _ITEM.match(body[-1]) and len(_last_block(body)) == 1:
-            body.pop()
-            yield level, heading, "\n".join(body)
-            level, heading, body = (1 if "=" in underline[1] else 2), _inline(before.strip()), []
-        else:
-            body.append(_inline(line))
-        before = line
-    yield level, heading, "\n".join(body)
+class _Part(NamedTuple):
+    level: int  # of its heading; 0 for what comes before the first
+    heading: str
+    units: list[str]
 
 
-def _last_block(lines: Sequence[str]) -> list[str]:
-    """The lines since the last blank one."""
-    block: list[str] = []
-    for line in reversed(lines):
-        if not line.strip():
-            break
-        block.append(line)
-    return block
+def _parts(text: str) -> list[_Part]:
+    """Markdown cut at its headings: paragraphs, list items, rows of tables and lines of code as plain text."""
+    parts = [_Part(0, "", [])]
+    mark = ""  # of the list items and quotations that begin with the next unit
+    row: list[str] = []
+    for before, token in itertools.pairwise([Token("", "", 0), *_MARKDOWN.parse(text)]):
+        units: list[str] = []
+        if token.type == "list_item_open":
+            mark += f"{token.info}{token.markup} "
+        elif token.type == "blockquote_open":
+            mark += "> "
+        elif token.type in ("list_item_close", "blockquote_close"):
+            mark = ""  # of an empty one
+        elif token.type == "inline" and before.tag in ("th", "td"):
+            row.append(_plain(token))
+        elif token.type == "tr_close":
+            units, row = [f"| {' | '.join(row)} |"] if any(row) else [], []
+        elif token.type in ("fence", "code_block"):
+            units = [" ".join(line.split()) for line in token.content.split("\n") if not _RULE.match(line)]
+        elif (
+            token.type == "inline" and before.type == "heading_open" and not before.level and "\n" not in token.content
+        ):
+            parts.append(_Part(int(before.tag[1]), _plain(token), []))
+        elif token.type == "inline":
+            units = list(_units(_plain(token)))
+        if units:
+            parts[-1].units.extend([mark + units[0], *units[1:]])
+            mark = ""
+    return parts
 
 
-def _inline(line: str) -> str:
-    """A line of Markdown without pictures, addresses of links, emphasis and marks of code. Code stays as it is."""
-    held = _CODE.findall(line)
-    numbers = itertools.count()
-    line = _CODE.sub(lambda match: f"\x1a{next(numbers)}\x1a", line)
-    line = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", line)
-    line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", line)
-    line = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", line)
-    line = re.sub(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])", r"\1", line)
-    return _HELD.sub(lambda match: held[int(match[1])], line).rstrip()
+def _plain(inline: Token) -> str:
+    """Text without pictures, addresses of links, emphasis and marks of code."""
+    pieces = [child for child in inline.children or () if child.type != "image"]
+    return "".join("\n" if piece.tag == "br" else piece.content for piece in pieces)
 
 
 def _units(text: str) -> Iterator[str]:
-    """Paragraphs on one line each; items of a list, rows of a table and lines of code each for themselves."""
+    """Paragraphs on one line each; items of a list and rows of a table each for themselves."""
     for block in re.split(r"\n[ \t]*\n", text):
-        lines: list[str] = []
-        ruled = False
+        units: list[list[str]] = []  # the lines of each
+        ruled = True
         for line in block.split("\n"):
-            if _RULE.match(line):
-                ruled = True
-                continue
-            joined = " ".join(line.split())
-            if lines and not ruled and not _ITEM.match(line) and not line.startswith("    "):
-                lines[-1] += f" {joined}"  # a paragraph, or an item, goes on
-            else:
-                lines.append(joined)
-            ruled = False
-        yield from lines
+            if not _RULE.match(line):
+                if ruled or _ITEM.match(line) or line.startswith("    "):
+                    units.append([])
+                units[-1] += line.split()  # a paragraph, or an item, goes on
+            ruled = bool(_RULE.match(line))
+        yield from (" ".join(words) for words in units)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,19 +274,25 @@ def passages(document: Document, *, count: Callable[[str], int], budget: int) ->
         even = total / math.ceil(total / budget)  # so that no short rest is left at the end
         for text in _packed(pieces, count, budget, even):
             if _LETTER.search(text) and (section.title, text) not in found:
-                found[section.title, text] = Passage(_identify(section.title, text), section.title, text, ())
+                found[section.title, text] = _passage(section.title, text)
     return list(found.values())
 
 
+def _passage(title: str, text: str) -> Passage:
+    return Passage(identify(slug(title)[-40:], f"{title}\n{text}"), title, text, ())
+
+
 def _packed(pieces: Sequence[str], count: Callable[[str], int], budget: int, even: float) -> Iterator[str]:
-    """Neighbours joined while they fit and the passage is not long enough yet."""
-    text = ""
+    """Joins neighbouring pieces until a passage is long enough or the next piece does not fit."""
+    text, size = "", 0
     for piece in pieces:
         longer = (text + piece).strip()
-        if text and (count(text) >= 0.95 * even or count(longer) > budget):
+        grown = count(longer)
+        if text and (size >= 0.95 * even or grown > budget):
             yield text
             longer = piece.strip()
-        text = longer
+            grown = count(longer)
+        text, size = longer, grown
     if text:
         yield text
 
@@ -330,10 +317,3 @@ def sentences(text: str) -> list[str]:
     """Each with the closing quotation marks that belong to it."""
     ends = [match.end() for match in _SENTENCE.finditer(text)]
     return [text[a:b].strip() for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if text[a:b].strip()]
-
-
-def _identify(title: str, text: str) -> str:
-    """Readable and unique, as other passages' ids are."""
-    name = slug(title)[-40:].strip("-") or "passage"
-    content = f"{title}\n{text}"
-    return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
+import msgspec
 import numpy as np
 
-from seal_jax.domains.records import describe, field, list_field, slug, text_field
+from seal_jax.domains.records import Text, decode
 
+T = TypeVar("T")
 Split = Literal["train", "held_out"]
 
 INVENTED = Path(__file__).parent / "data" / "invented.json"
-NAMED_SOURCES = ("invented", "squad", "tfds:squad")
-SPLIT_SOURCES = ("invented", "squad", "tfds:squad")  # sources that come with held-out passages
+SPLIT_SOURCES = ("invented", "squad", "tfds:squad")  # all of them come with held-out passages
 PUBLISHED_SPLITS = {"train": "train", "held_out": "validation"}  # what SQuAD's publishers call our splits
+FORM = "[{title, context, questions: [{question, answer}], completions?: [text]}]"
 TFDS_DOWNLOADS_FROM = "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v1.1.json"
 
 
@@ -45,6 +48,42 @@ class Passage(NamedTuple):
     completions: tuple[str, ...] = ()  # self-edits recorded by another run, if the file holds any
 
 
+_NOT_EMPTY = msgspec.Meta(min_length=1)
+
+
+class _QuestionRecord(msgspec.Struct):
+    question: Text
+    answer: Text
+
+
+class _PassageRecord(msgspec.Struct):
+    """A passage of the reference's format."""
+
+    title: Text
+    context: Text
+    questions: Annotated[list[_QuestionRecord], _NOT_EMPTY]  # without one there is no reward
+    completions: list[str] = []
+
+
+class _InventedRecord(_PassageRecord, kw_only=True):
+    split: Split
+
+
+class _AnswerRecord(_QuestionRecord, rename={"answer": "gold"}):
+    answer: Text  # declared again: what is inherited is not renamed
+
+
+class _SelfEditRecord(msgspec.Struct):
+    """A line of self_edits.jsonl; what else it holds is not needed here."""
+
+    stage: Text
+    passage: Text
+    title: Text
+    context: Text
+    completion: str
+    answers: Annotated[list[_AnswerRecord], _NOT_EMPTY]
+
+
 def load_passages(source: str, split: Split) -> list[Passage]:
     """Loads the passages of one split, in the order of their source.
 
@@ -56,30 +95,42 @@ def load_passages(source: str, split: Split) -> list[Passage]:
       split: `train` or `held_out`. A file has no splits: it is returned whole, so slice it (see `shuffled`).
 
     Raises:
-      FileNotFoundError: no such file, or the data set is neither cached nor to be had from here.
-      ValueError: the file is not what it should be; says where (index, field) and what was expected.
+      FileNotFoundError: no such file, or the data set is neither cached nor can be downloaded.
+      ValueError: the file is not as expected; says the path in it, what was found and what was expected.
     """
     if split not in PUBLISHED_SPLITS:
         raise ValueError(f"split is {split!r}; expected 'train' or 'held_out'")
     if source == "invented":
-        records = _read_json(INVENTED)
-        return _check_records([r for r in records if r["split"] == split], str(INVENTED))
-    if source == "squad":
-        return _group_by_context(_squad_from_hub(PUBLISHED_SPLITS[split]), source)
-    if source == "tfds:squad":
-        return _group_by_context(_squad_from_tfds(PUBLISHED_SPLITS[split]), source)
-    return _check_records(_read_json(_find_file(source)), source)
+        records = decode(INVENTED.read_bytes(), list[_InventedRecord], source, FORM)
+        return _passages([record for record in records if record.split == split], source)
+    if source in SPLIT_SOURCES:
+        return _group_by_context(_squad(source, PUBLISHED_SPLITS[split]), source)
+    return _passages(decode(_find_file(source).read_bytes(), list[_PassageRecord], source, FORM), source)
+
+
+def load_questions(path: Path, where: str) -> tuple[Question, ...]:
+    """Reads an exam, `[{question, answer}]`. Errors begin with `where`.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is not as expected; says the path in it, what was found and what was expected.
+    """
+    form = "[{question, answer}], at least one"
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: no such file; expected JSON, {form}")
+    kind = Annotated[list[_QuestionRecord], _NOT_EMPTY]
+    return _questions(decode(path.read_bytes(), kind, where, form))
 
 
 def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
     """Passages with recorded self-edits: a file of the reference's format, or the folder of a finished run.
 
-    Of a run folder, `self_edits.jsonl` lends the self-edits of `stage` ("self_edits_round_1", "round 1"), by default of
-    its last evaluation on held-out passages.
+    Of a run folder, the self-edits of `stage` ("self_edits_round_1", "round 1") are read from `self_edits.jsonl`; by
+    default those of its last evaluation on held-out passages.
 
     Raises:
       FileNotFoundError: no such file, or a folder without self_edits.jsonl.
-      ValueError: the file is not what it should be, or the run has no such stage; says which it has.
+      ValueError: the file is not as expected, or the run has no such stage; says which stages it has.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -87,34 +138,21 @@ def load_recorded(path: str | Path, stage: str | None = None) -> list[Passage]:
     file = folder / "self_edits.jsonl"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no self_edits.jsonl; expected the folder of a run, or a JSON file")
-    by_stage: dict[str, dict[str, dict[str, Any]]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    form = "one self-edit a line, {stage, passage, title, context, completion, answers: [{question, gold}]}"
+    by_stage: dict[str, dict[str, _PassageRecord]] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         where = f"{file}: line {number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error.msg}; expected one object a line") from error
-        of_stage = by_stage.setdefault(text_field(entry, "stage", where), {})
-        record = of_stage.setdefault(
-            text_field(entry, "passage", where),
-            {
-                "title": text_field(entry, "title", where),
-                "context": text_field(entry, "context", where),
-                "questions": [
-                    {"question": answer.get("question"), "answer": answer.get("gold")}
-                    for answer in list_field(entry, "answers", where)
-                ],
-                "completions": [],
-            },
-        )
-        record["completions"].append(field(entry, "completion", where))
+        edit = decode(line, _SelfEditRecord, where, form)
+        of_stage = by_stage.setdefault(edit.stage, {})
+        record = of_stage.setdefault(edit.passage, _PassageRecord(edit.title, edit.context, [*edit.answers]))
+        record.completions.append(edit.completion)
     evaluations = [name for name in by_stage if name.startswith("self_edits_round_")]
     chosen = stage or (evaluations[-1] if evaluations else None)
     if chosen not in by_stage:
         raise ValueError(
             f"{file}: no self-edits of stage {chosen!r}; it has {', '.join(map(repr, by_stage)) or 'none'}"
         )
-    return _check_records(list(by_stage[chosen].values()), str(file))
+    return _passages(list(by_stage[chosen].values()), str(file))
 
 
 def recorded_together(paths: Iterable[str | Path]) -> list[Passage]:
@@ -129,12 +167,23 @@ def recorded_together(paths: Iterable[str | Path]) -> list[Passage]:
     return list(together.values())
 
 
-def shuffled(passages: Sequence[Passage], seed: int) -> list[Passage]:
-    """The passages in an order that depends on the seed alone.
+def shuffled(tasks: Sequence[T], seed: int) -> list[T]:
+    """Passages, or other tasks, in an order that depends on the seed alone.
 
-    Rounds take disjoint slices of it, `[start : start + n]`, so that each sees fresh passages, as in the paper.
+    Rounds take disjoint slices of it, `[start : start + n]`, so that each sees fresh tasks, as in the paper.
     """
-    return [passages[i] for i in np.random.default_rng(seed).permutation(len(passages))]
+    return [tasks[i] for i in np.random.default_rng(seed).permutation(len(tasks))]
+
+
+def identify(name: str, content: str) -> str:
+    """A readable and unique id: a name, and a hash of the content, because many passages share a title."""
+    return f"{name.strip('-') or 'passage'}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def slug(text: str) -> str:
+    """A text as part of an id: lower-case letters and digits, hyphens between."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def _find_file(source: str) -> Path:
@@ -145,121 +194,82 @@ def _find_file(source: str) -> Path:
         raise FileNotFoundError(
             f"{source} is a folder; expected a JSON file of passages, such as {source}/passages.json"
         )
-    close = difflib.get_close_matches(source, NAMED_SOURCES, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(NAMED_SOURCES)}, or an existing file"
+    close = difflib.get_close_matches(source, SPLIT_SOURCES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(SPLIT_SOURCES)}, or an existing file"
     raise FileNotFoundError(f"no data set and no file is called {source!r}: {hint}")
 
 
-def _read_json(path: Path) -> list[Any]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save the passages as UTF-8 JSON") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}; "
-            "expected [{title, context, questions: [{question, answer}]}] (JSON lines are not read)"
-        ) from error
-    if not isinstance(records, list):
-        raise ValueError(
-            f"{path}: found a JSON {type(records).__name__}; expected a list of passages, "
-            "[{title, context, questions: [{question, answer}]}]"
-        )
-    return records
-
-
-def _check_records(records: Sequence[Any], source: str) -> list[Passage]:
-    """Records of the reference's format -> passages. Fields it does not know are ignored."""
+def _passages(records: Sequence[_PassageRecord], source: str) -> list[Passage]:
     if not records:
         raise ValueError(f"{source}: no passages; expected at least one")
     passages: list[Passage] = []
     first_index: dict[str, int] = {}  # context -> the passage that had it first
     for i, record in enumerate(records):
-        where = f"{source}: passage {i}"
-        title = text_field(record, "title", where)
-        context = text_field(record, "context", where)
-        questions = tuple(
-            Question(
-                text_field(entry, "question", f"{where}, question {j}"),
-                text_field(entry, "answer", f"{where}, question {j}"),
-            )
-            for j, entry in enumerate(list_field(record, "questions", where))
-        )
-        if not questions:
-            raise ValueError(f"{where}: field 'questions' is empty; a passage without questions has no reward")
-        completions = list_field(record, "completions", where) if "completions" in record else []
-        for j, completion in enumerate(completions):
-            if not isinstance(completion, str):
-                raise ValueError(f"{where}: field 'completions'[{j}] is {describe(completion)}; expected text")
-        if context in first_index:
+        title, context = record.title.strip(), record.context.strip()
+        first = first_index.setdefault(context, i)
+        if first < i:
             raise ValueError(
-                f"{where}: has the same context as passage {first_index[context]}; remove one, or join their questions"
+                f"{source}: passage {i}: has the same context as passage {first}; remove one, or join their questions"
             )
-        first_index[context] = i
-        passages.append(Passage(_passage_id(title, context), title, context, questions, tuple(completions)))
+        name = identify(slug(title)[:40], context)
+        passages.append(Passage(name, title, context, _questions(record.questions), tuple(record.completions)))
     return passages
 
 
-def _passage_id(title: str, context: str) -> str:
-    """A hash of the context, because many passages share a title and results must not overwrite each other."""
-    name = slug(title)[:40].strip("-") or "passage"
-    return f"{name}-{hashlib.sha256(context.encode()).hexdigest()[:8]}"
+def _questions(records: Sequence[_QuestionRecord]) -> tuple[Question, ...]:
+    return tuple(Question(record.question.strip(), record.answer.strip()) for record in records)
 
 
 def _group_by_context(rows: Iterable[Mapping[str, Any]], source: str) -> list[Passage]:
     """SQuAD's rows, one a question (`title`, `context`, `question`, `answers`), -> passages in order of appearance.
 
     Of several gold answers the first is kept, as in the paper's code. Rows without an answer or with a blank
-    question are the publisher's, not the user's to mend: they are left out.
+    question cannot be mended by the user: they are left out.
     """
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, _PassageRecord] = {}
     for row in rows:
         title = unquote(_decode(row["title"])).replace("_", " ")  # a title is the end of a Wikipedia address
         context, question = _decode(row["context"]).strip(), _decode(row["question"]).strip()
         answers = [_decode(text).strip() for text in row["answers"]["text"]]
         if question and answers and answers[0]:
-            record = records.setdefault(context, {"title": title, "context": context, "questions": []})
-            record["questions"].append({"question": question, "answer": answers[0]})
-    return _check_records(list(records.values()), source)
+            record = records.setdefault(context, _PassageRecord(title, context, []))
+            record.questions.append(_QuestionRecord(question, answers[0]))
+    return _passages(list(records.values()), source)
 
 
 def _decode(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)  # tensorflow-datasets gives bytes
 
 
-def _squad_from_hub(split: str) -> Iterable[Mapping[str, Any]]:
-    import datasets
+def _squad(source: str, split: str) -> Iterable[Mapping[str, Any]]:
+    """SQuAD's rows as published, through Hugging Face datasets or tensorflow-datasets."""
+    if source == "squad":
+        import datasets
 
-    try:
-        return datasets.load_dataset("rajpurkar/squad", split=split)
-    except Exception as error:  # the hub, its cache and http each raise their own, unrelated classes
-        raise _not_to_be_had("squad", "rajpurkar/squad", datasets.config.HF_CACHE_HOME, error) from error
+        name, cache = "rajpurkar/squad", datasets.config.HF_CACHE_HOME
+    else:
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise ValueError(
+                "tfds:squad needs tensorflow-datasets, which is not installed: pip install 'seal_jax[tfds]'; or use "
+                "--data squad, the same data from the hub"
+            ) from None
 
-
-def _squad_from_tfds(split: str) -> Iterable[Mapping[str, Any]]:
+        name, cache = "SQuAD (tensorflow-datasets)", tfds.core.constants.DATA_DIR
     try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise ValueError(
-            "tfds:squad needs tensorflow-datasets, which is not installed: pip install 'seal_jax[tfds]'; or use "
-            "--data squad, the same data from the hub"
-        ) from None
-    try:
+        if source == "squad":
+            return datasets.load_dataset(name, split=split)
         builder = tfds.builder("squad")
         if not builder.is_prepared():
             urlopen(Request(TFDS_DOWNLOADS_FROM, method="HEAD"), timeout=20).close()  # else it retries for minutes
             builder.download_and_prepare(file_format="array_record")  # the format that is read without TensorFlow
         return builder.as_data_source(split)
-    except Exception as error:  # as above
-        folder = tfds.core.constants.DATA_DIR
-        raise _not_to_be_had("tfds:squad", "SQuAD (tensorflow-datasets)", str(folder), error) from error
-
-
-def _not_to_be_had(source: str, name: str, cache: str, error: Exception) -> FileNotFoundError:
-    reason = str(error).strip().split("\n")[0] or "no reason given"
-    return FileNotFoundError(
-        f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
-        f'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
-        f"load_passages('{source}', 'train')\", and copy {cache} here; or use a JSON file of your own, --data FILE; "
-        "or the demo preset, whose data is embedded."
-    )
+    except Exception as error:  # the hubs, their caches and http each raise their own, unrelated classes
+        reason = str(error).strip().split("\n")[0] or "no reason given"
+        raise FileNotFoundError(
+            f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
+            'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
+            f"load_passages('{source}', 'train')\", and copy {cache} here; or use your own JSON file, --data FILE; "
+            "or the demo preset, whose data is embedded."
+        ) from error

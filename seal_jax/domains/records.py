@@ -1,53 +1,65 @@
-"""Records read from JSON, a field at a time: what is not as expected is named, with where it stands."""
+"""Records read from JSON through their types: what is not as expected is named, with the file and the path in it."""
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
-from typing import Any
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
 
 
-def field(record: Any, name: str, where: str) -> Any:
-    """A field of an object.
+def decode(content: bytes, kind: type[T], where: str, form: str) -> T:
+    """JSON as a `kind`.
 
     Raises:
-      ValueError: no object, or none with this field; begins with `where`. So do the errors of the others here.
+      ValueError: not UTF-8, not JSON, an object that has a name twice, or what `convert` raises; begins with `where`.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: is {describe(record)}; expected an object with a field '{name}'")
-    if name not in record:
-        raise ValueError(f"{where}: field '{name}' is missing; found {', '.join(map(repr, record)) or 'no field'}")
-    return record[name]
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8 JSON: {form}") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ValueError(f"{where}: not JSON: {place}; expected {form}") from error
+    except (ValueError, RecursionError) as error:  # a name twice, a number of thousands of digits, nested too deeply
+        raise ValueError(f"{where}: not as expected: {error}; expected {form}") from error
+    return convert(value, kind, where, form)
 
 
-def text_field(record: Any, name: str, where: str) -> str:
-    """A field that holds text, without the blanks around it."""
-    value = field(record, name, where)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: field '{name}' is {describe(value)}; expected text")
-    if not value.strip():
-        raise ValueError(f"{where}: field '{name}' is empty; expected text")
-    return value.strip()
+def convert(value: Any, kind: type[T], where: str, form: str) -> T:
+    """A value read from JSON or TOML as a `kind`. Fields that it does not have are ignored unless it forbids them.
 
-
-def list_field(record: Any, name: str, where: str, *, of: str = "", shape: str = "") -> list[Any]:
-    """A field that holds a list; with `of`, which says of what (and of which shape), one that is not empty."""
-    value = field(record, name, where)
-    if not isinstance(value, list):
-        entries = f" of {of}s {shape}".rstrip() if of else ""
-        raise ValueError(f"{where}: field '{name}' is {describe(value)}; expected a list{entries}")
-    if of and not value:
-        raise ValueError(f"{where}: field '{name}' is empty; expected at least one {of} {shape}".rstrip())
-    return value
+    Raises:
+      ValueError: says `where`, the path of what is wrong (`$[3].questions[0].answer`), what was found, and the `form`
+        that was expected.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of half a surrogate pair
+        said, _, path = str(error).replace(r"`str` matching regex '\\S'", "text that is not blank").partition(" - at `")
+        path = path.rstrip("`") or "$"
+        found = value
+        for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+            found = found[name or int(index)]
+        raise ValueError(f"{where}: {path}: {said}; found {describe(found)}. Expected {form}") from error
 
 
 def describe(value: Any) -> str:
-    """A value's type, and as much of it as a sentence has room for."""
-    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else f"of {value.bit_length()} bits"
-    return f"{type(value).__name__} {shown if len(shown) <= 40 else shown[:37] + '...'}"
+    """As much of a value as a sentence has room for."""
+    shown = reprlib.repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
 
 
-def slug(text: str) -> str:
-    """A text as part of an id: lower-case letters and digits, hyphens between."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+def _without_duplicates(items: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    found = dict(items)
+    if len(found) < len(items):
+        names = [name for name, _ in items]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"an object has the name {twice!r} twice")
+    return found

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from seal_jax.domains.passages import SPLIT_SOURCES, Passage, Question, load_passages, shuffled
-from seal_jax.domains.templates import fill, load_template, read_toml, template_of
+from seal_jax.domains.records import Text
+from seal_jax.domains.templates import Templates, fill, load_template, read_templates
 from seal_jax.types import Domain, Example, Grade, Query, SelfEdit, Style, by_query
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
 
 PROMPT_FOLDER = Path(__file__).parent / "prompts" / "squad"
 QUESTION_FILE = PROMPT_FOLDER / "question.toml"
+Split = Literal["line", "question"]  # where one training sequence ends and the next begins
 MAX_EXAMPLES = 30  # training sequences of a self-edit, the passage included; paper's code: 30 besides the passage
 
 
@@ -46,8 +48,14 @@ class Prompts(NamedTuple):
     style: Style  # raw: text to be continued by a base model; chat: a user's message to an instruct model
     self_edit: str  # with {title} and {context}
     question: str  # with {title} and {question}
-    split: Literal["line", "question"]  # where one training sequence ends and the next begins
+    split: Split
     keep_after: str | None = None  # train only on what follows this heading (the conclusions of a chain of thought)
+
+
+class _SelfEditTemplates(Templates, kw_only=True):
+    form: ClassVar[str] = "raw, chat, split ('line' or 'question'), keep_after (optional)"
+    split: Split
+    keep_after: Text | None = None
 
 
 def prompt_variants() -> list[str]:
@@ -56,7 +64,7 @@ def prompt_variants() -> list[str]:
 
 
 def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Path = QUESTION_FILE) -> Prompts:
-    """Loads a self-edit prompt, by name (`implications`) or from a file of your own, and the question prompt.
+    """Loads a self-edit prompt, by name (`implications`) or from your own file, and the question prompt.
 
     A self-edit prompt file holds `raw` and `chat` texts with the placeholders {title} and {context}, `split`
     ("line": a training sequence a line; "question": one a numbered question with its answer) and perhaps `keep_after`.
@@ -67,17 +75,9 @@ def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Pa
       ValueError: not TOML, a key or placeholder that is missing or unknown; says which file and which key.
     """
     path = _prompt_file(name_or_path)
-    table = read_toml(path, required=frozenset({"split"}), optional=frozenset({"keep_after"}))
-    if table["split"] not in ("line", "question"):
-        raise ValueError(f"{path}: split is {table['split']!r}; expected 'line' or 'question'")
-    return Prompts(
-        name=path.stem,
-        style=style,
-        self_edit=template_of(table, style, ("title", "context"), path),
-        question=load_template(question_path, style, "title", "question"),
-        split=table["split"],
-        keep_after=table.get("keep_after"),
-    )
+    template, file = read_templates(path, style, ("title", "context"), _SelfEditTemplates)
+    question = load_template(question_path, style, "title", "question")
+    return Prompts(path.stem, style, template, question, file.split, file.keep_after)
 
 
 def make_domain(
@@ -117,7 +117,7 @@ def make_query(render: Callable[[str], str], template: str, title: str, question
 def parse(
     passage: Passage,
     completion: str,
-    split: Literal["line", "question"] = "line",
+    split: Split = "line",
     keep_after: str | None = None,
     max_examples: int = MAX_EXAMPLES,
     include_passage: bool = True,
@@ -177,16 +177,14 @@ def _after_heading(text: str, heading: str) -> str:
 
 
 def _prompt_file(name_or_path: str | Path) -> Path:
-    path = PROMPT_FOLDER / f"{name_or_path}.toml"
-    if str(name_or_path) in prompt_variants():
-        return path
-    path = Path(name_or_path).expanduser()
+    variants, path = prompt_variants(), Path(name_or_path).expanduser()
+    if str(name_or_path) in variants:
+        return PROMPT_FOLDER / f"{name_or_path}.toml"
     if path.is_file():
         return path
-    variants = prompt_variants()
     close = difflib.get_close_matches(str(name_or_path), variants, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise FileNotFoundError(
         f"no prompt and no file is called {str(name_or_path)!r}: {hint}The variants are {', '.join(variants)}; "
-        f"a file of your own is best begun as a copy of {PROMPT_FOLDER / 'implications.toml'}"
+        f"begin your own file as a copy of {PROMPT_FOLDER / 'implications.toml'}"
     )

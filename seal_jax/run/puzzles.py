@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from seal_jax.domains.arc import domain as arc
 from seal_jax.domains.arc import prompts, self_edits, tasks
+from seal_jax.domains.arc.grids import Split, Task
+from seal_jax.domains.arc.results import grids_of, what_failed, what_was_chosen
 from seal_jax.domains.arc.self_edits import Choice
-from seal_jax.domains.arc.tasks import Task
 from seal_jax.engine import batching
 from seal_jax.engine.constrained import compile_pattern
 from seal_jax.engine.training import Shapes
 from seal_jax.run import plan
 from seal_jax.run.plan import Most, Stage
-from seal_jax.run.session import Model, Prepared
-from seal_jax.seal.rewards import gold_tokens
-from seal_jax.types import Domain, require_at_least
+from seal_jax.run.session import Model, Prepared, Session
+from seal_jax.seal import evaluation
+from seal_jax.seal.rewards import Score, Trial, gold_tokens
+from seal_jax.types import Domain, SelfEdit, require_at_least
 
 LARGEST = Choice(True, True, True, True, "all_tokens", 1e-4, 1)  # the largest training set there is
 
@@ -60,7 +63,7 @@ def choose(config: Any) -> Puzzles:
     outer, asked = config.outer, config.evaluation.tasks
     inputs: list[Any] = [prompts.load_prompts("raw"), prompts.load_prompts("chat")]
 
-    def read(split: tasks.Split) -> list[Task]:
+    def read(split: Split) -> list[Task]:
         found = tasks.load_tasks(config.data, split)
         if config.tasks == "paper":
             found = tasks.by_id(found, tasks.PAPER_TASKS[split])
@@ -201,3 +204,40 @@ def measure(config: Any, data: Puzzles, model: Model, domain: Domain, texts: pro
         gold_width=batching.round_up(longest_gold, 8),
     )
     return shapes, batching.round_up(longest_prompt, 8)
+
+
+class Shown(NamedTuple):
+    """One stage of the run on the evaluation tasks."""
+
+    name: str
+    label: str
+    trials: list[list[Trial]]  # [P][E]
+    free: list[list[SelfEdit]] | None = None  # what was written without the constraint
+
+
+def report(
+    stages: Sequence[Shown], base: Sequence[Score], held_out: Sequence[Task], here: Session
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the result (solved of tried, with Wilson's interval), and the tables and grids of its page."""
+    in_context = "In-context learning"
+    compared = [evaluation.base_stage(base, in_context)]
+    compared += [evaluation.trained_stage(stage.name, stage.label, stage.trials) for stage in stages]
+    tests = sum(len(task.test) for task in held_out)
+    rows = evaluation.rows(compared, held_out, tests, seed=here.config.seed)
+    tried = [base, *(evaluation.scores_by_seed(stage.trials) for stage in stages)]
+    completions, problems = {}, {}
+    for stage in stages:
+        completions[stage.label] = [trial.edit.completion for row in stage.trials for trial in row]
+        problems[stage.label] = [trial.problem for row in stage.trials for trial in row]
+        free = [edit.problem for row in stage.free or () for edit in row]
+        problems[f"{stage.label}: sampled freely, not trained"] = free
+    scores = {in_context: base} | {stage.label: [row[0].scores[0] for row in stage.trials] for stage in stages}
+    texts = prompts.load_prompts(here.writer.style)
+    queries = [here.loop.domain.queries(task) for task in held_out]
+    attempts = {
+        label: [arc.attempts(texts, asked, score.answers) for asked, score in zip(queries, of_stage, strict=True)]
+        for label, of_stage in scores.items()
+    }
+    tables = what_was_chosen(completions, here.config.training_set.bounds), what_failed(problems)
+    parts = {"tables": [table for table in tables if table["rows"]], "grids": [grids_of(held_out, attempts)]}
+    return evaluation.with_solved(rows, tried), parts

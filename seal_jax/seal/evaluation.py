@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import RoundLog
 from seal_jax.types import Query, SelfEdit, Task, Verdict
@@ -68,6 +68,23 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
 
 def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
     return paired_bootstrap(before.accuracy, after.accuracy, seed=seed).as_json()
+
+
+def with_solved(table: Sequence[dict[str, Any]], tried: Sequence[Sequence[Score]]) -> list[dict[str, Any]]:
+    """`rows` of tasks that are solved or not: solved of tried (each row's scores), with Wilson's interval."""
+    found = []
+    for row, scores in zip(table, tried, strict=True):
+        solved = sum(verdict is True for score in scores for verdict in score.verdicts)
+        share = wilson(solved, len(scores)).as_json()
+        counts = {"solved": solved, "tried": len(scores), "accuracy": share}
+        found.append(row | {"unit": "task", "interval": "Wilson"} | counts)
+    return found
+
+
+def scores_by_seed(trials: Sequence[Sequence[Trial]]) -> list[Score]:
+    """One score for each self-edit and training seed; one that trained nothing has the same score for every seed."""
+    seeds = max(len(trial.scores) for row in trials for trial in row)
+    return [trial.scores[s % len(trial.scores)] for row in trials for trial in row for s in range(seeds)]
 
 
 def first_and_last(losses: Sequence[float], epochs: int) -> tuple[float | None, float | None]:

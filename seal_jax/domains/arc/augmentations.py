@@ -8,11 +8,11 @@ to a transformed puzzle back to the puzzle that was asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
-from seal_jax.domains.arc.tasks import COLOURS, Grid, Pair, Task, as_grid
+from seal_jax.domains.arc.grids import COLOURS, Grid, Pair, Task, as_grid
 
 MAX_SHIFT = 3  # cells in each direction
 
@@ -20,7 +20,7 @@ MAX_SHIFT = 3  # cells in each direction
 class Augmentation(NamedTuple):
     """A transformation of grids. `inverse(apply(grid))` is the grid, for every grid.
 
-    `apply` may make a side of more than 30 cells (see `tasks.fits`). `inverse` raises ValueError for a grid that
+    `apply` may make a side of more than 30 cells (see `grids.fits`). `inverse` raises ValueError for a grid that
     `apply` never makes, such as a "doubled" one whose cells do not come in pairs. Rotations, flips, transposition,
     shifts and permutations of colours make every grid, so their inverses never raise.
     """
@@ -37,7 +37,7 @@ def basic(rng: np.random.Generator) -> tuple[Augmentation, ...]:
 
 
 def rotate(quarters: int) -> Augmentation:
-    """Rotates by so many quarter turns, anti-clockwise as `numpy.rot90`."""
+    """Rotates by `quarters` quarter turns, anti-clockwise as `numpy.rot90` does."""
     return Augmentation(
         f"rotate_{90 * quarters}",
         lambda grid: as_grid(np.rot90(grid, quarters)),
@@ -72,7 +72,7 @@ def reflect(axis: int, *, mirror_first: bool) -> Augmentation:
 
 
 def scale(rows: int, columns: int, name: str) -> Augmentation:
-    """Repeats every row and every column so many times, each beside itself."""
+    """Repeats every row `rows` times and every column `columns` times, each beside itself."""
 
     def part(grid: Grid) -> Grid:
         return grid[::rows, ::columns]
@@ -81,7 +81,7 @@ def scale(rows: int, columns: int, name: str) -> Augmentation:
 
 
 def tile(rows: int, columns: int, name: str) -> Augmentation:
-    """Puts so many copies of the grid below and beside each other."""
+    """Puts `rows` copies of the grid below each other and `columns` beside each other."""
 
     def part(grid: Grid) -> Grid:
         return grid[: len(grid) // rows, : grid.shape[1] // columns]
@@ -129,19 +129,14 @@ def permute_demonstrations(task: Task, order: Sequence[int]) -> Task:
     return task._replace(train=tuple(task.train[i] for i in order))
 
 
-@overload
-def map_task(task: Task, augmentation: Augmentation) -> Task: ...
-@overload
-def map_task(task: Pair, augmentation: Augmentation) -> Pair: ...
-@overload
-def map_task(task: Sequence[Pair], augmentation: Augmentation) -> tuple[Pair, ...]: ...
-def map_task(task: Task | Pair | Sequence[Pair], augmentation: Augmentation) -> Task | Pair | tuple[Pair, ...]:
-    """Every input and every output transformed alike: of a task, a pair or some pairs."""
-    if isinstance(task, Task):
-        return task._replace(train=map_task(task.train, augmentation), test=map_task(task.test, augmentation))
-    if isinstance(task, Pair):
-        return Pair(augmentation.apply(task.input), augmentation.apply(task.output))
-    return tuple(map_task(pair, augmentation) for pair in task)
+def map_task(task: Task, augmentation: Augmentation) -> Task:
+    """The task with every input and every output transformed alike."""
+    return task._replace(train=map_pairs(task.train, augmentation), test=map_pairs(task.test, augmentation))
+
+
+def map_pairs(pairs: Sequence[Pair], augmentation: Augmentation) -> tuple[Pair, ...]:
+    """The pairs with every input and every output transformed alike."""
+    return tuple(Pair(augmentation.apply(pair.input), augmentation.apply(pair.output)) for pair in pairs)
 
 
 def _with_part(name: str, apply: Callable[[Grid], Grid], part: Callable[[Grid], Grid]) -> Augmentation:

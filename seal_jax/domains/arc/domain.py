@@ -15,11 +15,10 @@ import numpy as np
 
 from seal_jax.domains.arc import inference, prompts, self_edits, training_set
 from seal_jax.domains.arc.augmentations import VIEWS
+from seal_jax.domains.arc.grids import Grid, Pair, Task
 from seal_jax.domains.arc.inference import IDENTITY, View
 from seal_jax.domains.arc.prompts import Prompts
 from seal_jax.domains.arc.self_edits import Bounds, Choice
-from seal_jax.domains.arc.tasks import Grid, Pair, Task
-from seal_jax.engine import batching
 from seal_jax.types import Codec, Domain, Example, Query, SelfEdit, Settings, Verdict, require_at_least
 
 TOO_MANY_STEPS = "too many steps"
@@ -123,9 +122,16 @@ def examples_of(
 
     return training_set.build(
         task, choice, seed=seed, prompt=ask, answer=lambda grid: prompts.grid_text(grid) + codec.end,
-        count_tokens=lambda example: len(batching.tokenize(example, codec).ids),
+        count_tokens=lambda example: _count_tokens(example, codec),
         max_sequence_tokens=training.max_tokens, cap=training.cap,
     )  # fmt: skip
+
+
+def _count_tokens(example: Example, codec: Codec) -> int:
+    """Ids of a sequence as it will be trained on (`batching.tokenize`)."""
+    if not example.prompt:
+        return len(codec.encode(example.completion))
+    return len(codec.encode(example.prompt)) + len(codec.encode_more(example.completion))
 
 
 def attempts(texts: Prompts, queries: Sequence[Query], answers: Sequence[str]) -> list[list[Grid]]:

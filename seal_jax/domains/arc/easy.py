@@ -2,7 +2,7 @@
 
 For tests, and to show on a CPU what training at test time does to a small model: a whole task, demonstrations, test
 input and answer, is some 100 to 150 digits, spaces and line ends. Each task has one answer: whatever rule of this file
-explains its demonstrations gives the same output for its test input.
+explains its demonstrations makes the same output of its test input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from seal_jax.domains.arc import augmentations
-from seal_jax.domains.arc.tasks import COLOURS, SPLITS, Grid, Pair, Split, Task, as_grid
+from seal_jax.domains.arc.augmentations import Augmentation
+from seal_jax.domains.arc.grids import COLOURS, SPLITS, Grid, Pair, Split, Task, as_grid
 
 COUNT = 44  # tasks a split: four of each rule
 PALETTE = 3  # colours of a task's inputs, beside the background
@@ -31,40 +32,38 @@ class Variant(NamedTuple):
     colours: tuple[int, ...] = ()  # that every input of the task holds, else the rule would not be seen
 
 
-def _variants() -> dict[str, tuple[Variant, ...]]:
-    """All variants of each rule."""
-
-    def recoloured(old: int, new: int) -> Callable[[Grid], Grid]:
-        return lambda grid: as_grid(np.where(grid == old, new, grid))
-
-    def swapped(one: int, other: int) -> Callable[[Grid], Grid]:
-        order = list(range(COLOURS))
-        order[one], order[other] = other, one
-        return augmentations.permute_colours(order).apply
-
-    colours = range(1, COLOURS)
-    found: dict[str, list[Variant]] = {
-        "keep": [Variant("keep", augmentations.IDENTITY.apply)],
-        "flip": [Variant("flip", flip.apply) for flip in augmentations.FLIPS],
-        "rotate": [Variant("rotate", rotation.apply) for rotation in augmentations.ROTATIONS],
-        "transpose": [Variant("transpose", augmentations.TRANSPOSE.apply)],
-        "shift": [Variant("shift", augmentations.shift(*by).apply) for by in ((1, 0), (-1, 0), (0, 1), (0, -1))],
-        "mirror": [Variant("mirror", reflection.apply) for reflection in augmentations.REFLECTIONS],
-        "tile": [Variant("tile", tiling.apply) for tiling in augmentations.REPEAT[:2]],
-        "crop": [
-            Variant("crop", lambda grid: as_grid(grid[:1])),
-            Variant("crop", lambda grid: as_grid(grid[-1:])),
-            Variant("crop", lambda grid: as_grid(grid[:, :1])),
-            Variant("crop", lambda grid: as_grid(grid[:, -1:])),
-        ],
-        "fill": [Variant("fill", recoloured(0, new), (0,)) for new in colours],
-        "recolour": [Variant("recolour", recoloured(*pair), pair[:1]) for pair in itertools.permutations(colours, 2)],
-        "swap": [Variant("swap", swapped(*pair), pair) for pair in itertools.combinations(colours, 2)],
-    }
-    return {rule: tuple(variants) for rule, variants in found.items()}
+def _recoloured(old: int, new: int) -> Variant:
+    return Variant("recolour", lambda grid: as_grid(np.where(grid == old, new, grid)), (old,))
 
 
-VARIANTS: Mapping[str, tuple[Variant, ...]] = _variants()
+def _swapped(one: int, other: int) -> Variant:
+    order = list(range(COLOURS))
+    order[one], order[other] = other, one
+    return Variant("swap", augmentations.permute_colours(order).apply, (one, other))
+
+
+def _of(rule: str, *chosen: Augmentation) -> tuple[Variant, ...]:
+    return tuple(Variant(rule, augmentation.apply) for augmentation in chosen)
+
+
+VARIANTS: Mapping[str, tuple[Variant, ...]] = {
+    "keep": _of("keep", augmentations.IDENTITY),
+    "flip": _of("flip", *augmentations.FLIPS),
+    "rotate": _of("rotate", *augmentations.ROTATIONS),
+    "transpose": _of("transpose", augmentations.TRANSPOSE),
+    "shift": _of("shift", *(augmentations.shift(*by) for by in ((1, 0), (-1, 0), (0, 1), (0, -1)))),
+    "mirror": _of("mirror", *augmentations.REFLECTIONS),
+    "tile": _of("tile", *augmentations.REPEAT[:2]),
+    "crop": (
+        Variant("crop", lambda grid: as_grid(grid[:1])),
+        Variant("crop", lambda grid: as_grid(grid[-1:])),
+        Variant("crop", lambda grid: as_grid(grid[:, :1])),
+        Variant("crop", lambda grid: as_grid(grid[:, -1:])),
+    ),
+    "fill": tuple(_recoloured(0, new)._replace(rule="fill") for new in range(1, COLOURS)),
+    "recolour": tuple(_recoloured(*pair) for pair in itertools.permutations(range(1, COLOURS), 2)),
+    "swap": tuple(_swapped(*pair) for pair in itertools.combinations(range(1, COLOURS), 2)),
+}
 RULES = tuple(VARIANTS)
 
 # Sides of inputs, such that no output has a side over 4
@@ -133,7 +132,7 @@ def explanations(task: Task) -> list[Variant]:
 
 
 def has_one_answer(task: Task) -> bool:
-    """Whether all that explains the demonstrations gives the tests' outputs."""
+    """Whether every variant that explains the demonstrations also makes the tests' outputs."""
     return all(
         np.array_equal(variant.apply(pair.input), pair.output) for variant in explanations(task) for pair in task.test
     )

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seal_jax.domains.arc.augmentations import VIEWS, map_task
+from seal_jax.domains.arc.augmentations import VIEWS, map_pairs
+from seal_jax.domains.arc.grids import Grid, Pair, Task
 from seal_jax.domains.arc.prompts import read_grid
-from seal_jax.domains.arc.tasks import Grid, Pair, Task
 
 IDENTITY = "identity"
 CANDIDATES = 3  # that each group of views puts into the pool
@@ -43,7 +43,7 @@ def views(
     """Every test input x every order of the demonstrations x the identity and each of `transformations`; none twice.
 
     The orders are the demonstrations without each one in turn (without `leave_one_out`, or where there is but one: all
-    of them as they stand) and `permutations` random orders of all, as far as there are so many that differ. They follow
+    of them as they stand) and `permutations` random orders of all, or as many as differ. They follow
     from `seed` and the task's id alone, and are the same for every test input and transformation.
 
     Raises:
@@ -73,7 +73,7 @@ def views(
 def prompt_parts(task: Task, view: View) -> tuple[tuple[Pair, ...], Grid, Grid]:
     """What a view shows and expects, all of it transformed: the demonstrations, the test input, the test output."""
     shown = [task.train[i] for i in view.order]
-    *demonstrations, test = map_task([*shown, task.test[view.test]], VIEWS[view.transformation])
+    *demonstrations, test = map_pairs([*shown, task.test[view.test]], VIEWS[view.transformation])
     return tuple(demonstrations), test.input, test.output
 
 

