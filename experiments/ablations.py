@@ -11,9 +11,8 @@ same questions. Cells that differ in learning rate, epochs, rank, alpha or proje
 other fields of the inner loop (batch size, schedule, dropout) need a program each, but share self-edits and base
 answers; what lies outside the inner loop (prompt, model, sampling) is a run of its own, one after another or as jobs.
 
-A cell comes out as if it had been run alone. The page says which one to use and how sure that is; results.csv has every
-figure of it. A larger grid on the same folder keeps the cells that it has. Settings are chosen on the passages that the
-main experiment trains on, so that those it reports on stay unseen (--split held_out for the others).
+The page says which cell to use and how sure that is; results.csv has every figure. A larger grid on the same folder
+keeps the cells that it has. Settings are chosen on the passages that the main experiment trains on (--split).
 """
 
 from __future__ import annotations
@@ -69,15 +68,9 @@ DEMO = Config(
 )
 
 SMOKE = dataclasses.replace(
-    DEMO,
-    preset="smoke",
-    sampling=squad.SMOKE.sampling,
-    answer_tokens=8,
-    max_sequences=4,
-    inner=FineTuning(epochs=1),
-    passages=2,
-    ablation="smoke",
-)
+    DEMO, preset="smoke", sampling=squad.SMOKE.sampling, answer_tokens=8, max_sequences=4, inner=FineTuning(epochs=1),
+    passages=2, ablation="smoke",
+)  # fmt: skip
 
 PRESETS = {
     "demo": Preset(

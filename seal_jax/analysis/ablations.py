@@ -170,9 +170,9 @@ class Findings:
         passages, nats = self.means[self.metric][chosen[0]].passages, measure.scale == 1
         luck = f"{measure.scale * compared.optimism:{measure.form}} {'nats' if nats else 'points'}"
         return (
-            f"{use}. It is the best in {100 * share:.0f} % of {RESAMPLES:,} bootstrap resamples of the {passages} passages: "
-            f"{sure}; {close} of the {len(chosen) - 1} others {'is' if close == 1 else 'are'} not clearly worse. "
-            f"Having been chosen on these passages flatters it by about {luck}. {options}"
+            f"{use}. It is the best in {100 * share:.0f} % of {RESAMPLES:,} bootstrap resamples of the {passages} "
+            f"passages: {sure}; {close} of the {len(chosen) - 1} others {'is' if close == 1 else 'are'} not clearly "
+            f"worse. Having been chosen on these passages flatters it by about {luck}. {options}"
         )
 
     def _rows(self) -> list[dict[str, Any]]:

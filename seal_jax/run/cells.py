@@ -203,7 +203,7 @@ def name_of(group: Sequence[Cell]) -> str:
         if not name.startswith("inner.") or name.split(".")[1] in fixed
     }
     what = f": {grid.label(shared)}" if shared else ""
-    return f"{len(group)} cell{'' if len(group) == 1 else 's'}{what} {digest([cell.key for cell in group])}"
+    return f"{len(group)} cell{'' if len(group) == 1 else 's'}{what} {digest([cell.key for cell in group])[:8]}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def run(
         finally:
             for job in sent:
                 with contextlib.suppress(Exception):
-                    job.cancel(check=False)  # nothing, where it has ended
+                    if not job.done():
+                        job.cancel(check=False)
     if failed:
         raise OSError(
             f"{len(failed)} of {len(tasks)} jobs failed: {'; '.join(failed)}. Whatever was finished is kept: "

@@ -39,6 +39,11 @@ def finished(folder: RunFolder, part: Part) -> dict[str, Any]:
     return found
 
 
+def shared_of(folder: RunFolder, part: Part) -> dict[str, Any]:
+    """What the cells of a finished part share."""
+    return folder.once(f"{part.folder}/shared", dict)
+
+
 def keep(folder: RunFolder, part: Part, shared: dict[str, Any], figures: dict[str, Any]) -> None:
     """Enters cells in the journal of the whole, together: after a kill all of them are there, or none."""
     folder.once(f"{part.folder}/shared", lambda: shared)
@@ -120,7 +125,7 @@ def outcomes(parts: Sequence[Part], folder: RunFolder) -> list[Outcome]:
     """All cells, finished, in the order of the grid."""
     found = []
     for part in parts:
-        figures, shared = finished(folder, part), folder.under(f"{part.folder}/shared")[f"{part.folder}/shared"]
+        figures, shared = finished(folder, part), shared_of(folder, part)
         about = shared["passages"], shared["questions"], shared["base"]
         found += [Outcome(c.number, c.values, part.label, figures[c.key], *about) for c in part.cells]
     return sorted(found, key=lambda outcome: outcome.number)
@@ -138,8 +143,11 @@ def report(
     command: str,
 ) -> dict[str, Any]:
     """Writes results.json, results.csv, self_edits.jsonl (of the best cell) and report.html, and prints the gist."""
-    ungraded = [line for value in folder.under("").values() for line in value.get("ungraded", ())]
-    ungraded += [line for part in parts for f in finished(folder, part).values() for line in f["ungraded"]]
+    ungraded = []
+    for part in parts:
+        figures = finished(folder, part)
+        for piece in (shared_of(folder, part), *(figures[cell.key] for cell in part.cells)):
+            ungraded += piece["ungraded"]
     seconds: dict[str, float] = {}
     for part, result in spent:
         seconds[part.label or "all cells"] = seconds.get(part.label or "all cells", 0.0) + result["seconds"]
