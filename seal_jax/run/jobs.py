@@ -116,7 +116,7 @@ def run(
         OSError: some tasks failed (says which, why, and where their logs are).
     """
     sender, names, failed = executor(jobs, folder), list(tasks), []
-    at_once = jobs.at_once or 1 if jobs.where == "local" else len(names)
+    at_once = jobs.at_once or 1 if jobs.where == "local" else max(1, len(names))
     for start in range(0, len(names), at_once):
         wave, sent = names[start : start + at_once], []
         try:
