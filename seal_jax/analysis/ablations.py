@@ -28,32 +28,26 @@ Metric = Literal["accuracy", "log_likelihood", "probability"]
 
 
 class Measure(NamedTuple):
-    """How a metric is written."""
+    """How a metric is written: its scale and format; in a sentence, as a column, under a heat map."""
 
     scale: float
     form: str
-    unit: str  # in a sentence
+    unit: str
     column: str
-    mapped: str  # under a heat map
+    mapped: str
 
 
 MEASURES: dict[Metric, Measure] = {
     "accuracy": Measure(100, ".1f", "% right", "right, %", "Questions answered right"),
     "log_likelihood": Measure(
-        1,
-        ".3f",
-        "nats a token of the gold answers",
-        "log-likelihood of the gold answer, nats a token",
+        1, ".3f", "nats a token of the gold answers", "log-likelihood of the gold answer, nats a token",
         "Probability of a gold answer's token, the geometric mean",
     ),
     "probability": Measure(
-        100,
-        ".1f",
-        "% probability of a gold answer's token",
-        "probability of the gold answer's tokens, %",
+        100, ".1f", "% probability of a gold answer's token", "probability of the gold answer's tokens, %",
         "Probability of a gold answer's token",
     ),
-}
+}  # fmt: skip
 METRICS = tuple(MEASURES)
 
 

@@ -16,11 +16,10 @@ import difflib
 import itertools
 import math
 import random
-import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -55,6 +54,12 @@ class Named(NamedTuple):
     title: str
     axes: Axes
     random: int | None  # cells to draw; None: all
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    grid: Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
+    title: str | None = None
+    random: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 def fields(config: type, prefix: str = "") -> dict[str, Any]:
@@ -126,22 +131,11 @@ def read_file(path: Path, known: Mapping[str, Any], *, barred: Mapping[str, str]
         ValueError: what `read_grid` refuses, an entry that does not belong there, or no TOML at all.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML: {error}; expected [grid], inner.rank = [8, 32] and so on") from error
-    strange = sorted(content.keys() - {"title", "random", "grid"})
-    if strange:
-        raise ValueError(f"{path}: {strange[0]!r} does not belong here; expected title, random and [grid]")
-    table, count = content.get("grid"), content.get("random")
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"{path}: [grid] is missing or empty; expected lines such as inner.rank = [8, 32]")
-    if count is not None and (type(count) is not int or count < 1):
-        raise ValueError(f"{path}: random is {count!r}; expected a whole number of cells to draw, at least 1")
-    return Named(
-        str(content.get("title") or path.stem),
-        _axes(_leaves(table), known, barred or {}, str(path), strict=True),
-        count,
-    )
+        content = msgspec.toml.decode(path.read_bytes(), type=_File)
+    except ValueError as error:  # of TOML, of UTF-8, or msgspec's
+        raise ValueError(f"{path}: {error}; expected [grid] with lines such as inner.rank = [8, 32]") from error
+    axes = _axes(_leaves(content.grid), known, barred or {}, str(path), strict=True)
+    return Named(content.title or path.stem, axes, content.random)
 
 
 def find(name: str, folder: Path) -> Path:

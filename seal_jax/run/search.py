@@ -13,17 +13,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from seal_jax.analysis import effects
 from seal_jax.analysis.ablations import Findings, Outcome
-from seal_jax.domains.passages import Passage
 from seal_jax.report.page import write_report
 from seal_jax.run import cells, jobs, runtime, session
 from seal_jax.run.cells import Cell, Part
 from seal_jax.run.jobs import Jobs, Task
 from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
-from seal_jax.run.plan import Stage
 from seal_jax.run.session import Place
 from seal_jax.types import Compute
 
@@ -192,18 +191,8 @@ def total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: None if None in values else sum(values) for name, values in found.items()}
 
 
-class Plan(NamedTuple):
-    """What a dry run describes: the data of the first part, and the stages of all."""
-
-    passages: list[Passage]
-    recorded: dict[str, tuple[str, ...]]
-    inputs: list[str]
-    lines: list[str]
-    stages: list[Stage]
-
-
-def plan_of(title: str, parts: Sequence[Part]) -> Plan:
-    """A search, for `session.describe`."""
+def plan_of(title: str, parts: Sequence[Part]) -> SimpleNamespace:
+    """What a dry run describes (`session.Data`): the passages of the first part, and the stages of all."""
     first, runs = parts[0], len(parts)
     every = sorted((cell for part in parts for cell in part.cells), key=lambda cell: cell.number)
     programs = sum(len(cells.programs_of(part.cells)) for part in parts)
@@ -216,4 +205,6 @@ def plan_of(title: str, parts: Sequence[Part]) -> Plan:
         *([f"      and {len(every) - LISTED} more"] if len(every) > LISTED else []),
     ]
     stages = [stage for part in parts for stage in part.stages]
-    return Plan(first.passages, first.recorded, first.inputs, lines, stages)
+    return SimpleNamespace(
+        passages=first.passages, recorded=first.recorded, inputs=first.inputs, lines=lines, stages=stages
+    )
