@@ -107,7 +107,7 @@ def read(config: Config) -> Search:
         title, axes = "Ablation", grid.read_grid(config.grid, known, barred=cells.BARRED)
     elif config.ablation:
         named = grid.read_file(grid.find(config.ablation, GRIDS), known, barred=cells.BARRED)
-        title, axes, draw = named.title, named.axes, draw or named.random
+        title, axes, draw = named.title, named.axes, named.random if draw is None else draw
     else:
         raise ValueError("nothing to search: give --grid FIELD=VALUE,VALUE or --ablation NAME")
     values = grid.cells(axes, draw=draw, seed=config.seed)
