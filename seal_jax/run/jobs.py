@@ -47,7 +47,9 @@ class Jobs:
     """Of a job; one that takes longer carries on in another."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, split=self.split, cpus=self.cpus, memory=self.memory, at_once=self.at_once or 1)
+        require_at_least(
+            1, split=self.split, cpus=self.cpus, memory=self.memory, at_once=1 if self.at_once is None else self.at_once
+        )
         require_at_least(0, gpus=self.gpus)
         require_at_least(0.1, hours=self.hours)
 
