@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,8 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.run import jobs
 from seal_jax.run.jobs import Jobs, Task
+from seal_jax.run.session import Place
+from seal_jax.types import Compute
 from tests import tiny
 
 LOCAL = Jobs("local", gpus=0, cpus=1, memory=4)
@@ -46,11 +49,8 @@ def fail() -> None:
 
 def test_results_come_back_from_other_processes_one_at_a_time(job_environment, tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
-    said, done = [], {}
-    results = jobs.run(
-        LOCAL, {"a": Task(note, a, b), "b": Task(note, b, a)}, tmp_path / "jobs", say=said.append, done=done.__setitem__
-    )
-    assert results == done
+    said = []
+    results = dict(jobs.run(LOCAL, {"a": Task(note, a, b), "b": Task(note, b, a)}, tmp_path / "jobs", say=said.append))
     assert results["a"] > 0 > results["b"]  # a ended before b began
     assert os.getpid() not in map(abs, results.values())
     assert len(said) == 2
@@ -59,13 +59,10 @@ def test_results_come_back_from_other_processes_one_at_a_time(job_environment, t
 def test_a_job_that_fails_is_told_and_does_not_stop_the_others(job_environment, tmp_path):
     done = {}
     with pytest.raises(OSError, match=r"1 of 2 jobs failed: bad \(ValueError: a rank of nothing; its log: .*\.err\)"):
-        jobs.run(
-            LOCAL,
-            {"bad": Task(fail), "good": Task(os.getpid)},
-            tmp_path / "jobs",
-            say=lambda _: None,
-            done=done.__setitem__,
-        )
+        for name, result in jobs.run(
+            LOCAL, {"bad": Task(fail), "good": Task(os.getpid)}, tmp_path / "jobs", say=lambda _: None
+        ):
+            done |= {name: result}
     assert done.keys() == {"good"}
 
 
@@ -82,12 +79,14 @@ def test_a_cluster_that_is_not_there_is_said_to_be_so(job_environment, tmp_path,
 
 def test_a_job_that_is_not_taken_is_an_error_of_one_line(tmp_path, monkeypatch):
     class Refusing:
+        batch = contextlib.nullcontext
+
         def submit(self, task):
             raise RuntimeError("sbatch: error: invalid partition specified: gpuu\n")
 
     monkeypatch.setattr(jobs, "executor", lambda where, folder: Refusing())
     with pytest.raises(OSError, match=r"^slurm took no job \(a\): .*invalid partition specified: gpuu"):
-        jobs.run(Jobs("slurm"), {"a": Task(fail)}, tmp_path, say=print)
+        list(jobs.run(Jobs("slurm"), {"a": Task(fail)}, tmp_path, say=print))
 
 
 def test_submitit_that_is_not_installed_is_said_to_be_so(tmp_path, monkeypatch):
@@ -102,6 +101,11 @@ def test_what_no_job_can_be_is_refused(wrong):
         Jobs(**wrong)
 
 
+def run(config: Config, folder: Path) -> dict:
+    compute = Compute(chunk=2, write_chunk=20, width_cuts=(), devices=1)
+    return ablations.execute(ablations.EXPERIMENT, config, compute, Place(folder), command="the command")
+
+
 @pytest.fixture
 def config(tmp_path) -> Config:
     return dataclasses.replace(
@@ -110,20 +114,19 @@ def config(tmp_path) -> Config:
         prompt="implications",
         sampling=Sampling(max_tokens=12),
         answer_tokens=4,
-        inner=FineTuning(rank=2, alpha=8.0, learning_rate=2e-2, epochs=1, chunk=2, width_cuts=()),
+        inner=FineTuning(rank=2, alpha=8.0, learning_rate=2e-2, epochs=1),
         metric="log_likelihood",
         ablation=None,
         grid=("inner.learning_rate=1e-2,3e-2",),
-        devices=1,
     )
 
 
 @pytest.mark.slow
 def test_an_ablation_in_jobs_is_the_ablation(job_environment, config, tmp_path):
     """Its cells are shared out, but they meet the same self-edits, written once."""
-    here = ablations.run(config, tmp_path / "here", "the command")
+    here = run(config, tmp_path / "here")
     away = dataclasses.replace(config, jobs=dataclasses.replace(LOCAL, split=2))
-    found = ablations.run(away, tmp_path / "away", "the command")
+    found = run(away, tmp_path / "away")
     assert found["recommendation"].split(":")[0] == here["recommendation"].split(":")[0]
     for mine, other in zip(found["cells"], here["cells"], strict=True):
         for passage, value in other["per_passage"]["log_likelihood"].items():
@@ -136,7 +139,7 @@ def test_an_ablation_in_jobs_is_the_ablation(job_environment, config, tmp_path):
         written.append([entry["value"] for entry in journal if "write" in entry["name"]])
     assert written[0] == written[1] == written[2] != []
     assert len((tmp_path / "away" / "self_edits.jsonl").read_text().splitlines()) == 2
-    again = ablations.run(away, tmp_path / "away", "the command")  # nothing is left to send
+    again = run(away, tmp_path / "away")  # nothing is left to send
     assert again["cells"] == found["cells"]
 
 
@@ -144,5 +147,5 @@ def test_a_search_that_cannot_be_sent_away_trains_nothing(config, tmp_path, monk
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"no sbatch"):
-        ablations.run(dataclasses.replace(config, jobs=Jobs("slurm")), tmp_path / "run", "the command")
+        run(dataclasses.replace(config, jobs=Jobs("slurm")), tmp_path / "run")
     assert not (tmp_path / "run" / "parts").exists()

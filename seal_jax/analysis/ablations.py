@@ -1,6 +1,6 @@
-"""What an ablation found, as rows, tables, heat maps, one CSV and one sentence: which cell to use, and how sure.
+"""What an ablation found, as entries of results.json, one CSV and one sentence: which cell to use, and how sure.
 
-The statistics are those of seal_jax/analysis/effects.py; this file gives them their words.
+The statistics are those of seal_jax/analysis/effects.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,19 +22,39 @@ from seal_jax.analysis.effects import Comparison, Level
 from seal_jax.analysis.statistics import RESAMPLES, Interval, bootstrap_mean, paired_bootstrap
 
 SHOWN = 40  # cells on the page, the best; results.csv has all
-NO_FLATTERY = 5e-4  # of a figure, as a fraction or in nats: what the sentence would round to nothing
-NAMED = 3  # cells that the sentence names beside the best
 SETTLED, LIKELY = 0.95, 0.5  # share of resamples in which a cell is the best: what the sentence calls it by
 
 Metric = Literal["accuracy", "log_likelihood", "probability"]
-METRICS: tuple[Metric, ...] = ("accuracy", "log_likelihood", "probability")
-ENDS = ("", "_low", "_high")
+
+
+class Measure(NamedTuple):
+    """How a metric is written: its scale and format; in a sentence, as a column, under a heat map."""
+
+    scale: float
+    form: str
+    unit: str
+    column: str
+    mapped: str
+
+
+MEASURES: dict[Metric, Measure] = {
+    "accuracy": Measure(100, ".1f", "% right", "right, %", "Questions answered right"),
+    "log_likelihood": Measure(
+        1, ".3f", "nats a token of the gold answers", "log-likelihood of the gold answer, nats a token",
+        "Probability of a gold answer's token, the geometric mean",
+    ),
+    "probability": Measure(
+        100, ".1f", "% probability of a gold answer's token", "probability of the gold answer's tokens, %",
+        "Probability of a gold answer's token",
+    ),
+}  # fmt: skip
+METRICS = tuple(MEASURES)
 
 
 class Outcome(NamedTuple):
     """One finished cell."""
 
-    number: int  # from 1, as the grid has them
+    number: int  # from 1, in the order of the grid
     values: grid.Values
     part: str  # what of it lies outside of training, as a label
     figures: dict[str, Any]  # each metric [P], "problems", "adapters"
@@ -45,6 +66,26 @@ class Outcome(NamedTuple):
     def label(self) -> str:
         """As a person reads it."""
         return grid.label(self.values)
+
+    @property
+    def problems(self) -> list[str]:
+        """How many self-edits trained nothing, and why, or diverged."""
+        return [f"{count} {why}" for why, count in self.figures["problems"].items()]
+
+
+def compare(outcomes: Sequence[Outcome], metric: Metric, *, seed: int, title: str, drawn: bool) -> Findings:
+    """Cells side by side on every passage that any of them was asked about.
+
+    A cell in which a training run diverged cannot be the best. Equals are ordered by the gold answers' likelihood.
+    """
+    place = {name: n for n, name in enumerate(dict.fromkeys(name for o in outcomes for name in o.passages))}
+    values = {name: np.full((len(outcomes), len(place)), np.nan) for name in METRICS}
+    for (c, outcome), name in itertools.product(enumerate(outcomes), METRICS):
+        values[name][c, [place[passage] for passage in outcome.passages]] = np.array(outcome.figures[name], float)
+    second = values["accuracy" if metric == "log_likelihood" else "log_likelihood"]
+    usable = np.array([not outcome.figures["problems"].get("diverged") for outcome in outcomes])
+    compared = effects.compare(values[metric], seed=seed, second_CP=second, usable=usable)
+    return Findings(outcomes, metric, seed, title, drawn, values, compared)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,132 +105,125 @@ class Findings:
         """The cell to use; None where none can be recommended."""
         return None if self.compared.best is None else self.outcomes[self.compared.best]
 
-    @property
-    def fields(self) -> list[str]:
-        """Those with at least two values."""
-        return effects.searched([outcome.values for outcome in self.outcomes])
+    @cached_property
+    def means(self) -> dict[Metric, list[Interval]]:
+        """Each cell's figures, with intervals over passages."""
+        return {name: [bootstrap_mean(row, seed=self.seed) for row in self.values[name]] for name in METRICS}
+
+    @cached_property
+    def settings(self) -> dict[str, list[Any]]:
+        """Fields with at least two values, and every cell's value of each."""
+        fields = effects.searched([outcome.values for outcome in self.outcomes])
+        return {field: [outcome.values[field] for outcome in self.outcomes] for field in fields}
+
+    @cached_property
+    def main_effects(self) -> dict[str, dict[Metric, list[Level]]]:
+        """What each value of each field does, everything else averaged over."""
+        return {
+            field: {name: effects.main_effect(self.values[name], own, seed=self.seed) for name in METRICS}
+            for field, own in self.settings.items()
+        }
+
+    @cached_property
+    def crossings(self) -> dict[tuple[str, str], dict[Metric, effects.Crossing]]:
+        """The mean of the cells at each crossing of two fields' values."""
+        return {
+            (down, across): {name: effects.pair_effect(self.values[name], first, second) for name in METRICS}
+            for (down, first), (across, second) in itertools.combinations(self.settings.items(), 2)
+        }
+
+    # -- results.json
+
+    def entries(self) -> dict[str, Any]:
+        """What results.json holds of it."""
+        return {
+            "rows": self._rows(),
+            "tables": [self._cell_table(), *([self._effect_table()] if self.settings else [])],
+            "matrices": self._heat_maps(),
+            "cells": self._cells(),
+            "recommendation": self.recommendation,
+        }
 
     @property
     def recommendation(self) -> str:
         """Which cell to use, and how sure that is."""
-        compared, number = self.compared, self.compared.best
-        if number is None or self.best is None:
+        compared, best, measure = self.compared, self.best, MEASURES[self.metric]
+        if best is None:
             return "No cell can be recommended: in each of them a training run diverged, or nothing was graded."
-        shown, share = self.mean(self.metric, number), float(compared.share[number])
-        options = grid.options(self.best.values)
-        use = f"Use {self.best.label}: {written(shown, self.metric)} {UNITS[self.metric]}"
-        if compared.candidates == 1:
-            return f"{use}. There is no other cell to choose. Options: {options}"
-        if all(compared.against[c].low == compared.against[c].high == 0 for c in compared.order[: compared.candidates]):
-            alike = f"all {compared.candidates} come out alike, {written(shown, self.metric)}"
-            return f"No cell can be recommended: {alike} {UNITS[self.metric]}."
+        chosen, shown = compared.order[: compared.candidates], self._written(self.means[self.metric][compared.order[0]])
+        share, options = float(compared.share[chosen[0]]), f"Options: {grid.options(best.values)}"
+        use = f"Use {best.label}: {shown} {measure.unit}"
+        if len(chosen) == 1:
+            return f"{use}. There is no other cell to choose. {options}"
+        if all(compared.against[c].low == compared.against[c].high == 0 for c in chosen):
+            return f"No cell can be recommended: all {len(chosen)} come out alike, {shown} {measure.unit}."
         if math.isnan(share):
-            return f"{use}. How sure that is cannot be said from one passage. Options: {options}"
+            return f"{use}. How sure that is cannot be said from one passage. {options}"
         sure = "settled" if share >= SETTLED else "likely, but not settled" if share >= LIKELY else "not settled"
-        others = compared.candidates - 1
-        close = [c for c in compared.order[1 : compared.candidates] if not compared.against[c].high < -effects.CLOSE]
-        said = f"all {others} others are clearly worse" if others > 1 else "the other one is clearly worse"
-        if close:
-            named = "; ".join(self.outcomes[c].label for c in close[:NAMED])
-            more = f"; and {len(close) - NAMED} more" if len(close) > NAMED else ""
-            are = "is" if len(close) == 1 else "are"
-            said = f"{len(close)} of the {others} others {are} not clearly worse ({named}{more})"
-        flattered = ""
-        if compared.optimism > NO_FLATTERY:
-            by = f"{compared.optimism:.3f} nats" if self.metric == "log_likelihood" else (
-                f"{100 * compared.optimism:.1f} points"
-            )  # fmt: skip
-            flattered = f" Having been chosen on these passages flatters it by about {by}."
+        close = sum(not compared.against[c].high < -effects.CLOSE for c in chosen[1:])
+        passages, nats = self.means[self.metric][chosen[0]].passages, measure.scale == 1
+        luck = f"{measure.scale * compared.optimism:{measure.form}} {'nats' if nats else 'points'}"
         return (
-            f"{use}. It is the best in {100 * share:.0f} % of {RESAMPLES:,} bootstrap resamples of the "
-            f"{shown.passages} passages: {sure}; {said}.{flattered} Options: {options}"
+            f"{use}. It is the best in {100 * share:.0f} % of {RESAMPLES:,} bootstrap resamples of the {passages} "
+            f"passages: {sure}; {close} of the {len(chosen) - 1} others {'is' if close == 1 else 'are'} not clearly "
+            f"worse. Having been chosen on these passages flatters it by about {luck}. {options}"
         )
 
-    def mean(self, metric: Metric, cell: int) -> Interval:
-        """A cell's figure with its interval over passages."""
-        return bootstrap_mean(self.values[metric][cell], seed=self.seed)
-
-    def settings(self, field: str) -> list[Any]:
-        """Every cell's value of a field."""
-        return [outcome.values[field] for outcome in self.outcomes]
-
-    def main_effect(self, metric: Metric, field: str) -> list[Level]:
-        """What each value of a field does, everything else averaged over."""
-        return effects.main_effect(self.values[metric], self.settings(field), seed=self.seed)
-
-    # -- results.json
-
-    def rows(self) -> list[dict[str, Any]]:
+    def _rows(self) -> list[dict[str, Any]]:
         """The base model (again where another part's answers differ) and the best cells, as the page draws them."""
         rows: list[dict[str, Any]] = []
         bases: dict[str, str] = {}  # the base model's answers -> the row that has them
-        for outcome in self.outcomes:
-            base = self._base(outcome)
-            if base not in bases:
-                bases[base] = f"base {outcome.part}" if rows else "base"
+        keys = [json.dumps([outcome.passages, outcome.base]) for outcome in self.outcomes]
+        for key, outcome in zip(keys, self.outcomes, strict=True):
+            if key not in bases:
+                bases[key] = f"base {outcome.part}" if rows else "base"
                 label = f"Base model, {outcome.part}" if rows else "Base model"
-                rows.append(self._row(bases[base], label, outcome, outcome.base, {}))
+                rows.append(self._row(bases[key], label, outcome, {**outcome.base, "problems": {}}))
         for c in self.compared.order[:SHOWN]:
             outcome = self.outcomes[c]
-            row = self._row(
-                f"cell_{outcome.number}", outcome.label, outcome, outcome.figures, outcome.figures["problems"]
-            )  # fmt: skip
+            row = self._row(f"cell_{outcome.number}", outcome.label, outcome, outcome.figures)
             gain = paired_bootstrap(outcome.base["accuracy"], outcome.figures["accuracy"], seed=self.seed)
-            row["versus_base"] = {"row": bases[self._base(outcome)], **gain.as_json()}
-            rows.append(row)
+            rows.append({**row, "versus_base": {"row": bases[keys[c]], **gain.as_json()}})
         return rows
 
-    def _base(self, outcome: Outcome) -> str:
-        return json.dumps([outcome.passages, outcome.base])
-
-    def _row(
-        self, name: str, label: str, asked: Outcome, figures: dict[str, Any], problems: dict[str, int]
-    ) -> dict[str, Any]:
+    def _row(self, name: str, label: str, asked: Outcome, figures: dict[str, Any]) -> dict[str, Any]:
         return {
             "name": name,
             "label": label,
             "passages": len(asked.passages),
             "questions": asked.questions,
-            "accuracy": bootstrap_mean(figures["accuracy"], seed=self.seed).as_json(),
-            "log_likelihood": bootstrap_mean(figures["log_likelihood"], seed=self.seed).as_json(),
+            **{m: bootstrap_mean(figures[m], seed=self.seed).as_json() for m in ("accuracy", "log_likelihood")},
             "versus_previous": None,  # the row above is just another cell
             "versus_base": None,
             "paper": None,
-            "problems": problems,
+            "problems": figures["problems"],
             "per_passage": dict(zip(asked.passages, figures["accuracy"], strict=True)),
         }
 
-    def tables(self) -> list[dict[str, Any]]:
-        """The cells, best first; and what each value of each field does."""
-        return [self._cell_table(), *([self._effect_table()] if self.fields else [])]
-
     def _cell_table(self) -> dict[str, Any]:
         compared = self.compared
-        shown: list[Metric] = [self.metric, *(m for m in METRICS[:2] if m != self.metric)]
+        shown = [self.metric, *(name for name in METRICS[:2] if name != self.metric)]
         lines: list[list[Any]] = []
         for c in compared.order[:SHOWN]:
-            against = "the best" if c == compared.best else "-"
-            if c != compared.best and compared.against:
-                against = written(compared.against[c], self.metric, "+")
+            against = self._written(compared.against[c], sign="+") if compared.against else "-"
             share = compared.share[c]
-            problems = self.outcomes[c].figures["problems"]
             lines.append(
                 [
                     self.outcomes[c].label,
-                    *(written(self.mean(metric, c), metric) for metric in shown),
-                    against,
+                    *(self._written(self.means[name][c], name) for name in shown),
+                    "the best" if c == compared.best else against,
                     None if math.isnan(share) else f"{100 * share:.0f} %",
-                    ", ".join(f"{count} {why}" for why, count in problems.items()) or "0",
+                    ", ".join(self.outcomes[c].problems) or "0",
                 ]
             )
         left_out = len(self.outcomes) - len(lines)
         note = f"{self.recommendation} Intervals are 95 % bootstrap intervals over passages."
+        columns = ["cell", *(MEASURES[name].column for name in shown)]
         return {
             "title": self.title,
             "note": note + (f" {left_out} more cells are in results.csv." if left_out else ""),
             "columns": [
-                "cell",
-                *(COLUMNS[metric] for metric in shown),
+                *columns,
                 "against the best, paired",
                 "best in, of all resamples",
                 "trained nothing, or diverged",
@@ -203,42 +237,39 @@ class Findings:
                 field,
                 level.text,
                 len(level.cells),
-                written(level.mean, self.metric),
-                "the best" if level.against is None else written(level.against, self.metric, "+"),
+                self._written(level.mean),
+                "the best" if level.against is None else self._written(level.against, sign="+"),
             ]
-            for field in self.fields
-            for level in self.main_effect(self.metric, field)
+            for field, effect in self.main_effects.items()
+            for level in effect[self.metric]
         ]
         drawn = " Cells were drawn: a value did not meet all values of the other fields." if self.drawn else ""
         return {
             "title": "Main effects",
             "note": f"Each value averaged over all cells that have it.{drawn}",
-            "columns": ["field", "value", "cells", COLUMNS[self.metric], "against the field's best, paired"],
+            "columns": ["field", "value", "cells", MEASURES[self.metric].column, "against the field's best, paired"],
             "rows": lines,
         }
 
-    def heat_maps(self) -> list[dict[str, Any]]:
+    def _heat_maps(self) -> list[dict[str, Any]]:
         """Every pair of fields: the mean of the cells at each crossing, as a fraction."""
         maps = []
-        for down, across in itertools.combinations(self.fields, 2):
-            rows, columns, found = self._crossings(self.metric, down, across)
+        for (down, across), crossing in self.crossings.items():
+            rows, columns, means = crossing[self.metric]
             if self.metric == "log_likelihood":
-                found = [[None if value is None else math.exp(value) for value in row] for row in found]
+                means = [[None if mean is None else math.exp(mean) for mean in row] for row in means]
             maps.append(
                 {
                     "title": f"{down} (down) and {across} (across)",
-                    "note": f"{MAPPED[self.metric]}; the mean of the cells at each crossing.",
+                    "note": f"{MEASURES[self.metric].mapped}; the mean of the cells at each crossing.",
                     "rows": rows,
                     "columns": columns,
-                    "values": found,
+                    "values": means,
                 }
             )
         return maps
 
-    def _crossings(self, metric: Metric, down: str, across: str) -> tuple[list[str], list[str], list[list[Any]]]:
-        return effects.pair_effect(self.values[metric], self.settings(down), self.settings(across))
-
-    def cells(self) -> list[dict[str, Any]]:
+    def _cells(self) -> list[dict[str, Any]]:
         """Every cell, in the order of the grid."""
         compared = self.compared
         return [
@@ -246,17 +277,21 @@ class Findings:
                 "number": outcome.number,
                 "label": outcome.label,
                 "values": {name: list(v) if isinstance(v, tuple) else v for name, v in outcome.values.items()},
-                **{metric: self.mean(metric, c).as_json() for metric in METRICS},
+                **{metric: self.means[metric][c].as_json() for metric in METRICS},
                 "against_best": compared.against[c].as_json() if compared.against else None,
                 "best_in": None if math.isnan(compared.share[c]) else float(compared.share[c]),
                 "problems": outcome.figures["problems"],
                 "adapters": outcome.figures["adapters"],
-                "per_passage": {
-                    metric: dict(zip(outcome.passages, outcome.figures[metric], strict=True)) for metric in METRICS
-                },
+                "per_passage": {m: dict(zip(outcome.passages, outcome.figures[m], strict=True)) for m in METRICS},
             }
             for c, outcome in enumerate(self.outcomes)
         ]
+
+    def _written(self, interval: Interval, metric: Metric | None = None, sign: str = "") -> str:
+        """`12.3 [10.1, 14.5]`; without bounds where there is one passage, a dash where there is none."""
+        measure = MEASURES[metric or self.metric]
+        mean, low, high = (f"{measure.scale * value:{sign}{measure.form}}" for value in interval[:3])
+        return "-" if math.isnan(interval.mean) else mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
 
     # -- results.csv
 
@@ -266,95 +301,35 @@ class Findings:
         A field that a line leaves empty is averaged over. Accuracies and probabilities are fractions, log-likelihoods
         nats a token; `against_best` is in the metric that cells are compared by, against the best cell or value.
         """
-        figures = [f"{metric}{end}" for metric in METRICS for end in ENDS]
-        against = [f"against_best{end}" for end in ENDS]
-        names = list(self.outcomes[0].values)
-        columns = ["kind", "cell", *names, "cells", *figures, *against, "best_in", "problems", "adapters"]
+        lines: list[dict[str, Any]] = []
+        for cell, outcome in zip(self._cells(), self.outcomes, strict=True):
+            about = {"kind": "cell", "cell": outcome.number, "cells": 1, "best_in": cell["best_in"]}
+            about |= {name: grid.text_of(value) for name, value in outcome.values.items()}
+            about |= {"problems": "; ".join(outcome.problems), "adapters": cell["adapters"]}
+            lines.append(about | _flat({name: cell[name] for name in (*METRICS, "against_best")}))
+        for field, effect in self.main_effects.items():
+            for n, level in enumerate(effect[self.metric]):
+                intervals: dict[str, Any] = {name: effect[name][n].mean.as_json() for name in METRICS}
+                against = level.against and level.against.as_json()
+                about = {"kind": "main effect", field: level.text, "cells": len(level.cells)}
+                lines.append(about | _flat({**intervals, "against_best": against}))
+        for (down, across), crossing in self.crossings.items():
+            rows, columns, _ = crossing[self.metric]
+            for (r, row), (k, column) in itertools.product(enumerate(rows), enumerate(columns)):
+                means: dict[str, Any] = {name: crossing[name].means[r][k] for name in METRICS}
+                lines.append({"kind": "crossing", down: row, across: column, **means})
+        figures = [f"{name}{end}" for name in (*METRICS, "against_best") for end in ("", "_low", "_high")]
+        columns = ["kind", "cell", *self.outcomes[0].values, "cells", *figures, "best_in", "problems", "adapters"]
         file = io.StringIO()
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        for c, outcome in enumerate(self.outcomes):
-            share = self.compared.share[c]
-            line: dict[str, Any] = {
-                "kind": "cell",
-                "cell": outcome.number,
-                **{name: grid.text_of(value) for name, value in outcome.values.items()},
-                "cells": 1,
-                "best_in": "" if math.isnan(share) else repr(float(share)),
-                "problems": "; ".join(f"{count} {why}" for why, count in outcome.figures["problems"].items()),
-                "adapters": outcome.figures["adapters"],
-            }
-            for metric in METRICS:
-                line |= _bounded(metric, self.mean(metric, c))
-            writer.writerow(
-                line | _bounded("against_best", self.compared.against[c] if self.compared.against else None)
-            )
-        for field in self.fields:
-            effect = {metric: self.main_effect(metric, field) for metric in METRICS}
-            for n, level in enumerate(effect[self.metric]):
-                line = {"kind": "main effect", field: level.text, "cells": len(level.cells)}
-                for metric in METRICS:
-                    line |= _bounded(metric, effect[metric][n].mean)
-                writer.writerow(line | _bounded("against_best", level.against))
-        for down, across in itertools.combinations(self.fields, 2):
-            tables = {metric: self._crossings(metric, down, across) for metric in METRICS}
-            rows, right, _ = tables[self.metric]
-            for (r, row), (k, column) in itertools.product(enumerate(rows), enumerate(right)):
-                means = {metric: tables[metric][2][r][k] for metric in METRICS}
-                shown: dict[str, str] = {
-                    metric: repr(float(value)) for metric, value in means.items() if value is not None
-                }
-                writer.writerow({"kind": "crossing", down: row, across: column, **shown})
+        writer.writerows(lines)
         return file.getvalue()
 
 
-def compare(outcomes: Sequence[Outcome], metric: Metric, *, seed: int, title: str, drawn: bool) -> Findings:
-    """Cells side by side on every passage that any of them was asked about.
-
-    A cell in which a training run diverged cannot be the best. Equals are ordered by the gold answers' likelihood.
-    """
-    place: dict[str, int] = {}
-    for outcome in outcomes:
-        for passage in outcome.passages:
-            place.setdefault(passage, len(place))
-    values = {name: np.full((len(outcomes), len(place)), np.nan) for name in METRICS}
-    for c, outcome in enumerate(outcomes):
-        columns = [place[passage] for passage in outcome.passages]
-        for name in METRICS:
-            values[name][c, columns] = np.array(outcome.figures[name], float)
-    second = values["accuracy" if metric == "log_likelihood" else "log_likelihood"]
-    usable = np.array([not outcome.figures["problems"].get("diverged") for outcome in outcomes])
-    compared = effects.compare(values[metric], seed=seed, second_CP=second, usable=usable)
-    return Findings(outcomes, metric, seed, title, drawn, values, compared)
-
-
-UNITS: dict[Metric, str] = {
-    "accuracy": "% right",
-    "log_likelihood": "nats a token of the gold answers",
-    "probability": "% probability of a gold answer's token",
-}
-COLUMNS: dict[Metric, str] = {
-    "accuracy": "right, %",
-    "log_likelihood": "log-likelihood of the gold answer, nats a token",
-    "probability": "probability of the gold answer's tokens, %",
-}
-MAPPED: dict[Metric, str] = {
-    "accuracy": "Questions answered right",
-    "log_likelihood": "Probability of a gold answer's token, the geometric mean",
-    "probability": "Probability of a gold answer's token",
-}
-
-
-def written(interval: Interval, metric: Metric, sign: str = "") -> str:
-    """`12.3 [10.1, 14.5]`; without bounds where there is one passage, a dash where there is none."""
-    scale, form = (1, f"{sign}.3f") if metric == "log_likelihood" else (100, f"{sign}.1f")
-    if math.isnan(interval.mean):
-        return "-"
-    if math.isnan(interval.low):
-        return f"{scale * interval.mean:{form}}"
-    return "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * value for value in interval[:3]), f=form)
-
-
-def _bounded(prefix: str, interval: Interval | None) -> dict[str, str]:
-    found = () if interval is None else interval[:3]
-    return {f"{prefix}{end}": repr(float(x)) for end, x in zip(ENDS, found, strict=False) if not math.isnan(x)}
+def _flat(intervals: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name if end == "mean" else f"{name}_{end}": value
+        for name, interval in intervals.items()
+        for end, value in (interval or {}).items()
+    }

@@ -119,7 +119,7 @@ def main_effect(values_CP: Float[np.ndarray, "C P"], settings: Sequence[Any], *,
     """
     values_CP = np.asarray(values_CP, float)
     found = levels(settings)
-    by_passage = [_passage_means(values_CP[cells]) for _, cells in found]
+    by_passage = [_means(values_CP[cells].T) for _, cells in found]
     means = [bootstrap_mean(row, seed=seed) for row in by_passage]
     known = [n for n, interval in enumerate(means) if interval.mean == interval.mean]
     best = max(known, key=lambda n: means[n].mean) if known else None
@@ -132,17 +132,22 @@ def main_effect(values_CP: Float[np.ndarray, "C P"], settings: Sequence[Any], *,
     ]  # fmt: skip
 
 
-def pair_effect(
-    values_CP: Float[np.ndarray, "C P"], first: Sequence[Any], second: Sequence[Any]
-) -> tuple[list[str], list[str], list[list[float | None]]]:
+class Crossing(NamedTuple):
     """Two fields' levels, and the mean of the cells at each crossing; None where no cell is."""
+
+    down: list[str]
+    across: list[str]
+    means: list[list[float | None]]
+
+
+def pair_effect(values_CP: Float[np.ndarray, "C P"], down: Sequence[Any], across: Sequence[Any]) -> Crossing:
+    """What two fields do together; `down` and `across` are the cells' values of them."""
     means = _means(np.asarray(values_CP, float))
-    rows, columns = levels(first), levels(second)
-    table: list[list[float | None]] = []
+    rows, columns, table = levels(down), levels(across), []
     for _, here in rows:
-        crossing = [[means[c] for c in here if c in there and np.isfinite(means[c])] for _, there in columns]
-        table.append([float(np.mean(found)) if found else None for found in crossing])
-    return [text for text, _ in rows], [text for text, _ in columns], table
+        found = [[means[c] for c in here if c in there and np.isfinite(means[c])] for _, there in columns]
+        table.append([float(np.mean(values)) if values else None for values in found])
+    return Crossing([text for text, _ in rows], [text for text, _ in columns], table)
 
 
 def levels(settings: Sequence[Any]) -> list[tuple[str, list[int]]]:
@@ -164,7 +169,3 @@ def searched(cells: Sequence[Values]) -> list[str]:
     """The fields that have at least two values among the cells."""
     names = list(dict.fromkeys(name for values in cells for name in values))
     return [name for name in names if len({text_of(values.get(name)) for values in cells}) > 1]
-
-
-def _passage_means(values_NP: Float[np.ndarray, "N P"]) -> Float[np.ndarray, "P"]:
-    return _means(values_NP.T)

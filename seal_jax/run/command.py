@@ -114,9 +114,10 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
         )
         runtime.start(compute.devices)
         if place.dry_run:
-            print(describe(experiment, config, compute, place))
+            print((experiment.describe or describe)(experiment, config, compute, place))
         else:
-            execute(experiment, config, compute, place, command=command_of(experiment.name, arguments))
+            run = experiment.execute or execute
+            run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,9 +1,10 @@
-"""Work that runs elsewhere: as processes of this machine or as jobs of a SLURM cluster, through `submitit`.
+"""Work that runs elsewhere: as processes of this machine or as an array job of a SLURM cluster, through `submitit`.
 
-    found = jobs.run(where, {"prompt=rewrite": Task(run_part, ...), ...}, folder / "jobs", say=print)
+    for name, result in jobs.run(where, {"prompt=rewrite": Task(run_part, ...), ...}, folder / "jobs", say=print):
+        ...
 
-A task is a function that keeps what it finishes in a run folder of its own, so it can be stopped, sent again to the
-cluster, or run a second time, and loses nothing: a job that comes to the end of its time is queued again by `submitit`.
+A task is a function that keeps what it finishes in a run folder, so it can be stopped, sent again or run twice, and
+loses nothing: `submitit` queues a job again when its time is up.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from seal_jax.types import require_at_least
 
-ROOT = Path(__file__).parents[2]  # the clone: jobs import `experiments` from it
+ROOT = Path(__file__).parents[2]  # jobs import `experiments` from the clone
 POLL = 0.5  # seconds between two looks at the jobs
 MOST_REQUEUED = 100  # times that a job is queued again because its time was up
 
@@ -38,24 +38,24 @@ class Jobs:
     account: str | None = None
     """Of the cluster, where it asks for one."""
     gpus: int = 1
-    """Of a job. Local jobs see the first so many."""
+    """Of a job. Local jobs see the first ones."""
     cpus: int = 8
     """Cores of a job."""
     memory: int = 64
     """Of a job, GB."""
     hours: float = 24.0
-    """Of a job; one that comes to their end carries on in another."""
+    """Of a job; one that takes longer carries on in another."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, split=self.split, cpus=self.cpus, memory=self.memory)
+        require_at_least(
+            1, split=self.split, cpus=self.cpus, memory=self.memory, at_once=1 if self.at_once is None else self.at_once
+        )
         require_at_least(0, gpus=self.gpus)
         require_at_least(0.1, hours=self.hours)
-        if self.at_once is not None:
-            require_at_least(1, at_once=self.at_once)
 
 
 class Task:
-    """A function and its arguments, as `submitit` takes them: queued again as they are when a job's time is up."""
+    """A function and its arguments, as `submitit` takes them: queued again unchanged when a job's time is up."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         self.function, self.arguments = function, arguments
@@ -64,13 +64,14 @@ class Task:
         return self.function(*self.arguments)
 
     def checkpoint(self) -> Any:
+        """What `submitit` queues in place of a job that it stops."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def executor(jobs: Jobs, folder: Path) -> Any:
-    """What sends tasks away; their logs come to lie in `folder`.
+    """The `submitit` executor that tasks are sent to; their logs are written to `folder`.
 
     Raises:
         ValueError: submitit is not installed, or this machine has no SLURM.
@@ -82,13 +83,16 @@ def executor(jobs: Jobs, folder: Path) -> Any:
             f"--jobs.where {jobs.where} sends work away through submitit, which is not installed: "
             "pip install 'seal_jax[slurm]', or leave --jobs.where out to run everything here"
         ) from None
-    if jobs.where == "slurm" and shutil.which("sbatch") is None:
-        raise ValueError(
-            "--jobs.where slurm: this machine has no sbatch, so it reaches no SLURM cluster; start the same command "
-            "on a login node of the cluster, or use --jobs.where local or here"
-        )
-    own = {"slurm_max_num_timeout": MOST_REQUEUED} if jobs.where == "slurm" else {}
-    made = submitit.AutoExecutor(folder, cluster=jobs.where, **own)
+    slurm: dict[str, Any] = {}
+    if jobs.where == "slurm":
+        if shutil.which("sbatch") is None:
+            raise ValueError(
+                "--jobs.where slurm: this machine has no sbatch, so it reaches no SLURM cluster; start the same "
+                "command on a login node of the cluster, or use --jobs.where local or here"
+            )
+        slurm["slurm_max_num_timeout"] = MOST_REQUEUED
+    made = submitit.AutoExecutor(folder, cluster=jobs.where, **slurm)
+    chosen = {"slurm_partition": jobs.partition, "slurm_array_parallelism": jobs.at_once}
     made.update_parameters(
         name="seal",
         timeout_min=max(1, round(60 * jobs.hours)),
@@ -97,68 +101,59 @@ def executor(jobs: Jobs, folder: Path) -> Any:
         mem_gb=jobs.memory,
         slurm_setup=[f"export PYTHONPATH={ROOT}:$PYTHONPATH"],
         slurm_additional_parameters={"account": jobs.account} if jobs.account else {},
-        **({"slurm_partition": jobs.partition} if jobs.partition else {}),
+        **{name: value for name, value in chosen.items() if value},
     )
     return made
 
 
 def run(
-    jobs: Jobs,
-    tasks: Mapping[str, Task],
-    folder: Path,
-    *,
-    say: Callable[[str], None],
-    done: Callable[[str, Any], None] = lambda name, result: None,
-) -> dict[str, Any]:
-    """Runs all tasks and returns what each did; `done` gets every result as soon as it is there.
+    jobs: Jobs, tasks: Mapping[str, Task], folder: Path, *, say: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    """Runs all tasks and yields what each returned, as soon as it is there. On a cluster they are one array job.
 
-    One that fails does not stop the others. An interrupt cancels what runs.
+    One that fails does not stop the others. An interrupt cancels the jobs that are running.
 
     Raises:
         ValueError: no `submitit`, or no SLURM here.
         OSError: some tasks failed (says which, why, and where their logs are).
     """
-    sender, most = executor(jobs, folder), jobs.at_once or (1 if jobs.where == "local" else len(tasks))
-    waiting, running = dict(tasks), {}  # type: dict[str, Task], dict[str, Any]
-    results: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < most:
-                name = next(iter(waiting))
+    sender, names, failed = executor(jobs, folder), list(tasks), []
+    at_once = jobs.at_once or 1 if jobs.where == "local" else max(1, len(names))
+    for start in range(0, len(names), at_once):
+        wave, sent = names[start : start + at_once], []
+        try:
+            with sender.batch():
+                sent += [sender.submit(tasks[name]) for name in wave]
+        except RuntimeError as error:  # submitit's, when sbatch refuses
+            raise OSError(f"{jobs.where} took no job ({', '.join(wave)}): {_last_line(error)}") from error
+        import submitit
+
+        try:
+            name_of = {job.job_id: name for job, name in zip(sent, wave, strict=True)}
+            say("\n".join(f"job {number}: {name}" for number, name in name_of.items()))
+            for job in submitit.helpers.as_completed(sent, poll_frequency=POLL):
+                name = name_of[job.job_id]
                 try:
-                    running[name] = sender.submit(waiting.pop(name))
-                except RuntimeError as error:  # submitit's, when sbatch refuses
-                    raise OSError(f"{jobs.where} took no job ({name}): {_last_line(error)}") from error
-                say(f"job {running[name].job_id}: {name}")
-            for name, job in list(running.items()):
-                if job.done():
-                    del running[name]
-                    try:
-                        results[name] = job.result()
-                    except Exception as error:  # of any kind: it happened elsewhere
-                        log = job.paths.stderr
-                        failed[name] = f"{name} ({_last_line(error)}; its log: {log})"
-                        say(f"job {job.job_id} failed: {failed[name]}")
-                    else:
-                        done(name, results[name])
-            if running:
-                time.sleep(POLL)
-    except BaseException:
-        for job in running.values():
-            with contextlib.suppress(Exception):
-                job.cancel(check=False)
-        raise
+                    result = job.result()
+                except Exception as error:  # of any kind: it happened elsewhere
+                    failed.append(f"{name} ({_last_line(error)}; its log: {job.paths.stderr})")
+                    say(f"job {job.job_id} failed: {failed[-1]}")
+                else:
+                    yield name, result
+        finally:
+            for job in sent:
+                with contextlib.suppress(Exception):
+                    if not job.done():
+                        job.cancel(check=False)
     if failed:
         raise OSError(
-            f"{len(failed)} of {len(tasks)} jobs failed: {'; '.join(failed.values())}. Whatever was finished is kept: "
-            "mend the cause and run the same command again"
+            f"{len(failed)} of {len(tasks)} jobs failed: {'; '.join(failed)}. Whatever was finished is kept: "
+            "remove the cause and run the same command again"
         )
-    return results
 
 
 def _last_line(error: BaseException) -> str:
-    """What a job died of, without its traceback."""
+    """What a job ended with, without its traceback."""
     lines = [line.strip(" -|") for line in str(error).splitlines()]
-    told = [line for line in lines if "Error: " in line or "Exception: " in line]
-    return (told or [line for line in lines if line] or [type(error).__name__])[-1]
+    named = [line for line in lines if "Error: " in line or "Exception: " in line]
+    return (named or [line for line in lines if line] or [type(error).__name__])[-1]

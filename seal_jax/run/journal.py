@@ -116,6 +116,10 @@ class RunFolder:
         """Whether the piece was finished before."""
         return name in self._finished
 
+    def under(self, prefix: str) -> dict[str, Any]:
+        """The finished pieces whose names begin so."""
+        return {name: value for name, value in self._finished.items() if name.startswith(prefix)}
+
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """The JSON value of a piece of work, from the journal if it is there. On disk before it is returned."""
         if name not in self._finished:

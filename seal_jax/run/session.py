@@ -141,6 +141,8 @@ class Experiment(NamedTuple):
     unit: str = "passages"  # what the display calls the tasks
     called: Callable[[Any], str] | None = None  # what its run folder's name begins with; by default it and the preset
     unnamed: Sequence[str] = ()  # settings that are not in that name: a folder is kept when they change
+    execute: Callable[..., dict[str, Any]] | None = None  # in place of `execute` below: an experiment of several runs
+    describe: Callable[..., str] | None = None  # in place of `describe` below
 
 
 # ---------------------------------------------------------------------------------------------------------------------
