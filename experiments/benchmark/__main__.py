@@ -2,6 +2,6 @@
 
 import sys
 
-from experiments.benchmark.command import main
+from .command import main
 
 sys.exit(main(sys.argv[1:]))
