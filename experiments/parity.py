@@ -26,16 +26,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from seal_jax.engine import batching
-from seal_jax.engine.inner import Chunk, Optimiser, adapt_many
-from seal_jax.engine.sampler import Sampling, row_keys, sample
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft, tokenizer, weights
 from seal_jax.io.hub import ModelFiles, find_model
-from seal_jax.nn import lora, transformer
-from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn import transformer
+from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
-from seal_jax.types import HParams
+from seal_jax.types import LanguageModel
+
+from .benchmark import ours
+from .benchmark.bench import number_codec
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 CHECKPOINTS = ("llama32", "llama2", "qwen2", "qwen3")
@@ -74,7 +76,7 @@ class Row(NamedTuple):
         return self.difference < BOUND and self.same_tokens is not False
 
 
-class Loss(NamedTuple):
+class Run(NamedTuple):
     """An inner loop as PEFT ran it."""
 
     tokens: list[list[int]]  # longest first
@@ -87,150 +89,116 @@ class Loss(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(
-    model: transformer.Model, params: dict[str, Any], tokens: Int[np.ndarray, "B T"]
-) -> Float[jax.Array, "B T V"]:
+def logits(model: transformer.Model, params: dict, tokens: Int[np.ndarray, "B T"]) -> Float[jax.Array, "B T V"]:
     """Next-token logits after each token."""
     decoder = nnx.merge(model, params)
     return decoder.logits(decoder(tokens)[0])
 
 
-def greedy(config: ModelConfig, params: dict[str, Any], prompt: Sequence[int], max_tokens: int) -> list[int]:
+def as_lm(config: ModelConfig, params: dict) -> LanguageModel:
+    """The model, to be given token ids."""
+    return LanguageModel(transformer.graph(config), params, number_codec())
+
+
+def greedy(lm: LanguageModel, prompt: Sequence[int], max_tokens: int) -> list[int]:
     """The likeliest next tokens, one after another, with the sampler's cache. Nothing ends them early."""
     row = np.asarray(prompt, np.int32)[None, None]
-    out = sample(
-        row_keys(0, np.zeros((1, 1, 1), np.int32)), transformer.graph(config), params, None, row, row >= 0,
-        np.full((1, 1, 1), max_tokens), sampling=Sampling(max_tokens, temperature=0), stop=(),
-    )  # fmt: skip
+    out = ours.writer(lm, None, row, 1, Sampling(max_tokens, temperature=0), 0)()
     return np.asarray(out.tokens)[0, 0, 0].tolist()
 
 
-def losses(
-    config: ModelConfig, params: dict[str, Any], start: Adapter, run: Loss, *, rank: int, alpha: float
-) -> Float[np.ndarray, "S"]:
-    """Our loss at each step of the same inner loop, by `adapt_many` on one adapter."""
-    widths = batching.bucket_widths(len(run.tokens[0]), (32,), multiple=8)
-    batch = batching.make_batch(
-        [[batching.Tokens(ids, 0) for ids in run.tokens]],
-        epochs=1, batch_size=1, widths=widths, capacity=len(run.tokens), seed=0,
-    )  # fmt: skip
-    batch = batch.replace(order=run.order[None, :, None])
-    hparams = HParams(
-        learning_rate=np.full(1, LEARNING_RATE, np.float32),
-        num_steps=np.full(1, len(run.order), np.int32),
-        alpha=np.full(1, alpha, np.float32),
-        rank=np.full(1, rank, np.int32),
-        seed=np.zeros(1, np.int32),
-    )
-    _, metrics = adapt_many(
-        transformer.graph(config), params, lora.stack([start]), batch, hparams, Optimiser(), chunk=Chunk(1)
-    )
-    return np.asarray(metrics.loss)[0]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Comparisons
+# Comparisons: with the module `peers` the other side is computed, without it is read from tests/golden
 
 
 def small_files(name: str) -> ModelFiles:
+    """A random checkpoint that transformers saved."""
     return ModelFiles(name, "safetensors", GOLDEN / name, "tests/golden")
 
 
-def compare_small_logits(name: str, *, live: bool) -> Row:
-    """A random checkpoint that transformers saved, over 2,048 positions."""
+def compare_small_logits(name: str, peers: Any = None) -> Row:
+    """A small checkpoint, over 2,048 positions."""
     golden = np.load(GOLDEN / name / "expected.npz")
     tokens, positions, expected = golden["tokens"], golden["positions"], golden["logits"]
     prompt, expected_greedy = tokens[:GREEDY_PROMPT].tolist(), golden["greedy"].tolist()
-    if live:
-        from .benchmark import peers
-
+    if peers:
         theirs = peers.load(small_files(name))
         positions = np.arange(len(tokens))
         expected, expected_greedy = peers.logits(theirs, tokens), peers.greedy(theirs, prompt, GREEDY_TOKENS)
-    config, params = weights.load_model(small_files(name))
-    found = np.asarray(logits(transformer.graph(config), params, tokens[None]))[0, positions]
-    same = greedy(config, params, prompt, GREEDY_TOKENS) == expected_greedy
-    return Row(name, f"logits, {len(tokens):,} positions", _peer("transformers", live), _largest(found, expected), same)
+    lm = as_lm(*weights.load_model(small_files(name)))
+    found = np.asarray(logits(lm.model, lm.params, tokens[None]))[0, positions]
+    same = greedy(lm, prompt, GREEDY_TOKENS) == expected_greedy
+    return _row(name, f"logits, {len(tokens):,} positions", "transformers", peers, _largest(found, expected), same)
 
 
-def compare_smollm2_logits(
-    files: ModelFiles, config: ModelConfig, params: dict[str, Any], theirs: object | None
-) -> Row:
-    """The embedded model on a chat prompt. `theirs` is transformers' own reading of the GGUF, or None: the golden."""
+def compare_smollm2_logits(lm: LanguageModel, peers: Any = None, theirs: Any = None) -> Row:
+    """The embedded model on a chat prompt. `theirs` is transformers' own reading of the GGUF."""
     golden = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
     ids, expected_greedy = golden["ids"], golden["greedy"]
-    found = np.asarray(logits(transformer.graph(config), params, np.array([ids])))[0]
-    same = greedy(config, params, ids, len(expected_greedy)) == expected_greedy
-    if theirs is None:
-        stored = np.load(GOLDEN / "smollm2.npz")  # every 97th entry after each token, all of them after the last
-        difference = max(_largest(found[:, ::97], stored["strided"]), _largest(found[-1], stored["last"]))
-    else:
-        from .benchmark import peers
-
+    found = np.asarray(logits(lm.model, lm.params, np.array([ids])))[0]
+    same = greedy(lm, ids, len(expected_greedy)) == expected_greedy
+    if peers:
         difference = _largest(found, peers.logits(theirs, np.array(ids)))
         same = same and peers.greedy(theirs, ids, len(expected_greedy)) == expected_greedy
-    return Row(files.name, f"logits, {len(ids)} positions", _peer("transformers", theirs is not None), difference, same)
+    else:
+        stored = np.load(GOLDEN / "smollm2.npz")  # every 97th entry after each token, all of them after the last
+        difference = max(_largest(found[:, ::97], stored["strided"]), _largest(found[-1], stored["last"]))
+    return _row("smollm2-135m", f"logits, {len(ids)} positions", "transformers", peers, difference, same)
 
 
 def compare_losses(
-    name: str, which: str, config: ModelConfig, params: dict[str, Any], folder: Path, run: Loss, *, live: bool
+    name: str, lm: LanguageModel, config: ModelConfig, which: str, folder: Path, run: Run, peers: Any
 ) -> Row:
     """80 steps from the adapter that PEFT initialised and saved in `folder`."""
-    said = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
-    rank, alpha = said["r"], said["lora_alpha"]
-    found = losses(config, params, peft.load_peft(folder, config), run, rank=rank, alpha=alpha)
+    saved = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
+    settings = FineTuning(TARGETS[which], saved["r"], saved["lora_alpha"], LEARNING_RATE)
+    found = ours.losses(lm, peft.load_peft(folder, config), run.tokens, run.order.tolist(), settings)
+    learned = f"{run.losses[:8].mean():.2f} to {run.losses[-8:].mean():.2f}"
     targets = "q, v" if which == "qv" else "all seven"
-    compared = (
-        f"{len(run.order)} losses, {targets}, r {rank}: {run.losses[:8].mean():.2f} to {run.losses[-8:].mean():.2f}"
-    )
-    return Row(name, compared, _peer("PEFT", live), _largest(found, run.losses))
+    compared = f"{len(run.order)} losses, {targets}, r {settings.rank}: {learned}"
+    return _row(name, compared, "PEFT", peers, _largest(found, run.losses))
 
 
-def read_golden_losses(folder: Path) -> Loss:
+def read_golden_losses(folder: Path) -> Run:
     """What tests/golden/make_peft.py wrote."""
     golden = np.load(folder / "expected.npz")
     tokens = [row[:n].tolist() for row, n in zip(golden["tokens"], golden["lengths"], strict=True)]
-    return Loss(tokens, golden["order"], golden["losses"])
+    return Run(tokens, golden["order"], golden["losses"])
 
 
-def compare_small_losses(name: str, which: str, *, live: bool) -> Row:
-    """A random checkpoint; live, PEFT draws another initial adapter than the golden's."""
+def compare_small_losses(name: str, which: str, peers: Any = None) -> Row:
+    """A small checkpoint; live, PEFT draws another initial adapter than the golden's."""
     config, params = weights.load_model(small_files(name))
-    folder = GOLDEN / "peft" / f"{name}_{which}"
+    folder, lm = GOLDEN / "peft" / f"{name}_{which}", as_lm(config, params)
     run = read_golden_losses(folder)
-    if not live:
-        return compare_losses(name, which, config, params, folder, run, live=False)
-    from .benchmark import peers
-
-    with tempfile.TemporaryDirectory() as scratch:
-        theirs = peers.fine_tune(
-            peers.load(small_files(name)), run.tokens, run.order,
-            projections=TARGETS[which], rank=16, alpha=32, learning_rate=LEARNING_RATE, start=Path(scratch),
-        )  # fmt: skip
-        return compare_losses(name, which, config, params, Path(scratch), run._replace(losses=theirs), live=True)
+    if not peers:
+        return compare_losses(name, lm, config, which, folder, run, peers)
+    theirs = peers.load(small_files(name))
+    return _compare_live(name, lm, config, which, peers, theirs, run.tokens, run.order, rank=16)
 
 
-def compare_smollm2_losses(
-    files: ModelFiles, config: ModelConfig, params: dict[str, Any], theirs: object, which: str
-) -> Row:
+def compare_smollm2_losses(lm: LanguageModel, config: ModelConfig, which: str, peers: Any, theirs: Any) -> Row:
     """The embedded model on a few invented lines, at the paper's rank and alpha. Live only: its adapter is large."""
-    from .benchmark import peers
-
+    files = find_model("smollm2-135m")
     codec = tokenizer.make_codec(tokenizer.load_tokenizer(files), files)
     tokens = sorted((codec.encode(f"{TITLE}\n{line}") for line in LINES), key=len, reverse=True)
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(len(tokens)) for _ in range(EPOCHS)]).astype(np.int32)
+    return _compare_live(files.name, lm, config, which, peers, theirs, tokens, order, rank=32)
+
+
+def _compare_live(
+    name: str, lm: LanguageModel, config: ModelConfig, which: str, peers: Any, theirs: Any,
+    tokens: list[list[int]], order: Int[np.ndarray, "S"], *, rank: int,
+) -> Row:  # fmt: skip
+    settings = {"projections": TARGETS[which], "rank": rank, "alpha": 2 * rank, "learning_rate": LEARNING_RATE}
     with tempfile.TemporaryDirectory() as scratch:
-        expected = peers.fine_tune(
-            theirs, tokens, order,
-            projections=TARGETS[which], rank=32, alpha=64, learning_rate=LEARNING_RATE, start=Path(scratch),
-        )  # fmt: skip
-        run = Loss(tokens, order, expected)
-        return compare_losses(files.name, which, config, params, Path(scratch), run, live=True)
+        losses = peers.fine_tune(theirs, tokens, order, start=Path(scratch), **settings)
+        return compare_losses(name, lm, config, which, Path(scratch), Run(tokens, order, losses), peers)
 
 
-def _peer(name: str, live: bool) -> str:
-    return name if live else f"golden of {name}"
+def _row(model: str, compared: str, peer: str, live: Any, difference: float, same: bool | None = None) -> Row:
+    return Row(model, compared, peer if live else f"golden of {peer}", difference, same)
 
 
 def _largest(found: np.ndarray, expected: np.ndarray) -> float:
@@ -241,33 +209,30 @@ def _largest(found: np.ndarray, expected: np.ndarray) -> float:
 # The table
 
 
-def compare(*, live: bool) -> Iterator[Row]:
+def compare(peers: Any) -> Iterator[Row]:
     """All comparisons, as they are made."""
     for name in CHECKPOINTS:
-        yield compare_small_logits(name, live=live)
+        yield compare_small_logits(name, peers)
     for name, which in FINE_TUNED:
-        yield compare_small_losses(name, which, live=live)
+        yield compare_small_losses(name, which, peers)
     files = find_model("smollm2-135m")
     config, params = weights.load_model(files, dtype=jnp.float32)
-    theirs = None
-    if live:
-        from .benchmark import peers
-
-        theirs = peers.load(files)
-    yield compare_smollm2_logits(files, config, params, theirs)
-    if live:
-        for which in TARGETS:
-            yield compare_smollm2_losses(files, config, params, theirs, which)
+    lm, theirs = as_lm(config, params), peers and peers.load(files)
+    yield compare_smollm2_logits(lm, peers, theirs)
+    for which in TARGETS if peers else ():
+        yield compare_smollm2_losses(lm, config, which, peers, theirs)
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def main() -> int:
     runtime.start(1)
-    live = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
-    if not live:
+    peers: Any = None
+    if all(importlib.util.find_spec(name) for name in ("torch", "peft")):
+        from .benchmark import peers
+    else:
         print("torch and peft are not installed (`make parity` does it): comparing with the goldens in tests/golden")
     start, held = time.perf_counter(), True
     print(f"{'model':<14}{'compared':<52}{'against':<24}{'largest difference':>18}  greedy tokens", flush=True)
-    for row in compare(live=live):
+    for row in compare(peers):
         tokens = {True: "the same", False: "DIFFER", None: ""}[row.same_tokens]
         mark = "" if row.holds else f"  OUT OF BOUNDS ({BOUND:g})"
         print(f"{row.model:<14}{row.compared:<52}{row.against:<24}{row.difference:>18.1e}  {tokens}{mark}", flush=True)

@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from experiments.benchmark import command as benchmark
+from experiments.benchmark.bench import Settings
 from seal_jax.domains.passages import load_passages
 from seal_jax.run import session
 from seal_jax.types import Compute
@@ -84,8 +84,7 @@ def settings_of(name: str) -> tuple[set[str], set[str]]:
     """An experiment's options and presets, or its subcommands."""
     module = importlib.import_module(f"experiments.{name}")
     if name == "benchmark":
-        options = {option for config in benchmark.COMMANDS.values() for option in fields(config)}
-        return options, set(benchmark.COMMANDS)
+        return set(fields(Settings())), set(get_args(get_type_hints(Settings)["command"]))
     if name == "parity":
         return set(), set()
     if not hasattr(module, "EXPERIMENT"):

@@ -1,58 +1,48 @@
-"""A peer of the benchmark in a process of its own, so that torch and JAX never share one.
+"""A peer of the benchmark in processes of its own, so that torch and JAX never share one. Imports neither.
 
-It lives through the run, holds its model, and does what it is told over a pipe: a method of `peers.Bench` by name, with
-its arguments. This file imports neither torch nor JAX.
+A process lives through the run, holds its model, and calls a method of `peers.Bench` by name, with its arguments.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+PROCESSES = {"peft": 1, "peft-x2": 2, "reference": 1}
 NEEDED = ("torch", "peft", "transformers")
-ROOT = Path(__file__).parents[__name__.count(".")]  # where the package that this file is in is imported from
+
+_bench: Any = None  # the peer's side: what this process holds
 
 
-def serve(pipe: Any) -> None:
-    """The peer's side: is told the model's shape and the machine, then (method, arguments), until it is told None."""
-    try:
-        shape, machine = pipe.recv()
-        from . import peers
+def _call(method: str, arguments: tuple) -> dict[str, Any]:
+    """Runs in the peer's process, the only one that imports torch."""
+    global _bench
+    from . import peers
 
-        bench = peers.Bench(shape, peers.Machine(*machine))
-        pipe.send(bench.versions())
-        while (told := pipe.recv()) is not None:
-            method, arguments = told
-            pipe.send(getattr(bench, method)(*arguments))
-    except (EOFError, KeyboardInterrupt):
-        pass
-    except Exception as error:  # whatever it is, the benchmark has to hear of it
-        pipe.send(RuntimeError(str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"))
+    if method == "start":
+        _bench = peers.Bench(*arguments)
+        return _bench.versions()
+    return getattr(_bench, method)(*arguments)
 
 
 def require_installed(name: str) -> None:
-    """Raises ValueError if the peer `name` could not run here."""
-    missing = []
-    for package in NEEDED:
+    """Raises ValueError if the peer `name` cannot run here."""
+
+    def absent(package: str) -> bool:
         try:
-            found = importlib.util.find_spec(package)
+            return importlib.util.find_spec(package) is None
         except ImportError:
-            found = None
-        if found is None:
-            missing.append(package)
-    if missing:
-        raise ValueError(
-            f"--peer {name} needs {', '.join(missing)}: pip install 'seal_jax[peers]', or leave --peer out"
-        )
+            return True
+
+    if missing := [package for package in NEEDED if absent(package)]:
+        raise ValueError(f"--peer {name} needs {', '.join(missing)}: pip install -e '.[peers]', or leave --peer out")
 
 
 class Peer:
@@ -62,53 +52,37 @@ class Peer:
         ValueError: the peer failed (says how).
     """
 
-    def __init__(self, name: str, shape: dict[str, Any], *, device: str, dtype: str, processes: int):
+    def __init__(self, name: str, model: Path, *, device: str, dtype: str):
+        self.name, self.processes = name, PROCESSES[name]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.name, self.processes = name, processes
-        self.workers = []
-        for _ in range(processes):  # not by multiprocessing's spawn: that imports the caller, and JAX with it
-            here, there = Pipe()
-            command = [sys.executable, "-m", __name__, str(there.fileno())]
-            self.workers.append((subprocess.Popen(command, pass_fds=[there.fileno()], cwd=ROOT), here))
-            there.close()
-            here.send((shape, (device, dtype, max(1, cores // processes))))
-        ready = [self._hear(pipe) for _, pipe in self.workers]
-        self.versions: dict[str, str] = ready[0]
+        context = multiprocessing.get_context("spawn")
+        self.workers = [ProcessPoolExecutor(1, mp_context=context) for _ in range(self.processes)]
         self.replies: list[dict[str, Any]] = []  # of the last work
-        self.peak_bytes = 0  # of all processes, in the last work
+        self.do("start", [(str(model), device, dtype, max(1, cores // self.processes))] * self.processes)
+        self.versions: dict[str, str] = self.replies[0]["versions"]
 
-    def _hear(self, pipe: Any) -> Any:
-        try:
-            reply = pipe.recv()
-        except EOFError as error:
-            raise ValueError(f"--peer {self.name}: its process ended (out of memory?)") from error
-        if isinstance(reply, Exception):
-            raise ValueError(f"--peer {self.name}: {reply}")
-        return reply
-
-    def do(self, method: str, each: Sequence[tuple[Any, ...]]) -> float:
+    def do(self, method: str, each: Sequence[tuple]) -> float:
         """Has every process do the same at the same time, each with its own arguments. Seconds until all are done.
 
-        A single process times itself, so that telling it costs nothing.
+        A single process times itself, so that calling it costs nothing.
         """
         start = time.perf_counter()
-        for (_, pipe), arguments in zip(self.workers, each, strict=True):
-            pipe.send((method, arguments))
-        self.replies = [self._hear(pipe) for _, pipe in self.workers]
+        jobs = [worker.submit(_call, method, arguments) for worker, arguments in zip(self.workers, each, strict=True)]
+        try:
+            self.replies = [job.result() for job in jobs]
+        except BrokenProcessPool as error:
+            raise ValueError(f"--peer {self.name}: its process ended (out of memory?)") from error
+        except Exception as error:  # whatever torch, peft or transformers raised
+            raise ValueError(f"--peer {self.name}: {type(error).__name__}: {error}") from error
         wall = time.perf_counter() - start
-        self.peak_bytes = sum(reply["peak"] for reply in self.replies)
         return self.replies[0]["seconds"] if self.processes == 1 else wall
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of all its processes, in the last work."""
+        return sum(reply["peak"] for reply in self.replies)
 
     def close(self) -> None:
         """Ends the processes."""
-        for worker, pipe in self.workers:
-            with contextlib.suppress(OSError):
-                pipe.send(None)
-            try:
-                worker.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-
-
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+        for worker in self.workers:
+            worker.shutdown(cancel_futures=True)

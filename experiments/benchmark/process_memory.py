@@ -1,4 +1,4 @@
-"""The most memory that this process has held; for the benchmark and its peers, so neither JAX nor torch is needed."""
+"""The most memory that this process has held; for the benchmark and its peers, so neither JAX nor torch is imported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def forget_peak() -> None:
 
 def peak() -> int:
     """Bytes held at the most, since `forget_peak` where that works."""
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

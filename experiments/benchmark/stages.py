@@ -1,4 +1,4 @@
-"""The stages of the benchmark: train, answer, sample; each measured here and, by turns, by the peers.
+"""The stages of the benchmark: train, answer, write; each measured here and, by turns, by the peers.
 
 A stage makes a `Row` for each who did it. Times are per self-edit (of `sample`: per prompt), medians over repeats.
 Compile time is the first call less a warm one and is in no other figure. A row's floor is what `engine.costs` says
@@ -9,63 +9,33 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from seal_jax.engine import batching, costs, memory, sampler
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine import batching, costs
+from seal_jax.engine.batching import Tokens
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes, train
-from seal_jax.nn.lora import PROJECTIONS, Adapter
-from seal_jax.nn.transformer import ModelConfig
-from seal_jax.types import LanguageModel
+from seal_jax.engine.training import FineTuning, train
+from seal_jax.nn.lora import Adapter
 
-from . import process_memory, workloads
+from . import ours, process_memory, workloads
+from .bench import Bench
 from .measuring import by_turns, peak_memory, seconds
 from .peer_process import Peer
+from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, PROMPTS, QUESTION_TOKENS, QUESTIONS, SAMPLE_TOKENS, SAMPLES, TOP_P
 
 OURS = "seal_jax"
 REFERENCE = "reference"  # of the peers, the one that does what the paper's code does; no ratio is against it
 REFERENCE_WIDTH = 2048  # tokens that the paper's code pads every sequence to
 REFERENCE_STEPS_ON_CPU = 1  # timed and scaled: one takes half a minute
-WARM_STEPS = 3  # of a peer, before it is timed
+WARM = -1  # the number of the turn that compiles, or warms a peer up
+WARM_STEPS = 3
+RATIOS = ("train_qv", "train_all", "decode", "edit", "seal")
 
-TARGETS = {"train_qv": ("q_proj", "v_proj"), "train_all": PROJECTIONS, "seal": ("q_proj", "v_proj")}
-QUESTIONS, QUESTION_TOKENS, ANSWER_TOKENS = 5, 40, 64  # answered with an adapter: greedy, the full length
-PROMPTS, PROMPT_TOKENS, SAMPLES, SAMPLE_TOKENS, TOP_P = 8, 200, 5, 128, 0.95  # of the self-edits that are written
-
-
-class Bench(NamedTuple):
-    """What all stages of one run share."""
-
-    lm: LanguageModel
-    model: ModelConfig
-    itemsize: int  # bytes of a base parameter
-    devices: Sequence[Any]
-    peak: costs.Peak
-    peers: dict[str, Peer]
-    adapters: int  # E, trained at a time
-    epochs: int
-    rank: int
-    repeats: int
-    seed: int
-
-    @property
-    def sharing(self) -> float:
-        """Adapters that one device trains on the same reading of the weights."""
-        return max(1, self.adapters / len(self.devices))
-
-    def fine_tuning(self, stage: str) -> FineTuning:
-        """The paper's inner loop, with this run's numbers."""
-        return FineTuning(
-            projections=TARGETS[stage],
-            rank=self.rank,
-            alpha=2.0 * self.rank,
-            epochs=self.epochs,
-            chunk=self.adapters,
-        )
+Program = Callable[[int], tuple[float, float]]  # number of its turn -> seconds, and self-edits' worth of work in them
 
 
 class Row(NamedTuple):
@@ -76,190 +46,138 @@ class Row(NamedTuple):
     seconds: float  # median
     runs: list[float]  # seconds, of every repeat
     tokens: float  # real ones: trained, or new
-    processed: float  # the same with pads
-    cost: costs.Cost  # of the real tokens, at the least
-    floor: float | None = None  # seconds; ours only
+    processed_tokens: float  # the same with pads
+    flops: float  # of the real tokens, at the least
+    bytes: float
+    floor_seconds: float | None = None  # ours only
     compile_seconds: float | None = None
     peak_bytes: int | None = None
     note: str = ""
 
+    def figures(self, peak: costs.Peak) -> dict[str, Any]:
+        """All that is kept of a row: its fields, and what follows from them."""
+        used = self.flops / self.seconds / peak.flops
+        padding = self.processed_tokens / self.tokens
+        return {
+            **self._asdict(),
+            "times_floor": None if self.floor_seconds is None else self.seconds / self.floor_seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+            "processed_tokens_per_second": self.processed_tokens / self.seconds,
+            "padding": padding,
+            "mfu": used,
+            "mfu_processed": used * padding,
+            "bytes_per_second": self.bytes / self.seconds,
+        }
 
-class Run(NamedTuple):
-    """One turn of one program."""
 
-    seconds: float
-    units: float  # self-edits' worth of work done in them
-
-
-Programs = dict[str, Callable[[int], Run]]
+def per_unit(runs: Sequence[tuple[float, float]], turns: int) -> list[float]:
+    """Seconds a self-edit in each repeat, all its turns together."""
+    repeats = [zip(*runs[i : i + turns], strict=True) for i in range(0, len(runs), turns)]
+    return [sum(taken) / sum(units) for taken, units in repeats]
 
 
-def _seconds_a_unit(runs: Sequence[Run], turns_a_repeat: int) -> list[float]:
-    """For each repeat, all its turns together."""
-    repeats = [runs[i : i + turns_a_repeat] for i in range(0, len(runs), turns_a_repeat)]
-    return [sum(run.seconds for run in turns) / sum(run.units for run in turns) for turns in repeats]
+def measure(
+    bench: Bench,
+    stage: str,
+    programs: dict[str, Program],
+    phases: Callable[[float], list[costs.Cost]],
+    *,
+    together: int,
+    tokens: float,
+    processed: dict[str, float],
+    turns: int = 1,
+) -> list[Row]:
+    """Times the programs by turns, `turns` of each a repeat, and makes their rows.
+
+    `phases` are the least costs, given how many share a reading of the weights: of ours, `together` over all devices.
+    """
+    process_memory.forget_peak()
+    first = {name: program(WARM)[0] for name, program in programs.items()}
+    runs = by_turns(programs, bench.settings.repeats * turns, stage)
+    rows = []
+    for name, done in runs.items():
+        each = per_unit(done, turns)
+        least = phases(max(1.0, together / len(bench.devices)) if name == OURS else 1.0)
+        cost, padded = costs.total(least), processed.get(name, tokens)
+        row = Row(stage, name, statistics.median(each), each, tokens, padded, cost.flops, cost.bytes)
+        if name == OURS:
+            compiling = first[OURS] - statistics.median(taken for taken, _ in done[::turns])
+            row = row._replace(floor_seconds=costs.floor(least, bench.peak), compile_seconds=max(0.0, compiling))
+            rows.append(row._replace(peak_bytes=peak_memory(bench.devices)))
+        else:
+            peer = bench.peers[name]
+            rows.append(row._replace(peak_bytes=peer.peak_bytes, note=peer.replies[0]["note"]))
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Train
 
 
-def shapes_for(edits: Sequence[Sequence[batching.Tokens]], config: FineTuning) -> Shapes:
-    """As an experiment sets them: widths from the longest sequence and the config's cuts."""
-    longest = max(len(s.ids) for edit in edits for s in edit)
-    return Shapes(batching.bucket_widths(longest, config.width_cuts), max(map(len, edits)), 0, 0, 0)
-
-
-def processed_tokens(
-    edits: Sequence[Sequence[batching.Tokens]],
-    config: FineTuning,
-    shapes: Shapes,
-    *,
-    adapters: int,
-    seed: int,
-    devices: int,
-) -> int:
-    """Tokens that training these self-edits computes, `adapters` at a time, pads and idle places included."""
-    batch = batching.make_batch(
-        edits,
-        epochs=config.epochs,
-        batch_size=min(config.batch_size, shapes.capacity),
-        widths=shapes.widths,
-        capacity=shapes.capacity,
-        seed=seed,
-    )
-    devices = min(
-        devices, adapters
-    )  # a single adapter's rows are shared by all, and a step of one row has one to share
-    return batching.processed_tokens(batch, max(devices, adapters // devices * devices), devices)
-
-
-def training_phases(bench: Bench, config: FineTuning, lengths: Sequence[Sequence[int]], sharing: float) -> list[Any]:
-    """The mean self-edit's work, phase by phase."""
-    lora = costs.lora_parameters(bench.model, config.projections, config.rank)
-    return costs.mean_training(
-        bench.model, lora, lengths, epochs=config.epochs, sharing=sharing, itemsize=bench.itemsize
-    )
-
-
 def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> tuple[list[Row], Adapter]:
     """Self-edits of these lengths, E at a time and like with like; a peer trains one of each group after it.
 
-    Rates are real tokens a second; a row gives them as seconds for the mean self-edit, so that a peer, which trains
-    only some of them, is held against the same work. Also returns the adapters of the last group.
+    Rates are real tokens a second; a row has them as seconds for the mean self-edit, so that a peer, which trains
+    only some of them, is compared on the same work. Also returns the adapters of the last group.
     """
-    bench = bench._replace(adapters=min(bench.adapters, len(lengths)))
-    config = bench.fine_tuning(stage)
-    edits = workloads.draw_tokens(lengths, bench.model.vocab_size, seed=bench.seed)
-    shapes = shapes_for(edits, config)
-    groups = batching.by_size(edits, bench.adapters)
-    sums = [sum(edit) for edit in lengths]
-    mean = sum(sums) / len(sums)
-    chunk = Chunk(bench.adapters)
+    settings, config, model = bench.settings, bench.settings.fine_tuning(stage), bench.model
+    edits = workloads.draw_tokens(lengths, model.vocab_size, seed=settings.seed)
+    trainer = ours.trainer(config, edits, min(settings.adapters, len(lengths)))
+    groups = batching.by_size(edits, trainer.chunk.planned)
+    mean, count = sum(map(sum, lengths)) / len(lengths), len(lengths)
+    units = [sum(edit) / mean for edit in lengths]
     latest: list[Adapter] = []
 
-    def ours(turn: int) -> Run:
-        group = groups[turn % len(groups)]
+    def turn(number: int) -> tuple[float, float]:
+        group = groups[max(number, 0) % len(groups)]
         latest.clear()  # before the next ones take their room
-        work = lambda: train(bench.lm, [edits[e] for e in group], config, shapes, seed=bench.seed, chunk=chunk)
-        taken, (adapters, _) = seconds(work)
+        taken, (adapters, _) = seconds(lambda: train(bench.lm, [edits[e] for e in group], trainer, seed=settings.seed))
         latest.append(adapters)
-        return Run(taken, sum(sums[e] for e in group) / mean)
+        return taken, sum(units[e] for e in group)
 
-    process_memory.forget_peak()
-    before = peak_memory(bench.devices)
-    first = ours(0).seconds
-    programs: Programs = {OURS: ours}
-    notes: dict[str, str] = {}
+    def phases(sharing: float) -> list[costs.Cost]:
+        lora = costs.lora_parameters(model, config.projections, config.rank)
+        sizes = {"epochs": config.epochs, "itemsize": bench.itemsize}
+        return costs.mean_training(model, lora, lengths, sharing=sharing, **sizes)
+
+    programs: dict[str, Program] = {OURS: turn}
     for name, peer in bench.peers.items():
-        if name != REFERENCE:
-            programs[name] = _peer_training(bench, peer, config, edits, groups, mean)
-        elif stage == "train_qv":  # as the paper's; what a step takes does not depend on how long its sequence is
-            few = REFERENCE_STEPS_ON_CPU if jax.default_backend() == "cpu" else None
-            programs[name] = _peer_training(bench, peer, config, edits, groups, mean, timed_steps=few)
-            notes[name] = f"{few} step a self-edit timed, and scaled" if few else ""
-    runs = by_turns(programs, bench.repeats * len(groups), stage)
-    most = peak_memory(bench.devices)
-    notes[OURS] = _memory_note(bench, config, shapes, most - before)
-
-    real, steps = config.epochs * mean, config.epochs * sum(map(len, lengths)) / len(lengths)
-    devices = len(bench.devices)
-    padded = sum(
-        processed_tokens(
-            [edits[e] for e in group], config, shapes, adapters=bench.adapters, seed=bench.seed, devices=devices
-        )
-        for group in groups
-    )
-    processed = {OURS: padded / len(edits), REFERENCE: REFERENCE_WIDTH * steps}
-    warm = statistics.median(run.seconds for run in runs[OURS][:: len(groups)])
-    rows = []
-    for name, turns in runs.items():
-        each = _seconds_a_unit(turns, len(groups))
-        phases = training_phases(bench, config, lengths, bench.sharing if name == OURS else 1)
-        row = Row(
-            stage,
-            name,
-            statistics.median(each),
-            each,
-            real,
-            processed.get(name, real),
-            costs.total(phases),
-            note=notes.get(name, ""),
-        )
-        if name == OURS:
-            floor = costs.floor(phases, bench.peak)
-            row = row._replace(floor=floor, compile_seconds=max(0.0, first - warm), peak_bytes=most)
-        else:
-            row = row._replace(peak_bytes=bench.peers[name].peak_bytes)
-            if jax.default_backend() == "cpu":
-                peer = bench.peers[name]
-                threads = f"processes x threads: {peer.processes} x {peer.replies[0]['threads']}"
-                row = row._replace(note="; ".join(filter(None, (threads, row.note))))
-        rows.append(row)
-    return rows, latest[0]
-
-
-def _memory_note(bench: Bench, config: FineTuning, shapes: Shapes, grew: int) -> str:
-    """What the planner says that training needs beside the base model, and what it took."""
-    devices = len(bench.devices)
-    each = -(-bench.adapters // devices)
-    need = memory.training(bench.model, config, adapters=each, width=shapes.widths[-1], itemsize=bench.itemsize)
-    planned = devices * (need.total - need.base)
-    return f"memory beside the weights: {memory.readable(planned)} planned, {memory.readable(grew)} taken"
+        if name != REFERENCE or stage == "train_qv":  # its step takes the same however long a sequence is
+            programs[name] = _peer_training(bench, peer, config, edits, groups, units)
+    in_order = [edits[e] for group in groups for e in group]
+    padded = ours.processed_tokens(in_order, trainer, seed=settings.seed, devices=len(bench.devices)) / count
+    processed = {OURS: padded, REFERENCE: REFERENCE_WIDTH * config.epochs * sum(map(len, lengths)) / count}
+    sizes = {"together": trainer.chunk.planned, "turns": len(groups)}
+    return measure(bench, stage, programs, phases, tokens=config.epochs * mean, processed=processed, **sizes), latest[0]
 
 
 def _peer_training(
     bench: Bench,
     peer: Peer,
     config: FineTuning,
-    edits: Sequence[Sequence[batching.Tokens]],
+    edits: Sequence[Sequence[Tokens]],
     groups: Sequence[Sequence[int]],
-    mean: float,
-    *,
-    timed_steps: int | None = None,
-) -> Callable[[int], Run]:
-    """A peer's turn: one self-edit of the group at hand for each of its processes, another in each repeat.
+    units: Sequence[float],
+) -> Program:
+    """A peer's turn: one self-edit of the group at hand for each of its processes, another in each repeat."""
+    seed, padded = bench.settings.seed, peer.name == REFERENCE
+    picks = [np.random.default_rng([seed, 6, g]).permutation(group).tolist() for g, group in enumerate(groups)]
+    few = REFERENCE_STEPS_ON_CPU if padded and jax.default_backend() == "cpu" else None  # stand for all
+    options = (config.projections, config.rank, config.alpha, config.learning_rate, REFERENCE_WIDTH if padded else None)
 
-    `timed_steps` stand for all, where given. Warms the peer up.
-    """
-    picks = [np.random.default_rng([bench.seed, 6, g]).permutation(group).tolist() for g, group in enumerate(groups)]
-    pad_to = REFERENCE_WIDTH if peer.name == REFERENCE else None
-
-    def turn(number: int, limit: int | None = timed_steps) -> Run:
+    def turn(number: int) -> tuple[float, float]:
+        limit = (1 if padded else WARM_STEPS) if number == WARM else few
+        number = max(number, 0)
         repeat, g = divmod(number, len(groups))
-        each, share, units = [], 1.0, 0.0
-        for n in range(peer.processes):
-            sequences = [s.ids for s in edits[picks[g][(repeat * peer.processes + n) % len(picks[g])]]]
-            rng = np.random.default_rng([bench.seed, 7, number, n])
-            order = [int(i) for _ in range(config.epochs) for i in rng.permutation(len(sequences))]
-            share = 1.0 if limit is None else min(1.0, limit / len(order))
-            each.append(
-                (sequences, order[:limit], config.projections, config.rank, config.alpha, config.learning_rate, pad_to)
-            )
-            units += sum(map(len, sequences)) / mean
-        return Run(peer.do("train", each) / share, units)
+        chosen = [picks[g][(repeat * peer.processes + n) % len(picks[g])] for n in range(peer.processes)]
+        each, share = [], 1.0
+        for n, e in enumerate(chosen):
+            rng = np.random.default_rng([seed, 7, number, n])
+            order = [int(i) for _ in range(config.epochs) for i in rng.permutation(len(edits[e]))]
+            share = len(order[:limit]) / len(order)
+            each.append(([s.ids for s in edits[e]], order[:limit], *options))
+        return peer.do("train", each) / share, sum(units[e] for e in chosen)
 
-    turn(0, 1 if pad_to else WARM_STEPS)
     return turn
 
 
@@ -267,136 +185,70 @@ def _peer_training(
 # Answer and write
 
 
-def _random_prompts(bench: Bench, shape: tuple[int, ...], salt: int) -> np.ndarray:
-    rng = np.random.default_rng([bench.seed, salt])
-    return rng.integers(bench.model.vocab_size, size=shape, dtype=np.int32)
+def _writing_stage(
+    bench: Bench,
+    stage: str,
+    adapters: Adapter | None,
+    shape: tuple[int, int, int],
+    sampling: Sampling,
+    samples: int,
+    theirs: Callable[[Peer, np.ndarray, int], tuple[float, float]],
+) -> list[Row]:
+    """All groups' prompts [E, Q, T] at once, against what `theirs` has a peer do in a turn. No row ends early."""
+    settings, model, (E, Q, T) = bench.settings, bench.model, shape
+    prompts = np.random.default_rng([settings.seed, 8]).integers(model.vocab_size, size=shape, dtype=np.int32)
+    work = ours.writer(bench.lm, adapters, prompts, samples, sampling, settings.seed)
+    programs: dict[str, Program] = {OURS: lambda turn: (seconds(work)[0], E)}
+    for name, peer in bench.peers.items():
+        if name != REFERENCE:
+            programs[name] = partial(theirs, peer, prompts)
+    lora = 0 if adapters is None else costs.lora_parameters(model, workloads.TARGETS["train_qv"], settings.rank)
 
+    def phases(sharing: float) -> list[costs.Cost]:
+        return costs.decoding(
+            model, lora, prompts=Q, samples=samples, prompt_tokens=T, new_tokens=sampling.max_tokens,
+            sharing=sharing, itemsize=bench.itemsize,
+        )  # fmt: skip
 
-def require_divisible(rows: int, devices: int, option: str) -> None:
-    """Raises ValueError where groups of rows cannot be shared evenly."""
-    if rows % devices:
-        raise ValueError(
-            f"{option} is {rows}, which {devices} devices cannot share evenly when answering; "
-            f"choose a multiple of {devices}, or --devices 1"
-        )
+    new = Q * samples * sampling.max_tokens
+    return measure(bench, stage, programs, phases, together=E, tokens=new, processed={})
 
 
 def decode_stage(bench: Bench, adapters: Adapter) -> list[Row]:
     """Every adapter's questions, all at once, against a peer's one adapter. No answer ends before `ANSWER_TOKENS`."""
-    E = bench.adapters
-    prompts = _random_prompts(bench, (E, QUESTIONS, QUESTION_TOKENS), 8)
-    sampling = Sampling(max_tokens=ANSWER_TOKENS, temperature=0)
-    work = _sampling_work(bench, adapters, prompts, 1, sampling)
 
-    def ours(turn: int) -> Run:
-        return Run(seconds(work)[0], E)
+    def theirs(peer: Peer, prompts: np.ndarray, turn: int) -> tuple[float, float]:
+        chosen = [prompts[(max(turn, 0) + n) % len(prompts)].tolist() for n in range(peer.processes)]
+        return peer.do("decode", [(questions, ANSWER_TOKENS) for questions in chosen]), peer.processes
 
-    process_memory.forget_peak()
-    first = ours(0).seconds
-    programs: Programs = {OURS: ours}
-    for name, peer in bench.peers.items():
-        if name != REFERENCE:
-            programs[name] = _peer_answering(peer, prompts)
-    runs = by_turns(programs, bench.repeats, "decode")
-    lora = costs.lora_parameters(bench.model, TARGETS["train_qv"], bench.rank)
-    sizes = {"prompts": QUESTIONS, "samples": 1, "prompt_tokens": QUESTION_TOKENS, "new_tokens": ANSWER_TOKENS}
-    new = QUESTIONS * ANSWER_TOKENS
-    rows = _decoding_rows(bench, "decode", runs, lora, sizes, new, first - statistics.median(r[0] for r in runs[OURS]))
-    for i, row in enumerate(rows):
-        if row.who != OURS:
-            forms = bench.peers[row.who].replies[0]["forms"]
-            best = min(forms, key=forms.__getitem__)
-            rows[i] = row._replace(note=f"adapter {best}: the fastest of {len(forms)} ways tried")
-    return rows
-
-
-def _sampling_work(
-    bench: Bench, adapters: Adapter | None, prompts: np.ndarray, samples: int, sampling: Sampling
-) -> Any:
-    E, Q, _ = prompts.shape
-    index = np.broadcast_arrays(np.arange(E)[:, None, None], np.arange(Q)[:, None], np.arange(samples))
-    keys = sampler.row_keys(bench.seed, *index)
-    valid = np.ones(prompts.shape, bool)
-    limits = np.full((E, Q, samples), sampling.max_tokens, np.int32)
-    return lambda: sampler.sample(
-        keys, bench.lm.model, bench.lm.params, adapters, prompts, valid, limits,
-        sampling=sampling, stop=(), mesh=bench.lm.mesh,
-    )  # fmt: skip
-
-
-def _peer_answering(peer: Peer, prompts: np.ndarray) -> Callable[[int], Run]:
-    def turn(number: int) -> Run:
-        each = [(prompts[(number + n) % len(prompts)].tolist(), ANSWER_TOKENS) for n in range(peer.processes)]
-        return Run(peer.do("decode", each), peer.processes)
-
-    turn(0)  # finds the fastest way
-    return turn
-
-
-def _decoding_rows(bench, stage, runs, lora, sizes, new, compile_seconds) -> list[Row]:
-    most, rows = peak_memory(bench.devices), []
-    for name, turns in runs.items():
-        each = _seconds_a_unit(turns, 1)
-        sharing = turns[0].units / len(bench.devices) if name == OURS else 1
-        phases = costs.decoding(bench.model, lora, sharing=max(1, sharing), itemsize=bench.itemsize, **sizes)
-        row = Row(stage, name, statistics.median(each), each, new, new, costs.total(phases))
-        if name == OURS:
-            floor = costs.floor(phases, bench.peak)
-            row = row._replace(floor=floor, compile_seconds=max(0.0, compile_seconds), peak_bytes=most)
-        else:
-            row = row._replace(peak_bytes=bench.peers[name].peak_bytes)
-        rows.append(row)
-    return rows
+    shape, sampling = (bench.settings.adapters, QUESTIONS, QUESTION_TOKENS), Sampling(ANSWER_TOKENS, temperature=0)
+    return _writing_stage(bench, "decode", adapters, shape, sampling, 1, theirs)
 
 
 def sample_stage(bench: Bench) -> list[Row]:
     """Self-edits as the outer loop writes them: `SAMPLES` of each of `PROMPTS` prompts. A row is per prompt."""
-    require_divisible(PROMPTS, len(bench.devices), "the number of prompts")
-    prompts = _random_prompts(bench, (PROMPTS, 1, PROMPT_TOKENS), 9)
-    sampling = Sampling(max_tokens=SAMPLE_TOKENS, temperature=1.0, top_p=TOP_P)
-    work = _sampling_work(bench, None, prompts, SAMPLES, sampling)
 
-    def ours(turn: int) -> Run:
-        return Run(seconds(work)[0], PROMPTS)
+    def theirs(peer: Peer, prompts: np.ndarray, turn: int) -> tuple[float, float]:
+        shares = np.array_split(prompts[:, 0], peer.processes)
+        return peer.do("sample", [(s.tolist(), SAMPLES, SAMPLE_TOKENS, TOP_P) for s in shares]), PROMPTS
 
-    def peer_turn(peer: Peer) -> Callable[[int], Run]:
-        def turn(number: int) -> Run:
-            shares = np.array_split(prompts[:, 0], peer.processes)
-            return Run(peer.do("sample", [(s.tolist(), SAMPLES, SAMPLE_TOKENS, TOP_P) for s in shares]), PROMPTS)
-
-        turn(0)
-        return turn
-
-    process_memory.forget_peak()
-    first = ours(0).seconds
-    programs: Programs = {OURS: ours}
-    programs |= {name: peer_turn(peer) for name, peer in bench.peers.items() if name != REFERENCE}
-    runs = by_turns(programs, bench.repeats, "sample")
-    sizes = {"prompts": 1, "samples": SAMPLES, "prompt_tokens": PROMPT_TOKENS, "new_tokens": SAMPLE_TOKENS}
-    compile_seconds = first - statistics.median(run.seconds for run in runs[OURS])
-    rows = _decoding_rows(bench, "sample", runs, 0, sizes, SAMPLES * SAMPLE_TOKENS, compile_seconds)
+    shape, sampling = (PROMPTS, 1, PROMPT_TOKENS), Sampling(SAMPLE_TOKENS, top_p=TOP_P)
+    rows = _writing_stage(bench, "sample", None, shape, sampling, SAMPLES, theirs)
     return [row._replace(note=f"seconds of one prompt's {SAMPLES} samples") for row in rows]
 
 
 def edit_rows(training: Sequence[Row], answering: Sequence[Row]) -> list[Row]:
     """A whole self-edit, trained and then asked: the sum of both, for whoever did both."""
-    answers = {row.who: row for row in answering}
-    return [
-        Row(
-            "edit",
-            a.who,
-            a.seconds + b.seconds,
-            [x + y for x, y in zip(a.runs, b.runs, strict=True)],
-            a.tokens + b.tokens,
-            a.processed + b.processed,
-            a.cost + b.cost,
-            None if a.floor is None or b.floor is None else a.floor + b.floor,
-            None if a.compile_seconds is None or b.compile_seconds is None else a.compile_seconds + b.compile_seconds,
-            max(a.peak_bytes or 0, b.peak_bytes or 0),
+
+    def both(a: Row, b: Row) -> Row:
+        names = ("seconds", "tokens", "processed_tokens", "flops", "bytes", "floor_seconds", "compile_seconds")
+        sums: dict[str, Any] = {n: None if getattr(a, n) is None else getattr(a, n) + getattr(b, n) for n in names}
+        runs = [x + y for x, y in zip(a.runs, b.runs, strict=True)]
+        return a._replace(
+            stage="edit", runs=runs, peak_bytes=max(a.peak_bytes or 0, b.peak_bytes or 0), note="", **sums
         )
-        for a in training
-        if (b := answers.get(a.who)) is not None
-    ]
+
+    return [both(a, b) for a in training for b in answering if a.who == b.who]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,34 +266,7 @@ def ratios(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def peer_ratio(rows: Sequence[Row]) -> dict[str, float | None]:
-    """The five ratios that are asked for: against `peft`, or where that did not run `peft-x2`; None where none did."""
+    """The ratios of `RATIOS`: against `peft`, or where that did not run `peft-x2`; None where neither did."""
     by_peer = ratios(rows)
     found = {**by_peer.get("peft-x2", {}), **by_peer.get("peft", {})}
-    return {stage: found.get(stage) for stage in ("train_qv", "train_all", "decode", "edit", "seal")}
-
-
-def figures(row: Row, peak: costs.Peak) -> dict[str, Any]:
-    """All that the table prints of a row, and its runs."""
-    used = row.cost.flops / row.seconds / peak.flops
-    padding = row.processed / row.tokens
-    return {
-        "stage": row.stage,
-        "who": row.who,
-        "seconds": row.seconds,
-        "runs": row.runs,
-        "floor_seconds": row.floor,
-        "times_floor": None if row.floor is None else row.seconds / row.floor,
-        "tokens": row.tokens,
-        "processed_tokens": row.processed,
-        "tokens_per_second": row.tokens / row.seconds,
-        "processed_tokens_per_second": row.processed / row.seconds,
-        "padding": padding,
-        "mfu": used,
-        "mfu_processed": used * padding,
-        "flops": row.cost.flops,
-        "bytes": row.cost.bytes,
-        "bytes_per_second": row.cost.bytes / row.seconds,
-        "peak_bytes": row.peak_bytes,
-        "compile_seconds": row.compile_seconds,
-        "note": row.note,
-    }
+    return {stage: found.get(stage) for stage in RATIOS}

@@ -1,117 +1,145 @@
-"""One whole round of ReST-EM, timed phase by phase, on tasks made of numbers (`experiments.benchmark.number_tasks`)."""
+"""One whole round of ReST-EM, timed phase by phase, on tasks without text: passages and questions are random token ids.
+
+Every word is one token, so no tokenizer is needed, and lengths are those of the paper's runs: a model whose logits are
+flat writes every token about equally often and so ends, by one of the ids that stop it, after `MEAN_COMPLETION` tokens
+on average; what it wrote is cut into lines as long as those that the paper's model writes.
+"""
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
+import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from seal_jax.engine import batching
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import Shapes
+from seal_jax.engine.training import Shapes, make_trainer
+from seal_jax.seal.outer import ReSTEM, rest_em
+from seal_jax.seal.rounds import Loop, rounds
+from seal_jax.types import Compute, Domain, Example, Memory, Query, SelfEdit, Silent, Verdict, by_query
+
+from . import table, workloads
+from .bench import Bench, number_codec
+from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, QUESTIONS, TOP_P
 
 from . import number_tasks, workloads
 from .stages import PROMPT_TOKENS, TOP_P, Bench
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 WRITE_CHUNK = 64  # self-edits written at a time
-MAX_COMPLETION = 512  # tokens
-ANSWER_TOKENS = 64
+MEAN_COMPLETION, MAX_COMPLETION, GOLD_TOKENS = 200, 512, 4  # tokens
+PAPER = {"passages": 50, "samples": 5, "seeds": 3}
+PHASES = "{name:<24}{seconds:>10.2f}{compile_seconds:>18.2f}{adapters:>10.0f}{tokens:>12.0f}"
 
 
-class Phase(NamedTuple):
-    """One line of the result."""
+class NumberTask(NamedTuple):
+    """A passage of random tokens."""
 
-    name: str
-    seconds: float  # compiling included
-    compile_seconds: float
-    adapters: int
-    tokens: int  # trained, or written
+    id: str
+    passage: str
+    prompt: str
+    queries: list[Query]
 
 
-class Stopwatch:
-    """The `Progress` of a round: how long each phase takes, and how much of that was compiling."""
+def stop_ids(vocab_size: int, *, seed: int) -> tuple[int, ...]:
+    """The ids that end a completion: one in `MEAN_COMPLETION`."""
+    count = max(1, vocab_size // MEAN_COMPLETION)
+    return tuple(sorted(np.random.default_rng([seed, 3]).choice(vocab_size, count, replace=False).tolist()))
+
+
+def make_tasks(count: int, vocab_size: int, *, seed: int) -> list[NumberTask]:
+    """Passages of drawn lengths, each with its questions."""
+    rng = np.random.default_rng([seed, 4])
+    lengths = workloads.tokens_of(workloads.WORDS_A_PASSAGE.draw(rng, count))
+
+    def text(n: int) -> str:
+        return " ".join(map(str, rng.integers(vocab_size, size=n)))
+
+    def queries() -> list[Query]:
+        return [Query("", text(QUESTION_TOKENS), text(GOLD_TOKENS)) for _ in range(QUESTIONS)]
+
+    return [NumberTask(f"task {i}", text(n), text(PROMPT_TOKENS), queries()) for i, n in enumerate(lengths)]
+
+
+def make_domain(*, seed: int) -> Domain:
+    """Lines of a completion and the passage are what an adapter trains on; an answer is right if it is the gold one."""
+
+    def parse(task: NumberTask, completion: str) -> SelfEdit:
+        words: list[str] = completion.split()
+        lines: list[str] = []
+        if not words:
+            return SelfEdit(completion, (), "empty completion")
+        rng = np.random.default_rng((seed, zlib.crc32(f"{task.id}/{completion}".encode())))
+        while words and len(lines) < workloads.MAX_SEQUENCES - 1:
+            (n,) = workloads.tokens_of(workloads.WORDS_A_LINE.draw(rng, 1))
+            lines.append(" ".join(words[:n]))
+            words = words[n:]
+        return SelfEdit(completion, tuple(Example("", line) for line in (*lines, task.passage)))
+
+    def grade(queries: Sequence[Query], answers: Sequence[str]) -> list[Verdict]:
+        return [answer == query.gold for query, answer in zip(queries, answers, strict=True)]
+
+    return Domain(lambda task: task.prompt, parse, lambda task: task.queries, by_query(grade))
+
+
+class Stopwatch(Silent):
+    """The display of a round: how long each phase takes, and how much of that was compiling."""
 
     def __init__(self) -> None:
-        self.phases: list[Phase] = []
-        self._name: str | None = None
-        self._start = self._compiled = 0.0
-        self._adapters = self._tokens = 0
+        self.phases: list[dict[str, Any]] = []
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event == COMPILE_EVENT:
-            self._compiled += duration_secs
+        if event == COMPILE_EVENT and self.phases:
+            self.phases[-1]["compile_seconds"] += duration_secs
 
     def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
         """Ends the phase before it."""
         now = time.perf_counter()
-        if self._name is not None:
-            taken = Phase(self._name, now - self._start, self._compiled, self._adapters, self._tokens)
-            self.phases.append(taken)
-        self._name, self._start = name, now
-        self._adapters, self._tokens, self._compiled = 0, 0, 0.0
+        if self.phases:
+            self.phases[-1]["seconds"] += now
+        zero = {"compile_seconds": 0.0, "adapters": 0, "tokens": 0}
+        self.phases.append({"name": name.removeprefix("round 1: "), "seconds": -now, **zero})
 
-    def advance(
-        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
-    ) -> None:
-        """Counts what was done."""
-        self._adapters += adapters
-        self._tokens += tokens
+    def advance(self, n: int = 1, *, adapters: int = 0, tokens: int = 0, **_: Any) -> None:
+        self.phases[-1]["adapters"] += adapters
+        self.phases[-1]["tokens"] += tokens
 
 
-def round_phases(bench: Bench, *, passages: int, samples: int, reward_seeds: int) -> list[Phase]:
-    """Plays `rest_em_round` once, in a folder that is thrown away."""
-    from seal_jax.run.journal import RunFolder
-    from seal_jax.seal.rest_em import Loop, OuterLoop, rest_em_round
-
-    codec = number_tasks.number_codec(number_tasks.stop_ids(bench.model.vocab_size, seed=bench.seed))
-    lm = number_tasks.flattened(bench.lm._replace(codec=codec))
-    tasks = number_tasks.make_tasks(passages, bench.model.vocab_size, seed=bench.seed)
-    config = bench.fine_tuning("seal")
-    shapes = Shapes(
-        widths=batching.bucket_widths(workloads.MAX_TOKENS, config.width_cuts),
-        capacity=workloads.MAX_SEQUENCES,
-        questions=number_tasks.QUESTIONS,
-        question_width=number_tasks.QUESTION_TOKENS,
-        gold_width=number_tasks.GOLD_TOKENS,
-    )
-    outer = OuterLoop(rounds=1, passages=passages, samples=samples, reward_seeds=reward_seeds)
-    watch = Stopwatch()
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(Path(folder) / "run", {})
-        loop = Loop(
-            domain=number_tasks.make_domain(seed=bench.seed),
-            inner=config,
-            sampling=Sampling(max_tokens=MAX_COMPLETION, temperature=1.0, top_p=TOP_P),
-            write_chunk=Chunk(WRITE_CHUNK, "self-edits"),
-            answer_tokens=ANSWER_TOKENS,
-            shapes=shapes,
-            prompt_width=PROMPT_TOKENS,
-            seed=bench.seed,
-            chunk=Chunk(bench.adapters),
-            run=run,
-            progress=watch,
-        )
-        better, _ = rest_em_round(lm, tasks, outer, loop, number=1)
-        jax.block_until_ready(better.params)
-        watch.phase("end")
-        run.close()
-    return [phase._replace(name=phase.name.removeprefix("round 1: ")) for phase in watch.phases]
+def play(bench: Bench, *, passages: int, samples: int, seeds: int) -> list[dict[str, Any]]:
+    """Plays a round once and returns its phases."""
+    settings, vocab_size, seed = bench.settings, bench.model.vocab_size, bench.settings.seed
+    norm = bench.lm.params["final_norm"]  # near zero: whatever model it was, it now writes all tokens equally often
+    params = {**bench.lm.params, "final_norm": {**norm, "scale": norm["scale"] * 1e-3}}
+    lm = bench.lm._replace(params=params, codec=number_codec(stop_ids(vocab_size, seed=seed)))
+    compute, watch = Compute(chunk=settings.adapters), Stopwatch()
+    widths = batching.bucket_widths(workloads.MAX_TOKENS, compute.width_cuts)
+    shapes = Shapes(widths, workloads.MAX_SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS)
+    sampling = Sampling(max_tokens=MAX_COMPLETION, temperature=1.0, top_p=TOP_P)
+    loop = Loop(
+        make_domain(seed=seed), make_trainer(settings.fine_tuning("seal"), shapes, compute), sampling, PROMPT_TOKENS,
+        Chunk(WRITE_CHUNK, "self-edits"), ANSWER_TOKENS, seed, journal=Memory(), display=watch,
+    )  # fmt: skip
+    tasks = make_tasks(passages, vocab_size, seed=seed)
+    for state in rounds(lm, [tasks], rest_em(ReSTEM(reward_seeds=seeds)), loop, samples=samples):
+        jax.block_until_ready(state.writer.params)
+    watch.phase("end")
+    return watch.phases[:-1]
 
 
-def round_table(phases: list[Phase]) -> list[str]:
-    """The phases and their sum, in columns."""
-    total = Phase("together", *(sum(column) for column in list(zip(*phases, strict=True))[1:]))
-    head = f"{'phase':<24}{'seconds':>10}{'of it compiling':>18}{'adapters':>10}{'tokens':>12}"
-    return [
-        head,
-        *(
-            f"{p.name:<24}{p.seconds:>10.2f}{p.compile_seconds:>18.2f}{p.adapters or '':>10}{p.tokens or '':>12}"
-            for p in (*phases, total)
-        ),
-    ]
+def show(bench: Bench) -> dict[str, Any]:
+    """Prints a round's phases and their sum."""
+    sizes = PAPER if bench.settings.paper else {name: getattr(bench.settings, name) for name in PAPER}
+    print("a round of {passages} passages, {samples} self-edits each, {seeds} training runs each\n".format(**sizes))
+    phases = play(bench, **sizes)
+    total = {"name": "together", **{name: sum(phase[name] for phase in phases) for name in list(phases[0])[1:]}}
+    titles = {"name": "phase", "seconds": "seconds", "compile_seconds": "of it compiling"}
+    print(table.line(PHASES, **titles, adapters="adapters", tokens="tokens"))
+    for phase in (*phases, total):
+        print(table.line(PHASES, **{**phase, "adapters": phase["adapters"] or None, "tokens": phase["tokens"] or None}))
+    return {"round": sizes, "phases": phases, "seconds": total["seconds"]}
