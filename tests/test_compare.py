@@ -187,6 +187,13 @@ def test_headline_of_two_runs_says_whether_they_differ(tmp_path, by, says):
     assert "“Own self-edits, after round 1” is at" in words and f": {says}." in words
 
 
+def test_two_runs_of_fewer_than_eight_passages_are_not_called_different(tmp_path):
+    for passages, says in ((7, ": too few passages to say."), (8, ": a clear difference.")):
+        runs = [alternatives({"a": [share] * passages}) for share in (0.2, 0.6)]
+        folders = [keep(tmp_path / name, run) for name, run in zip("ab", runs, strict=True)]
+        assert says in page_of(folders, tmp_path / "out.html").words()
+
+
 def test_eight_runs_and_one(tmp_path):
     results, _ = sample_run()
     folders = [keep(tmp_path / f"run-{i}", moved(results, i / 100)) for i in range(8)]

@@ -360,10 +360,17 @@ def alternatives(accuracies: dict[str, list[float]], unit: str = "passage") -> d
     ],
 )
 def test_headline_of_alternatives_names_the_best_and_of_how_many(tmp_path, best, says):
-    results = alternatives({"a": [0.2, 0.2, 0.2, 0.2], "b": best, "c": [0.0, 0.0, 0.0, 0.0]})
+    results = alternatives({"a": [0.2] * 8, "b": best * 2, "c": [0.0] * 8})
     words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
     assert says in words and "the best of 2 rows compared with it" in words
     assert "reinforcement" not in words and "held-out" not in words
+
+
+def test_fewer_than_eight_passages_have_no_verdict(tmp_path):
+    for passages, says in ((7, "60.0 % of the questions, against the 20.0 %"), (8, "more than the 20.0 %")):
+        results = alternatives({"a": [0.2] * passages, "b": [0.6] * passages})
+        words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
+        assert says in words and ("too few passages to say" in words) == (passages < 8)
 
 
 def test_streams_are_called_streams(tmp_path):
@@ -395,7 +402,7 @@ def test_headline_of_streams_tells_learning_from_forgetting(tmp_path, final, rep
         "after_own_edit_kl": [0.2, 0.2, 0.2, 0.2],
         "after_all_edits_kl": [0.0, 0.0, 0.0, 0.0],
     }
-    results = alternatives(rows, unit="stream")
+    results = alternatives({name: values * 2 for name, values in rows.items()}, unit="stream")
     for row in results["rows"]:
         option = row["name"].rpartition("_")[2]
         row["label"] = f"After edits: Option {option}"

@@ -254,11 +254,11 @@ def _parts(columns: Sequence[Any]) -> Iterator[Sequence[Any]]:
 # What the page shows
 
 
-def _headline(runs: Sequence[Run], shared: Sequence[RowKey], labels: dict[RowKey, str]) -> str:
+def _headline(runs: Sequence[Run], keys: Sequence[RowKey], labels: dict[RowKey, str]) -> str:
     """About the row that most runs have; of several such rows, about the last."""
     if len(runs) == 1:
         return f"One run: {runs[0].label}. Give more of them to compare it with."
-    having = {key: [run for run in runs if key in run.rows and _mean(run, key) is not None] for key in shared}
+    having = {key: [run for run in runs if key in run.rows and _mean(run, key) is not None] for key in keys}
     most = max(map(len, having.values()), default=0)
     if most < 2:
         return f"{len(runs)} runs that have no row in common."
@@ -274,7 +274,8 @@ def _headline(runs: Sequence[Run], shared: Sequence[RowKey], labels: dict[RowKey
     first, second = having[key]
     change = difference(first, second, key)
     words = {"gain": "a clear difference", "loss": "a clear difference", "unclear": "no clear difference"}
-    verdict = words.get(change.estimate.verdict, change.remark or "too few for an interval")
+    shared = section(first.rows[key], "per_passage").keys() & section(second.rows[key], "per_passage").keys()
+    verdict = words.get(change.estimate.verdict(len(shared)), change.remark or f"too few {key.unit}s to say")
     return f"“{labels[key]}” is at {figures[0]} and at {figures[1]}: {verdict}."
 
 

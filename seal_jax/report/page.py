@@ -182,7 +182,7 @@ def _headline(results: Json, rows: Sequence[Json], story: Sequence[Json], rounds
         if len(story) == 1:
             return f"{story[0].get('label') or names[0]}: {model} {_achieves(story[0])}."
         return _best(results, rows, story, model)
-    verdict = _difference(results, rows, story[0], story[1]).verdict
+    verdict = _verdict(results, story[0], story[1])
     sentence = _first_to_last("After training on its own self-edits", model, values[0], story[1], verdict)
     if len(story) < 3:
         return f"{sentence}."
@@ -192,7 +192,7 @@ def _headline(results: Json, rows: Sequence[Json], story: Sequence[Json], rounds
         "loss": f"then lowered that to {values[2]}",
         "unclear": f"then made no clear change ({values[2]})",
         "unknown": f"then brought {values[2]}",
-    }[_difference(results, rows, story[1], story[2]).verdict]
+    }[_verdict(results, story[1], story[2])]
     return f"{sentence}; {cause} of reinforcement learning {effect}."
 
 
@@ -206,7 +206,7 @@ def _best(results: Json, rows: Sequence[Json], story: Sequence[Json], model: str
         "loss": f"less than the {than}",
         "unclear": f"not clearly different from the {than}",
         "unknown": f"against the {than}",
-    }[_difference(results, rows, first, best).verdict]
+    }[_verdict(results, first, best)]
     others = sum(estimate(row, "accuracy").mean is not None for row in rows) - 1
     chosen = f"; the best of {others} rows compared with it" if others > 1 else ""
     return f"{labels[1]}: {model} {_achieves(best)}, {change}{chosen}."
@@ -219,7 +219,7 @@ def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], mode
     base, own, final = told[:3]
     values = ["" if row is None else percent(estimate(row, "accuracy").mean) for row in told]
     assert own is not None and final is not None
-    verdict = "unknown" if base is None else _difference(results, rows, base, own).verdict
+    verdict = "unknown" if base is None else _verdict(results, base, own)
     if base is None:
         sentence = f"Right after its own edit, {model} {_achieves(own)}"
     else:
@@ -229,7 +229,7 @@ def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], mode
         "loss": f"after all edits only {values[2]}",
         "unclear": f"after all edits {values[2]}, no clear change",
         "unknown": f"after all edits {values[2]}",
-    }[_difference(results, rows, own, final).verdict]
+    }[_verdict(results, own, final)]
     if not options:
         return f"{sentence}; {kept}."
     best = told[3]
@@ -240,7 +240,7 @@ def _forgetting(results: Json, rows: Sequence[Json], story: Sequence[Json], mode
         "loss": f"keeps less, {values[3]}",
         "unclear": f"keeps {values[3]}, no clear change",
         "unknown": f"keeps {values[3]}",
-    }[_difference(results, rows, final, best).verdict]
+    }[_verdict(results, final, best)]
     which = f"the best of {options} options" if options > 1 else "the option"
     return f"{sentence}; {kept}. {which[0].upper()}{which[1:]} against forgetting, “{name}”, {helps}."
 
@@ -337,13 +337,21 @@ def _differences(results: Json, rows: Sequence[Json], story: Sequence[Json]) -> 
         "gain": "a clear gain",
         "loss": "a clear loss",
         "unclear": "no clear change",
-        "unknown": f"too few {unit_of(rows)}s for an interval",
+        "unknown": f"too few {unit_of(rows)}s to say",
     }
-    differences = [_difference(results, rows, before, after) for before, after in itertools.pairwise(story)]
-    return [(difference, words[difference.verdict]) for difference in differences]
+    return [
+        (_difference(results, before, after), words[_verdict(results, before, after)])
+        for before, after in itertools.pairwise(story)
+    ]
 
 
-def _difference(results: Json, rows: Sequence[Json], before: Json, after: Json) -> Estimate:
+def _verdict(results: Json, before: Json, after: Json) -> str:
+    """What the difference of two rows says; "unknown" where either has too few passages."""
+    passages = min(as_count(row, "passages") or len(section(row, "per_passage")) for row in (before, after))
+    return _difference(results, before, after).verdict(passages)
+
+
+def _difference(results: Json, before: Json, after: Json) -> Estimate:
     """As results.json has it; else, for rows that are not neighbours, from their accuracies on the same passages."""
     for key in ("versus_previous", "versus_base"):
         versus = section(after, key)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+FEWEST = 8  # passages of a verdict: a bootstrap interval over fewer is far too narrow
 ROUNDING = 1e-9  # shares of a few tasks often differ by exactly nothing: what is left of the sums is no difference
 NO_BREAK, MINUS = "\u202f", "\u2212"
 
@@ -21,10 +22,12 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
-    @property
-    def verdict(self) -> str:
-        """What a difference with this interval says: "gain", "loss", "unclear" (it spans zero) or "unknown"."""
-        if self.low is None or self.high is None:
+    def verdict(self, passages: int) -> str:
+        """What a difference over this many passages (tasks, streams) says.
+
+        "gain", "loss", "unclear" (the interval spans zero) or "unknown" (no interval, or fewer than `FEWEST` passages).
+        """
+        if self.low is None or self.high is None or passages < FEWEST:
             return "unknown"
         return "gain" if self.low > ROUNDING else "loss" if self.high < -ROUNDING else "unclear"
 
