@@ -24,7 +24,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import squad
 from seal_jax.analysis import grid
 from seal_jax.analysis.ablations import Metric, compare
 from seal_jax.engine.training import FineTuning
@@ -34,6 +33,8 @@ from seal_jax.run.jobs import Jobs
 from seal_jax.run.journal import RunFolder, as_json, require_room
 from seal_jax.run.session import Experiment, Place, Preset
 from seal_jax.types import Compute
+
+from . import squad
 
 GRIDS = Path(__file__).parent / "grids"  # named ablations
 

@@ -27,9 +27,6 @@ from . import table, workloads
 from .bench import Bench, number_codec
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, QUESTIONS, TOP_P
 
-from . import number_tasks, workloads
-from .stages import PROMPT_TOKENS, TOP_P, Bench
-
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 WRITE_CHUNK = 64  # self-edits written at a time
 MEAN_COMPLETION, MAX_COMPLETION, GOLD_TOKENS = 200, 512, 4  # tokens
