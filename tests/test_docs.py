@@ -33,7 +33,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted((DOCS / "experiments").glob("*.md"))
 GUIDE = DOCS / "guide.md"
 NOTEBOOK = DOCS / "notebook.ipynb"
-TOY = ROOT / "examples" / "toy_domain.py"
+EXAMPLES = ROOT / "examples"
 UNWRITTEN: set[str] = set()  # pages still to come
 
 
@@ -228,17 +228,43 @@ def test_the_guides_passages_are_read(tmp_path):
     assert all(question.answer in passage.context for question in passage.questions)
 
 
-def test_the_guide_shows_the_toy_domain_whole():
-    assert TOY.read_text(encoding="utf-8") in blocks(GUIDE.read_text(encoding="utf-8"), "python")
+def test_the_guide_shows_the_example_of_a_domain_whole():
+    shown = blocks(GUIDE.read_text(encoding="utf-8"), "python")
+    assert (EXAMPLES / "domain.py").read_text(encoding="utf-8") in shown
 
 
-@pytest.mark.slow
-def test_the_toy_domain_learns_to_write_the_best_self_edit(capsys):
-    rewards = load(TOY).main()
+@pytest.mark.parametrize("name", ["domain", "loss", "outer_loop", "grader"])
+def test_each_extension_is_one_short_file_outside_the_package(name):
+    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """`example("domain")`: what its `main` returns."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return lambda name: load(EXAMPLES / f"{name}.py").main()
+
+
+def test_the_domain_is_learned(example):
+    rewards = example("domain")
     assert len(rewards) == 4
     assert rewards[0] < 0.3
     assert rewards[-1] > 0.8, rewards
-    assert capsys.readouterr().out.count("  north  ") == 4
+
+
+def test_the_outer_loop_improves_the_reward(example):
+    rewards = example("outer_loop")
+    assert rewards[-1] > rewards[0] + 0.2, rewards
+
+
+def test_the_loss_is_the_adapters_own(example):
+    plain, smoothed = example("loss")
+    assert plain < 0.1
+    assert smoothed > plain + 0.3  # the entropy of its targets
+
+
+def test_the_grader_grades(example):
+    assert example("grader") == [False, True, False, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

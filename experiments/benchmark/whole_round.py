@@ -123,7 +123,7 @@ def play(bench: Bench, *, passages: int, samples: int, seeds: int) -> list[dict[
         Chunk(WRITE_CHUNK, "self-edits"), ANSWER_TOKENS, seed, journal=Memory(), display=watch,
     )  # fmt: skip
     tasks = make_tasks(passages, vocab_size, seed=seed)
-    for state in rounds(lm, [tasks], rest_em(ReSTEM(reward_seeds=seeds)), loop, samples=samples):
+    for state in rounds(lm, [tasks], rest_em.outer_loop(ReSTEM(reward_seeds=seeds)), loop, samples=samples):
         jax.block_until_ready(state.writer.params)
     watch.phase("end")
     return watch.phases[:-1]

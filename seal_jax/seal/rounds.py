@@ -21,9 +21,20 @@ from seal_jax.engine import batching
 from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
-from seal_jax.engine.training import Trainer
-from seal_jax.seal.rewards import Score, Trial, mean, score, score_base
-from seal_jax.types import Display, Domain, Journal, LanguageModel, Query, Rate, SelfEdit, Task
+from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer
+from seal_jax.seal.rewards import Score, Trial, gold_tokens, mean, score, score_base
+from seal_jax.types import (
+    Compute,
+    Display,
+    Domain,
+    Journal,
+    LanguageModel,
+    Memory,
+    Rate,
+    SelfEdit,
+    Silent,
+    Task,
+)
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool
@@ -43,6 +54,42 @@ class Loop(NamedTuple):
     display: Display  # types.Silent() in a notebook
     rate: Rate | None = None  # a judge of a self-edit's text
     constraint: Constraint | None = None  # what a self-edit may look like, token by token
+
+
+def make_loop(
+    lm: LanguageModel,
+    domain: Domain,
+    tasks: Sequence[Task],
+    inner: FineTuning,
+    sampling: Sampling,
+    *,
+    longest: int,
+    capacity: int = 30,
+    answer_tokens: int = 64,
+) -> Loop:
+    """A loop for a notebook: sizes measured on `tasks`, nothing kept on disk or shown. `_replace` changes its fields.
+
+    `longest` is the most tokens of a training sequence, `capacity` the most sequences of a self-edit.
+    """
+    codec, asked = lm.codec, [domain.queries(task) for task in tasks]
+    shapes = Shapes(
+        widths=batching.bucket_widths(longest, Compute().width_cuts),
+        capacity=capacity,
+        questions=max(map(len, asked)),
+        question_width=batching.round_up(max(len(codec.encode(q.prompt)) for row in asked for q in row), 8),
+        gold_width=batching.round_up(max(len(gold_tokens(codec.encode_more, q)) for row in asked for q in row), 8),
+    )
+    return Loop(
+        domain,
+        make_trainer(inner, shapes, Compute(chunk=8)),
+        sampling,
+        prompt_width=batching.round_up(max(len(codec.encode(domain.prompt(task))) for task in tasks), 8),
+        write_chunk=Chunk(32, "self-edits"),
+        answer_tokens=answer_tokens,
+        seed=0,
+        journal=Memory(),
+        display=Silent(),
+    )
 
 
 class RoundLog(NamedTuple):
@@ -206,6 +253,28 @@ def stable_hash(text: str) -> int:
 # The loop
 
 
+def run_round(
+    writer: LanguageModel,
+    tasks: Sequence[Task],
+    outer: OuterLoop,
+    loop: Loop,
+    *,
+    number: int,
+    samples: int,
+    learner: LanguageModel | None = None,
+) -> tuple[LanguageModel, RoundLog]:
+    """One round over P fresh tasks: the model that writes better self-edits, and what happened.
+
+    `samples` are self-edits a task. `learner` is the model that learns from them and answers, where that is not the
+    writer itself; it stays as it is.
+    """
+    name, learner = f"round {number}", learner or writer
+    base = try_base(learner, tasks, loop, name=name)
+    edits = write_self_edits(writer, tasks, loop, samples=samples, name=name)
+    trials = outer.try_edits(learner, tasks, edits, base, loop, name)
+    return outer.learn(writer, trials, loop, name)
+
+
 def rounds(
     writer: LanguageModel,
     tasks: Sequence[Sequence[Task]],
@@ -215,17 +284,10 @@ def rounds(
     samples: int,
     learner: LanguageModel | None = None,
 ) -> Iterator[Round]:
-    """The model before any training, then after each round over fresh tasks (`[rounds][P]`); `samples` a task.
-
-    `learner` is the model that learns from self-edits and answers, where that is not the writer; it stays as it is.
-    """
+    """The model before any training, then after each round over fresh tasks, [rounds][P]; others as for `run_round`."""
     yield Round(0, writer, learner or writer)
     for number, group in enumerate(tasks, 1):
-        name = f"round {number}"
-        base = try_base(learner or writer, group, loop, name=name)
-        edits = write_self_edits(writer, group, loop, samples=samples, name=name)
-        trials = outer.try_edits(learner or writer, group, edits, base, loop, name)
-        writer, log = outer.learn(writer, trials, loop, name)
+        writer, log = run_round(writer, group, outer, loop, number=number, samples=samples, learner=learner)
         yield Round(number, writer, learner or writer, log)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from seal_jax.seal.outer.best_of_n import best_of_n
+from seal_jax.seal.outer import best_of_n, rest_em
 from seal_jax.seal.outer.imitation import SFT
-from seal_jax.seal.outer.rest_em import ReSTEM, rest_em
+from seal_jax.seal.outer.rest_em import ReSTEM
 from seal_jax.seal.rounds import OuterLoop
 from seal_jax.types import require_at_least
 
@@ -30,7 +30,7 @@ class Outer(ReSTEM):
 
     def make(self) -> OuterLoop:
         """What these settings describe."""
-        return best_of_n(self.sft) if self.method == "best_of_n" else rest_em(self)
+        return best_of_n.outer_loop(self.sft) if self.method == "best_of_n" else rest_em.outer_loop(self)
 
 
 __all__ = ["SFT", "Outer", "ReSTEM", "best_of_n", "rest_em"]

@@ -16,7 +16,7 @@ from seal_jax.seal.rounds import Loop, OuterLoop, RoundLog
 from seal_jax.types import LanguageModel, SelfEdit, Task
 
 
-def best_of_n(sft: FineTuning = SFT) -> OuterLoop:
+def outer_loop(sft: FineTuning = SFT) -> OuterLoop:
     """Imitation of the self-edits that a judge (`Loop.rate`) rates best."""
 
     def try_edits(

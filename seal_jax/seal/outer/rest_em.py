@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from seal_jax.engine.training import FineTuning
+from seal_jax.seal import rounds
 from seal_jax.seal.outer.imitation import SFT, imitate
 from seal_jax.seal.rewards import Score, Trial
-from seal_jax.seal.rounds import Loop, OuterLoop, RoundLog, try_self_edits
+from seal_jax.seal.rounds import Loop, OuterLoop, RoundLog
 from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -41,7 +42,7 @@ class ReSTEM:
             )
 
 
-def rest_em(config: ReSTEM = ReSTEM()) -> OuterLoop:
+def outer_loop(config: ReSTEM = ReSTEM()) -> OuterLoop:
     """The paper's outer loop: the reward of a self-edit is what an adapter trained on it then knows."""
 
     def try_edits(
@@ -52,7 +53,7 @@ def rest_em(config: ReSTEM = ReSTEM()) -> OuterLoop:
         loop: Loop,
         name: str,
     ) -> list[list[Trial]]:
-        return try_self_edits(learner, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
+        return rounds.try_self_edits(learner, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
 
     def learn(
         writer: LanguageModel, trials: Sequence[Sequence[Trial]], loop: Loop, name: str

@@ -17,25 +17,18 @@ import numpy as np
 import pytest
 
 from seal_jax.engine import batching
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling, read
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run.journal import RunFolder
-from seal_jax.seal import rest_em
-from seal_jax.seal.rest_em import (
-    Loop,
-    OuterLoop,
-    Trial,
-    rest_em_round,
-    select,
-    sft,
-    try_base,
-    try_self_edits,
-    write_self_edits,
-)
-from seal_jax.seal.rewards import Score, log_likelihoods
-from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
+from seal_jax.seal import rounds
+from seal_jax.seal.outer import Outer, imitation
+from seal_jax.seal.outer.imitation import train_on
+from seal_jax.seal.outer.rest_em import select
+from seal_jax.seal.rewards import Score, Trial, log_likelihoods
+from seal_jax.seal.rounds import Loop, run_round, try_base, try_self_edits, write_self_edits
+from seal_jax.types import Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 
 
@@ -47,11 +40,9 @@ class Key(NamedTuple):
 KEYS = [Key("north", "red"), Key("south", "blue")]
 WORDS = ("ask", "write", "?", "north", "south", "red", "blue", "green", "poison")
 SHAPES = Shapes(widths=(32,), capacity=1, questions=1, question_width=8, gold_width=8)
-INNER = FineTuning(PROJECTIONS[3:], rank=4, alpha=8.0, learning_rate=3e-2, epochs=8, chunk=32, width_cuts=())
-SFT = FineTuning(
-    PROJECTIONS, rank=8, alpha=16.0, learning_rate=5e-3, epochs=8, batch_size=2, initialisation="stored", chunk=1
-)
-OUTER = OuterLoop(rounds=4, passages=2, samples=16, reward_seeds=1, select="improved", sft=SFT)
+INNER = FineTuning(PROJECTIONS[3:], rank=4, alpha=8.0, learning_rate=3e-2, epochs=8)
+SFT = FineTuning(PROJECTIONS, rank=8, alpha=16.0, learning_rate=5e-3, epochs=8, batch_size=2, initialisation="stored")
+OUTER = Outer(rounds=4, passages=2, samples=16, reward_seeds=1, select="improved", sft=SFT)
 
 
 def parse(task: Key, completion: str) -> SelfEdit:
@@ -101,21 +92,24 @@ def loop(tmp_path) -> Loop:
     return make_loop(tmp_path / "run")
 
 
-def make_loop(folder, **changes) -> Loop:
+def make_loop(folder, chunk: int = 32, **changes) -> Loop:
     loop = Loop(
         domain=DOMAIN,
-        inner=INNER,
+        trainer=Trainer(INNER, SHAPES, Compute(), Chunk(chunk)),
         sampling=Sampling(max_tokens=1),
         write_chunk=Chunk(32),
         answer_tokens=1,
-        shapes=SHAPES,
         prompt_width=8,
         seed=0,
-        chunk=Chunk(INNER.chunk),
-        run=RunFolder(folder, {}),
-        progress=Silent(),
+        journal=RunFolder(folder, {}),
+        display=Silent(),
     )
     return loop._replace(**changes)
+
+
+def a_round(lm: LanguageModel, tasks: Sequence[Key], config: Outer, loop: Loop, number: int = 1):
+    """One round of the outer loop that `config` describes."""
+    return run_round(lm, tasks, config.make(), loop, number=number, samples=config.samples)
 
 
 def probability_of_best(lm: LanguageModel) -> np.ndarray:
@@ -138,7 +132,7 @@ def test_rest_em_finds_the_best_self_edit_of_every_task(lm, loop, signal):
     assert (before < 0.3).all(), "the untrained model knows the answer"
     rewards, problems = [], set()
     for number in range(1, OUTER.rounds + 1):
-        lm, log = rest_em_round(lm, KEYS, config, loop, number=number)
+        lm, log = a_round(lm, KEYS, config, loop, number)
         rewards.append(np.mean([[trial.accuracy for trial in row] for row in log.trials]))
         problems |= {trial.problem for row in log.trials for trial in row}
         for row, kept in zip(log.trials, log.keep, strict=True):
@@ -154,7 +148,7 @@ def test_rest_em_finds_the_best_self_edit_of_every_task(lm, loop, signal):
 
 def test_a_round_asks_the_base_once_a_question_and_does_nothing_twice(lm, tmp_path, monkeypatch):
     asked, tried = [], []
-    real_base, real_score = rest_em.score_base, rest_em.score
+    real_base, real_score = rounds.score_base, rounds.score
 
     def counting_base(lm, queries, *rest, **options):
         asked.extend(query.question for group in queries for query in group)
@@ -164,48 +158,48 @@ def test_a_round_asks_the_base_once_a_question_and_does_nothing_twice(lm, tmp_pa
         tried.append((options["seed"], len(edits)))
         return real_score(lm, edits, *rest, **options)
 
-    monkeypatch.setattr(rest_em, "score_base", counting_base)
-    monkeypatch.setattr(rest_em, "score", counting_score)
+    monkeypatch.setattr(rounds, "score_base", counting_base)
+    monkeypatch.setattr(rounds, "score", counting_score)
     config = dataclasses.replace(OUTER, samples=8, reward_seeds=2)
     loop = make_loop(tmp_path / "run")
-    after, log = rest_em_round(lm, KEYS, config, loop, number=1)
+    after, log = a_round(lm, KEYS, config, loop)
     assert asked == ["north?", "south?"]
     trained = sum(bool(trial.edit.examples) for row in log.trials for trial in row)
     assert tried == [(0, trained), (1, trained)]  # every self-edit that can be trained on, once a training seed
     assert all(len(trial.scores) == (2 if trial.edit.examples else 1) for row in log.trials for trial in row)
-    loop.run.close()
+    loop.journal.close()
 
     def not_again(*_, **__):
         raise AssertionError("finished work was done again")
 
-    for name in ("score_base", "score", "sample", "train"):
-        monkeypatch.setattr(rest_em, name, not_again)
+    for module, name in ((rounds, "score_base"), (rounds, "score"), (rounds, "sample"), (imitation, "train")):
+        monkeypatch.setattr(module, name, not_again)
     # Another chunk, as after a run that found too little memory late: the pieces it finished are still its pieces.
     again = make_loop(tmp_path / "run")
-    resumed, resumed_log = rest_em_round(lm, KEYS, config, again, number=1)
+    resumed, resumed_log = a_round(lm, KEYS, config, again)
     assert resumed_log.trials == log.trials
-    assert resumed_log.sft_losses == log.sft_losses
+    assert resumed_log.losses == log.losses
     assert (resumed_log.keep == log.keep).all()
-    assert again.progress.fresh <= 2 + config.passages  # selection, and what was kept
+    assert again.display.fresh <= 2 + config.passages  # selection, and what was kept
     jax.tree.map(np.testing.assert_array_equal, resumed.params["blocks"], after.params["blocks"])
 
 
 def test_a_chunk_halved_by_lack_of_memory_does_not_change_which_pieces_a_run_has(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr(rest_em, "score_base", lambda lm, queries, *_, **__: [one_score(0.5) for _ in queries])
-    monkeypatch.setattr(rest_em, "score", lambda lm, edits, *_, **__: [one_score(len(e.completion) / 8) for e in edits])
+    monkeypatch.setattr(rounds, "score_base", lambda lm, queries, *_, **__: [one_score(0.5) for _ in queries])
+    monkeypatch.setattr(rounds, "score", lambda lm, edits, *_, **__: [one_score(len(e.completion) / 8) for e in edits])
     edits = [[parse(key, word) for word in ("red", "blue", "green")] for key in KEYS * 2]
 
     def play(loop: Loop) -> tuple:
         base = try_base(lm, KEYS * 2, loop, name="a")
         return base, try_self_edits(lm, KEYS * 2, edits, base, loop, seeds=1, name="a")
 
-    first = make_loop(tmp_path / "run", chunk=Chunk(4))
-    first.chunk.size = 2  # as `in_chunks` leaves it
+    first = make_loop(tmp_path / "run", chunk=4)
+    first.trainer.chunk.size = 2  # as `in_chunks` leaves it
     played = play(first)
-    first.run.close()
-    again = make_loop(tmp_path / "run", chunk=Chunk(4))
+    first.journal.close()
+    again = make_loop(tmp_path / "run", chunk=4)
     assert play(again) == played
-    assert again.progress.fresh == 0
+    assert again.display.fresh == 0
 
 
 def test_an_empty_completion_scores_as_no_training_and_is_never_kept(lm, loop):
@@ -260,15 +254,15 @@ def one_score(accuracy: float, problem: str | None = None, log_likelihood: float
 def round_of(lm, monkeypatch, loop, trials: list[Trial], base: Score, rule, **config) -> list[str]:
     """The completions that a round of one task with these trials learns to write."""
     learned: list[Example] = []
-    monkeypatch.setattr(rest_em, "try_base", lambda *_, **__: [base])
-    monkeypatch.setattr(rest_em, "write_self_edits", lambda *_, **__: [[trial.edit for trial in trials]])
-    monkeypatch.setattr(rest_em, "try_self_edits", lambda *_, **__: [trials])
+    monkeypatch.setattr(rounds, "try_base", lambda *_, **__: [base])
+    monkeypatch.setattr(rounds, "write_self_edits", lambda *_, **__: [[trial.edit for trial in trials]])
+    monkeypatch.setattr(rounds, "try_self_edits", lambda *_, **__: [trials])
     monkeypatch.setattr(
-        rest_em,
-        "sft",
-        lambda lm, pairs, config, *, seed, watch: (learned.extend(pairs), sft(lm, pairs[:1], SFT, seed=0))[1],
+        imitation,
+        "train_on",
+        lambda lm, pairs, config, *, seed, watch: (learned.extend(pairs), train_on(lm, pairs[:1], SFT, seed=0))[1],
     )
-    _, log = rest_em_round(lm, [trials[0].task], dataclasses.replace(OUTER, select=rule, **config), loop, number=1)
+    _, log = a_round(lm, [trials[0].task], dataclasses.replace(OUTER, select=rule, **config), loop)
     kept = [trial.edit.completion for trial, k in zip(trials, log.keep[0], strict=True) if k]
     assert [pair.completion for pair in learned] == [f"{text} {tiny.END}" for text in kept]
     assert all(pair.prompt == "write north" for pair in learned)
@@ -280,11 +274,11 @@ def test_a_completion_that_was_cut_off_is_learned_without_an_end(lm, tmp_path, m
 
     def record(lm, given, config, *, seed, watch):
         pairs.extend(given)
-        return sft(lm, given, config, seed=seed)
+        return train_on(lm, given, config, seed=seed)
 
-    monkeypatch.setattr(rest_em, "sft", record)
+    monkeypatch.setattr(imitation, "train_on", record)
     loop = make_loop(tmp_path / "run")
-    _, log = rest_em_round(lm, KEYS, dataclasses.replace(OUTER, samples=8, select="best"), loop, number=1)
+    _, log = a_round(lm, KEYS, dataclasses.replace(OUTER, samples=8, select="best"), loop)
     kept = [trial for row, k in zip(log.trials, log.keep, strict=True) for trial, k in zip(row, k, strict=True) if k]
     assert len(kept) == 2
     assert not any(trial.edit.finished for trial in kept)  # one token is the limit here
@@ -294,22 +288,22 @@ def test_a_completion_that_was_cut_off_is_learned_without_an_end(lm, tmp_path, m
 def test_a_round_that_keeps_nothing_leaves_the_model_as_it_is(lm, tmp_path):
     never = DOMAIN._replace(grade=by_query(lambda queries, answers: [False] * len(queries)))
     loop = make_loop(tmp_path / "run", domain=never)
-    after, log = rest_em_round(lm, KEYS, OUTER, loop, number=1)
+    after, log = a_round(lm, KEYS, OUTER, loop)
     assert after is lm
     assert not log.keep.any()
-    assert log.sft_losses == []
-    assert not (loop.run.path / "checkpoints").exists()
+    assert log.losses == []
+    assert not (loop.journal.path / "checkpoints").exists()
 
 
 def test_an_sft_that_diverges_does_not_spoil_the_model(lm):
     pairs = [Example("write north", f"north {tiny.END}")]
     with pytest.raises(ValueError, match=r"diverged at learning rate inf.*lower --outer.sft.learning-rate"):
-        sft(lm, pairs, dataclasses.replace(SFT, learning_rate=math.inf), seed=0)
+        train_on(lm, pairs, dataclasses.replace(SFT, learning_rate=math.inf), seed=0)
 
 
 def test_a_missing_verdict_is_not_a_wrong_one(lm, tmp_path):
     silent = make_loop(tmp_path / "run", domain=DOMAIN._replace(grade=by_query(lambda asked, _: [None] * len(asked))))
-    after, log = rest_em_round(lm, KEYS, dataclasses.replace(OUTER, select="best"), silent, number=1)
+    after, log = a_round(lm, KEYS, dataclasses.replace(OUTER, select="best"), silent)
     trials = [trial for row in log.trials for trial in row if trial.problem != "diverged"]
     assert trials
     assert {trial.accuracy for trial in trials} == {None}
