@@ -24,7 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from seal_jax.graders.agreement import compare, halves, read_answers
-from seal_jax.graders.choose import Grader
+from seal_jax.graders.choose import Connection, Grader
 from seal_jax.run import runtime
 from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, write_atomically
@@ -40,6 +40,7 @@ class Config:
 
     answers: Path  # JSON lines {question, gold, answer[, correct][, log_likelihood]}
     grader: Grader = Grader()  # who says whether an answer is right
+    judge: Connection = Connection()  # how it is reached
     threshold: float = round(math.log(0.5), 4)
     """Kind likelihood: an answer is right from this many nats a token on; log 0.5: the gold token beats all others."""
     part: Literal["all", "tuned", "held-out"] = "all"
@@ -75,7 +76,7 @@ def run(config: Config, say: Callable[[str], None]) -> None:
     if config.grader.kind == "likelihood":
         verdicts = [row["log_likelihood"] >= config.threshold for row in rows]
     else:
-        judge = make_judge(config.grader, cache=config.cache, devices=config.devices, say=say)
+        judge = make_judge(config.grader, config.judge, cache=config.cache, devices=config.devices, say=say)
         for start in range(0, len(rows), PIECE):
             piece = rows[start : start + PIECE]
             queries = [Query(row["question"], row["question"], row["gold"]) for row in piece]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from seal_jax.graders.choose import Grader
+from seal_jax.graders.choose import Connection, Grader
 from seal_jax.graders.endpoint import Endpoint
 from seal_jax.graders.replies import Usage
 from seal_jax.run.judges import make_judge
@@ -54,12 +54,12 @@ class Service:
     """An endpoint on the test server, and what it said and counted."""
 
     def __init__(self, server: JudgeServer, folder: Path, **changes: Any):
+        url, model = changes.pop("base_url", server.url), changes.pop("model", "judge-2026-01-01")
         settings = {"concurrency": 1, "timeout_s": 20, "attempts": 3, **changes}
-        self.config = Grader(
-            kind="endpoint", model="judge-2026-01-01", base_url=server.url, key_variable="JUDGE_KEY", **settings
-        )
+        self.config = Grader("endpoint", model, base_url=url)
+        self.connection = Connection(key_variable="JUDGE_KEY", **settings)
         self.cache, self.usage, self.said = folder / "judge.jsonl", Usage(), list[str]()
-        self._endpoint = Endpoint(self.config, self.cache, self.usage, self.said.append)
+        self._endpoint = Endpoint(self.config, self.connection, self.cache, self.usage, self.said.append)
 
     def ask(self, *prompts: str) -> list[str | None]:
         return self._endpoint.ask(prompts, max_tokens=8)
@@ -159,7 +159,9 @@ def test_the_key_is_on_no_disk(server, tmp_path):
     assert service.ask("one?", "two?") == ["yes, [key]", "no"]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and all(KEY.encode() not in path.read_bytes() for path in files)
-    assert all(KEY not in text for text in (*service.said, repr(service.config), repr(service.usage)))
+    assert all(
+        KEY not in text for text in (*service.said, repr(service.config), repr(service.connection), repr(service.usage))
+    )
 
 
 def test_no_key(server, tmp_path, monkeypatch):
@@ -169,7 +171,7 @@ def test_no_key(server, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="set JUDGE_KEY"):
         Service(server, tmp_path).ask("two?")
     with pytest.raises(ValueError, match="JUDGE_KEY is not set"):
-        Endpoint(Grader("endpoint", "m", key_variable="JUDGE_KEY"), tmp_path / "j", Usage(), print)
+        Endpoint(Grader("endpoint", "m"), Connection(key_variable="JUDGE_KEY"), tmp_path / "j", Usage(), print)
     monkeypatch.setenv("JUDGE_KEY", f"{KEY}\nsecond line")
     with pytest.raises(ValueError, match="JUDGE_KEY holds characters") as caught:
         Service(server, tmp_path)
@@ -257,8 +259,9 @@ def test_ctrl_c_waits_for_no_reply(server, tmp_path, interruptible):
 
 def test_a_judge_of_answers(server, tmp_path):
     """From queries to verdicts, and what it cost."""
-    config = Grader("endpoint", "judge", base_url=server.url, key_variable="JUDGE_KEY", price_in=2.0, price_out=8.0)
-    judge = make_judge(config, cache=tmp_path / "judge.jsonl", devices=None, say=print)
+    config = Grader("endpoint", "judge", base_url=server.url)
+    connection = Connection(key_variable="JUDGE_KEY", price_in=2.0, price_out=8.0)
+    judge = make_judge(config, connection, cache=tmp_path / "judge.jsonl", devices=None, say=print)
     query = Query("Who wrote it?", "Who wrote it?", "Ada")
     assert judge.grade([query] * 5, ["Ada did", "Ada did", "Bo", "", " \n"]) == [True, True, False, False, False]
     assert len(server.requests) == 2  # an empty answer is wrong, and the same is asked once
@@ -275,7 +278,8 @@ def test_a_judge_of_answers(server, tmp_path):
 
 def test_an_ungraded_answer_is_neither_right_nor_wrong(server, tmp_path):
     server.misbehaviour = [refuse(500)] * 2
-    config = Grader("endpoint", "judge", base_url=server.url, key_variable="JUDGE_KEY", attempts=2, concurrency=1)
-    judge = make_judge(config, cache=tmp_path / "judge.jsonl", devices=None, say=lambda _: None)
+    config = Grader("endpoint", "judge", base_url=server.url)
+    connection = Connection(key_variable="JUDGE_KEY", attempts=2, concurrency=1)
+    judge = make_judge(config, connection, cache=tmp_path / "judge.jsonl", devices=None, say=lambda _: None)
     query = Query("Who?", "Who?", "Ada")
     assert judge.grade([query, query], ["Ada", "Bo"]) == [None, False]

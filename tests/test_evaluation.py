@@ -22,8 +22,8 @@ from seal_jax.seal.evaluation import (
     ungraded,
     writing_figures,
 )
-from seal_jax.seal.rest_em import RoundLog, Trial
-from seal_jax.seal.rewards import Score
+from seal_jax.seal.rewards import Score, Trial
+from seal_jax.seal.rounds import RoundLog
 from seal_jax.types import Example, Query, SelfEdit, Settings
 
 PASSAGES = [
@@ -134,7 +134,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         "base_log_likelihood": -4.0,
         "rewards_by_seed": [0.5, 1.0],
         "probability": pytest.approx((math.exp(-0.5) + math.exp(-1.5) + 2 * math.exp(-0.25)) / 4),
-        "proxy": None,
+        "rating": None,
         "settings": None,
         "losses": [2.0, 1.0],
         "kept": True,
@@ -161,8 +161,8 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
 
 
 def test_a_self_edit_that_was_only_rated_has_no_answers_after():
-    record = trial_record("round 1", a_trial(2, [])._replace(proxy=0.75), queries(2), True, about(2))
-    assert (record["proxy"], record["reward"], record["losses"], record["problem"]) == (0.75, None, [], None)
+    record = trial_record("round 1", a_trial(2, [])._replace(rating=0.75), queries(2), True, about(2))
+    assert (record["rating"], record["reward"], record["losses"], record["problem"]) == (0.75, None, [], None)
     assert {answer["after"] for answer in record["answers"]} == {None}
 
 

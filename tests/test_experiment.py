@@ -20,7 +20,7 @@ import pytest
 
 from experiments import squad
 from seal_jax.domains.passages import INVENTED
-from seal_jax.run import runtime, session
+from seal_jax.run import command, passages, runtime
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -260,7 +260,7 @@ def main(program: Program, monkeypatch, capsys, *options: str) -> tuple[int, str
     monkeypatch.setattr(runtime, "start", lambda devices: None)  # JAX runs already
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try:
-        status = session.main(squad.EXPERIMENT, [*OPTIONS, "--model", str(program.model), *options])
+        status = command.main(squad.EXPERIMENT, [*OPTIONS, "--model", str(program.model), *options])
     except SystemExit as stop:  # as tyro ends at a typo
         status = stop.code if isinstance(stop.code, int) else 1
     captured = capsys.readouterr()
@@ -284,7 +284,7 @@ def test_another_config_on_a_run_folder_is_refused(program, undisturbed):
 def test_a_run_is_of_the_texts_it_read(tmp_path):
     def inputs(file: Path, **change: object) -> str:
         config = dataclasses.replace(squad.SMOKE, data=str(file), **change)
-        return repr(squad.choose_passages(config).inputs)
+        return repr(passages.split(config).inputs)
 
     same, other = write_passages(tmp_path / "same.json"), write_passages(tmp_path / "other.json")
     assert inputs(same) == inputs(other)
@@ -313,7 +313,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Sequence[str]], Sequence[str]]] = {
     ),
     "an empty field": (
         lambda folder: ["--data", str(write_passages(folder / "d.json", context=" "))],
-        ["d.json", "passage 7", "'context'", "empty"],
+        ["d.json", "$[7].context", "not blank"],
     ),
     "a missing file": (lambda folder: ["--data", str(folder / "absent.json")], ["absent.json"]),
     "a misspelt data set": (lambda folder: ["--data", "invneted"], ["'invneted'", "did you mean invented"]),
@@ -369,18 +369,18 @@ def test_a_value_that_a_setting_refuses_is_named_by_its_option(program, tmp_path
     assert "--inner: epochs is 0; expected at least 1" in said
     assert "tyro" not in said
     in_a_box = "│ Error parsing config.inner: epochs is 0 │\n"
-    assert session._readable(in_a_box) == f"│ Error parsing --inner: epochs is 0 {' ' * 5}│\n"
+    assert command._readable(in_a_box) == f"│ Error parsing --inner: epochs is 0 {' ' * 5}│\n"
     status, _, err = main(program, monkeypatch, capsys, "--run-folder", str(run_folder), "--answer-tokens", "0")
     assert (status, err) == (2, "error: answer_tokens is 0; expected at least 1\n")
     assert not run_folder.exists()
 
 
 def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
-    def interrupted(config, run_folder, command):
+    def interrupted(config):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runtime, "start", lambda devices: None)
-    assert session.main(squad.EXPERIMENT._replace(run=interrupted), ["smoke"]) == 130
+    assert command.main(squad.EXPERIMENT._replace(read=interrupted), ["smoke"]) == 130
     assert capsys.readouterr().err == "stopped; the same command carries on\n"
 
 
@@ -412,10 +412,10 @@ def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    ("command", "name"),
+    ("words", "name"),
     [
         ("squad demo", "squad-demo"),
-        ("squad demo --tracker.kind none --grader.timeout-s 5", "squad-demo"),
+        ("squad demo --tracker.kind none --judge.timeout-s 5", "squad-demo"),
         ("squad demo --seed 1 --data there/mine.json", "squad-demo-data-mine.json-seed-1"),
         ("squad paper --model Qwen/Qwen2.5-3B", "squad-paper-model-Qwen2.5-3B"),
         ("squad demo --inner.projections q_proj v_proj", "squad-demo-inner.projections-q_proj-v_proj"),
@@ -426,17 +426,17 @@ def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, c
         ("adapt --adapter my-adapter --ask Who?", "adapt-small-adapter-my-adapter"),
     ],
 )
-def test_another_command_has_another_folder_and_the_same_the_same(command, name):
-    which, *arguments = command.split()
+def test_another_command_has_another_folder_and_the_same_the_same(words, name):
+    which, *arguments = words.split()
     experiment = importlib.import_module(f"experiments.{which}").EXPERIMENT
-    config, _ = session.parse(experiment, arguments)
-    assert session.folder_name(experiment, config) == name
+    config, *_ = command.parse(experiment, arguments)
+    assert command.folder_name(experiment, config) == name
 
 
 def test_a_long_name_is_cut_and_still_its_own():
     names = {
-        session.folder_name(squad.EXPERIMENT, session.parse(squad.EXPERIMENT, ["demo", "--data", "x" * 200 + end])[0])
+        command.folder_name(squad.EXPERIMENT, command.parse(squad.EXPERIMENT, ["demo", "--data", "x" * 200 + end])[0])
         for end in "ab"
     }
     assert len(names) == 2
-    assert {len(name) for name in names} == {session.LONGEST_NAME}
+    assert {len(name) for name in names} == {command.LONGEST_NAME}

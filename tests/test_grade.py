@@ -100,16 +100,16 @@ def server(monkeypatch) -> Iterator[JudgeServer]:
 
 def endpoint(server: JudgeServer) -> list[str]:
     options = {
-        "kind": "endpoint", "model": "judge", "base-url": server.url, "key-variable": "JUDGE_KEY",
-        "attempts": "2", "concurrency": "1",
+        "grader.kind": "endpoint", "grader.model": "judge", "grader.base-url": server.url, "judge.key-variable": "JUDGE_KEY",
+        "judge.attempts": "2", "judge.concurrency": "1",
     }  # fmt: skip
-    return [text for name, value in options.items() for text in (f"--grader.{name}", value)]
+    return [text for name, value in options.items() for text in (f"--{name}", value)]
 
 
 def test_by_an_endpoint_that_fails_and_then_carries_on(server, tmp_path, capsys):
     path = write(tmp_path)
     server.misbehaviour = [judge_server.reply, refuse(500), refuse(500), refuse(429), judge_server.reply]
-    figures, graded = run(path, *endpoint(server), "--grader.price-in", "2", "--grader.price-out", "8")
+    figures, graded = run(path, *endpoint(server), "--judge.price-in", "2", "--judge.price-out", "8")
     assert [row["verdict"] for row in graded] == [True, None, False, False, True, False, True]
     assert (figures["n"], figures["ungraded"]) == (6, 1)
     assert figures["agreement"] == pytest.approx(5 / 6)  # of those graded
@@ -144,7 +144,7 @@ def test_a_refused_key_ends_as_one_sentence(server, tmp_path, capsys):
 def test_by_a_model_here(tmp_path, monkeypatch):
     monkeypatch.setattr(grade.runtime, "start", lambda devices: None)  # JAX has started
     model = tiny.model_folder(tmp_path / "model")
-    options = ["--grader.kind", "model", "--grader.model", str(model), "--grader.batch", "4", "--devices", "1"]
+    options = ["--grader.kind", "model", "--grader.model", str(model), "--judge.batch", "4", "--devices", "1"]
     path = write(tmp_path)
     figures, graded = run(path, *options)
     assert figures["usage"]["calls"] == 6  # all but the empty answer

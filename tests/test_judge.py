@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from seal_jax.graders.choose import Grader
+from seal_jax.graders.choose import Connection, Grader
 from seal_jax.graders.judge import (
     CRITERIA,
     grade_prompt,
@@ -119,14 +117,14 @@ def test_nothing_to_ask_asks_nothing():
 
 
 def test_the_rule_is_the_default_and_touches_no_disk(tmp_path):
-    judge = make_judge(Grader(), cache=tmp_path / "judge.jsonl", devices=None, say=print)
+    judge = make_judge(Grader(), Connection(), cache=tmp_path / "judge.jsonl", devices=None, say=print)
     assert judge.grade is grade_by_match and judge.rate is None and judge.report() is None and judge.usage() == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_likelihoods_are_not_a_grader_of_answers(tmp_path):
     with pytest.raises(ValueError, match=r"experiments\.grade"):
-        make_judge(Grader("likelihood"), cache=tmp_path / "judge.jsonl", devices=None, say=print)
+        make_judge(Grader("likelihood"), Connection(), cache=tmp_path / "judge.jsonl", devices=None, say=print)
 
 
 @pytest.mark.parametrize(
@@ -149,10 +147,10 @@ def test_likelihoods_are_not_a_grader_of_answers(tmp_path):
 )
 def test_settings_that_cannot_be_meant(settings, message):
     with pytest.raises(ValueError, match=message) as caught:
-        Grader(**settings)
+        (Grader if set(settings) & {"kind", "base_url"} else Connection)(**settings)
     assert "secret" not in str(caught.value)
 
 
 def test_settings_hold_no_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    assert "sk-secret" not in str(dataclasses.asdict(Grader("endpoint", "judge")))
+    assert "sk-secret" not in str((Grader("endpoint", "judge"), Connection()))

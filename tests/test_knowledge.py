@@ -10,6 +10,7 @@ import pytest
 
 from experiments import evaluate_edits, rewards, squad
 from seal_jax.domains.passages import INVENTED, load_recorded
+from seal_jax.run import command as command_line
 from seal_jax.run import runtime, session
 from tests import judge_server, tiny
 
@@ -28,8 +29,8 @@ def command(model: Path, monkeypatch) -> Command:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(experiment: session.Experiment, *arguments: str) -> int:
-        options = ["--model", str(model), "--devices", "1", "--prompt", "implications"]
-        return session.main(experiment, ["smoke", *options, *arguments])
+        options = ["--model", str(model), "--compute.devices", "1", "--prompt", "implications"]
+        return command_line.main(experiment, ["smoke", *options, *arguments])
 
     return run
 
@@ -180,11 +181,8 @@ def test_a_file_of_external_data_that_lacks_a_passage(command: Command, tmp_path
     assert "no completion for 3 of 3 held-out passages" in capsys.readouterr().err
 
 
-def test_the_proxy_reward_trains_nothing_in_the_round(command: Command, model: Path, tmp_path: Path, capsys):
-    with pytest.raises(SystemExit):
-        command(squad.EXPERIMENT, "--outer.signal", "proxy")  # smoke breaks ties
-    assert "--outer.no-break-ties" in " ".join(capsys.readouterr().err.split())
-    rule = ["--outer.signal", "proxy", "--outer.select", "best", "--outer.no-break-ties"]
+def test_best_of_n_trains_nothing_in_the_round(command: Command, model: Path, tmp_path: Path, capsys):
+    rule = ["--outer.method", "best_of_n"]
     assert command(squad.EXPERIMENT, *rule, "--run-folder", str(tmp_path / "none")) == 2
     assert "--grader.kind model or endpoint" in capsys.readouterr().err
     judge = ["--grader.kind", "model", "--grader.model", str(model)]
@@ -208,8 +206,8 @@ def test_a_judge_that_fails_in_every_way_loses_nothing(command: Command, tmp_pat
     with judge_server.JudgeServer() as server:
         options = [
             "--grader.kind", "endpoint", "--grader.model", "judge-2026-01-01", "--grader.base-url", server.url,
-            "--grader.attempts", "2", "--grader.timeout-s", "0.5",
-            "--grader.concurrency", "2", "--outer.rounds", "0", "--run-folder", str(folder),
+            "--judge.attempts", "2", "--judge.timeout-s", "0.5",
+            "--judge.concurrency", "2", "--outer.rounds", "0", "--run-folder", str(folder),
         ]  # fmt: skip
         server.misbehaviour = [
             judge_server.refuse(429, Retry_After="0"), judge_server.refuse(500), judge_server.send(b"<html>"),
@@ -233,7 +231,7 @@ def test_a_judge_that_fails_in_every_way_loses_nothing(command: Command, tmp_pat
         lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
         (folder / "journal.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
         server.requests.clear()
-        assert command(squad.EXPERIMENT, *options, "--grader.concurrency", "1") == 0
+        assert command(squad.EXPERIMENT, *options, "--judge.concurrency", "1") == 0
         assert len(server.requests) <= found["ungraded"] <= 6 < asked
 
         # A judge that is down: the run ends, and says which answers have no verdict.

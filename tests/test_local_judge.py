@@ -9,7 +9,7 @@ import pytest
 
 from seal_jax.engine import sampler
 from seal_jax.engine.chunks import Chunk
-from seal_jax.graders.choose import Grader
+from seal_jax.graders.choose import Connection, Grader
 from seal_jax.graders.judge import grade_prompt, grade_with, read_verdict
 from seal_jax.run import judges, runtime
 from seal_jax.run.judges import make_judge
@@ -108,10 +108,10 @@ def test_a_model_by_name_is_loaded_once_and_only_when_something_new_is_asked(tmp
     loads: list[str] = []
     load = runtime.load
     monkeypatch.setattr(runtime, "load", lambda name, **settings: loads.append(name) or load(name, **settings))
-    config = Grader("model", str(folder), batch=2)
+    config = Grader("model", str(folder))
 
     def judge():
-        return make_judge(config, cache=tmp_path / "judge.jsonl", devices=1, say=print)
+        return make_judge(config, Connection(batch=2), cache=tmp_path / "judge.jsonl", devices=1, say=print)
 
     first = judge()
     assert loads == []

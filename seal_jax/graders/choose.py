@@ -24,10 +24,27 @@ class Grader:
     model: str | None = None
     """Of the judge. model: as --model names one. endpoint: by its dated name, such as gpt-4.1-2025-04-14 (paper's)."""
     dtype: Literal["float32", "bfloat16"] = "float32"  # kind model
+    base_url: str = OPENAI  # kind endpoint
+
+    def __post_init__(self) -> None:
+        if self.kind in ("model", "endpoint") and not self.model:
+            example = "smollm2-135m" if self.kind == "model" else "gpt-4.1-2025-04-14"
+            raise ValueError(f"grader kind {self.kind} needs the name of a model: --grader.model {example}")
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
+            raise ValueError(  # the address itself is not shown: it may hold a key
+                "grader: base_url is not of the form https://HOST/PATH (no user, no ?query); a key belongs into the "
+                "environment variable that --judge.key-variable names"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """How a judge that is a model is reached, and what it costs: no verdict depends on it."""
+
     batch: int = 16  # prompts at a time, kind model; halved when memory does not suffice
-    base_url: str = OPENAI  # kind endpoint, as are all below
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; an address of your own may need none."""
+    """Environment variable that holds an endpoint's key; an address of your own may need none."""
     concurrency: int = 8  # requests under way at a time
     requests_per_minute: float | None = None  # at most; None: no limit of ours
     timeout_s: float = 60.0  # without a sign of the server
@@ -44,19 +61,10 @@ class Grader:
         for name in ("timeout_s", "requests_per_minute"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"grader: {name} is {value}; expected more than 0")
-        if self.kind in ("model", "endpoint") and not self.model:
-            example = "smollm2-135m" if self.kind == "model" else "gpt-4.1-2025-04-14"
-            raise ValueError(f"grader kind {self.kind} needs the name of a model: --grader.model {example}")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
-            raise ValueError(  # the address itself is not shown: it may hold a key
-                "grader: base_url is not of the form https://HOST/PATH (no user, no ?query); a key belongs into the "
-                "environment variable that --grader.key-variable names"
-            )
+                raise ValueError(f"judge: {name} is {value}; expected more than 0")
         if not self.key_variable.isidentifier() or self.key_variable != self.key_variable.upper():
             raise ValueError(
-                "grader: key_variable is not the name of an environment variable in capitals, such as "
+                "judge: key_variable is not the name of an environment variable in capitals, such as "
                 "OPENAI_API_KEY; never give the key itself"
             )
 
@@ -70,30 +78,30 @@ class Judge(NamedTuple):
     usage: Callable[[], dict[str, Any]]  # the same as plain JSON
 
 
-def judge_with(make_ask: Callable[[int], Ask], config: Grader, usage: Usage) -> Judge:
+def judge_with(make_ask: Callable[[int], Ask], config: Grader, connection: Connection, usage: Usage) -> Judge:
     """A judge that is a model: `make_ask` returns what asks it for replies of at most a number of tokens."""
     return Judge(
         grade_with(make_ask(GRADE_TOKENS)),
         rate_with(make_ask(RATE_TOKENS)),
-        lambda: _report(config, usage),
-        lambda: {**vars(usage), "usd": cost(config, usage)},
+        lambda: _report(config, connection, usage),
+        lambda: {**vars(usage), "usd": cost(connection, usage)},
     )
 
 
-def cost(config: Grader, usage: Usage) -> float | None:
+def cost(connection: Connection, usage: Usage) -> float | None:
     """US dollars; None where the prices are not known."""
-    if config.price_in is None or config.price_out is None:
+    if connection.price_in is None or connection.price_out is None:
         return None
-    return (config.price_in * usage.tokens_in + config.price_out * usage.tokens_out) / 1e6
+    return (connection.price_in * usage.tokens_in + connection.price_out * usage.tokens_out) / 1e6
 
 
-def _report(config: Grader, usage: Usage) -> str:
+def _report(config: Grader, connection: Connection, usage: Usage) -> str:
     parts = [f"{usage.calls} calls", f"{usage.cached} replies from the cache"]
     if usage.failed:
         parts.append(f"{usage.failed} prompts without a reply")
     if config.kind == "endpoint":
-        dollars = cost(config, usage)
-        unknown = "cost unknown without --grader.price-in and --grader.price-out"
+        dollars = cost(connection, usage)
+        unknown = "cost unknown without --judge.price-in and --judge.price-out"
         parts += [
             f"{usage.retries} retries",
             f"{usage.tokens_in} tokens in, {usage.tokens_out} out",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_jax.graders.choose import OPENAI, Grader
+from seal_jax.graders.choose import OPENAI, Connection, Grader
 from seal_jax.graders.replies import Replies, Usage
 
 RETRIED = (408, 409, 429)  # by the client, as is all from 500 on
@@ -41,11 +41,11 @@ class Endpoint:
         OSError: the cache cannot be made or read.
     """
 
-    def __init__(self, config: Grader, cache: Path, usage: Usage, say: Callable[[str], None]):
-        self._config, self._usage, self._say = config, usage, say
-        self._key = _read_key(config)
+    def __init__(self, config: Grader, connection: Connection, cache: Path, usage: Usage, say: Callable[[str], None]):
+        self._config, self._connection, self._usage, self._say = config, connection, usage, say
+        self._key = _read_key(config, connection)
         self._replies = Replies(cache)
-        self._client = _make_client(config, self._key, usage)
+        self._client = _make_client(config, connection, self._key, usage)
         self._in_a_row = 0  # prompts that failed since one did not
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="judge").start()
@@ -71,7 +71,7 @@ class Endpoint:
 
     async def _ask_all(self, prompts: Sequence[str], max_tokens: int, keep: Callable[..., None]) -> None:
         """Asks all of them, several at a time, unless too many in a row fail."""
-        config, free = self._config, asyncio.Semaphore(self._config.concurrency)
+        most, free = self._connection.give_up_after, asyncio.Semaphore(self._connection.concurrency)
 
         async def ask(prompt: str) -> bool | str:
             async with free:
@@ -79,7 +79,7 @@ class Endpoint:
 
         tasks = [asyncio.create_task(ask(prompt)) for prompt in prompts]
         failed = done = 0
-        self._in_a_row = min(self._in_a_row, config.give_up_after - 1)  # after giving up, one prompt is tried
+        self._in_a_row = min(self._in_a_row, most - 1)  # after giving up, one prompt is tried
         try:
             for task in asyncio.as_completed(tasks):
                 outcome = await task
@@ -87,7 +87,7 @@ class Endpoint:
                     raise ValueError(outcome)
                 done += 1
                 failed, self._in_a_row = (failed, 0) if outcome else (failed + 1, self._in_a_row + 1)
-                if self._in_a_row >= config.give_up_after:
+                if self._in_a_row >= most:
                     break
         finally:
             for other in tasks:
@@ -132,7 +132,7 @@ class Endpoint:
 
     def _refusal(self, status: int, body: Any) -> str:
         """The sentence that ends everything. What is said about a key may quote it, and is left out."""
-        refused, variable = f"{self._config.base_url} refused", self._config.key_variable
+        refused, variable = f"{self._config.base_url} refused", self._connection.key_variable
         if status in (401, 403) and self._key:
             held = f"the key in the environment variable {variable}"
             return f"{refused} {held} ({status}); check it, and that it may use this model"
@@ -147,13 +147,13 @@ class Endpoint:
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= KEY_SHAPE else text
 
 
-def _make_client(config: Grader, key: str | None, usage: Usage) -> Any:
+def _make_client(config: Grader, connection: Connection, key: str | None, usage: Usage) -> Any:
     """The openai client, which tries again by itself; here each request waits for its turn and is counted."""
     try:
         import openai
     except ImportError:
         raise ValueError("grader kind endpoint needs the openai client: pip install 'seal_jax[judge]'") from None
-    gap = 60 / config.requests_per_minute if config.requests_per_minute else 0.0
+    gap = 60 / connection.requests_per_minute if connection.requests_per_minute else 0.0
     start = time.monotonic()  # of the next request, at the earliest
 
     class Http(openai.DefaultAsyncHttpxClient):
@@ -180,8 +180,8 @@ def _make_client(config: Grader, key: str | None, usage: Usage) -> Any:
     return openai.AsyncOpenAI(
         api_key=key or "none",
         base_url=config.base_url,
-        timeout=config.timeout_s,
-        max_retries=config.attempts - 1,
+        timeout=connection.timeout_s,
+        max_retries=connection.attempts - 1,
         http_client=Http(),
     )
 
@@ -194,13 +194,14 @@ def _holds_reply(body: bytes) -> bool:
         return False
 
 
-def _read_key(config: Grader) -> str | None:
+def _read_key(config: Grader, connection: Connection) -> str | None:
     """The key; None where there is none and the address is the user's own."""
-    key, variable = os.environ.get(config.key_variable, "").strip(), f"the environment variable {config.key_variable}"
+    variable = f"the environment variable {connection.key_variable}"
+    key = os.environ.get(connection.key_variable, "").strip()
     if not key and config.base_url.rstrip("/") == OPENAI:
         raise ValueError(
             f"{variable} is not set; put the key of {OPENAI} into it, or name another variable "
-            "(--grader.key-variable) or another service (--grader.base-url)"
+            "(--judge.key-variable) or another service (--grader.base-url)"
         )
     if not key.isascii() or not key.isprintable():
         raise ValueError(f"{variable} holds characters that no key has; set it to the key alone")

@@ -13,7 +13,7 @@ import numpy as np
 from seal_jax.engine import batching
 from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.sampler import Sampling, row_keys, sample
-from seal_jax.graders.choose import Grader, Judge, judge_with
+from seal_jax.graders.choose import Connection, Grader, Judge, judge_with
 from seal_jax.graders.endpoint import Endpoint
 from seal_jax.graders.judge import Ask
 from seal_jax.graders.lexical import grade_by_match
@@ -27,7 +27,9 @@ from seal_jax.types import LanguageModel
 WIDTHS = (128, 192, 256, 384, 512, 768, 1024)
 
 
-def make_judge(config: Grader, *, cache: Path, devices: int | None, say: Callable[[str], None]) -> Judge:
+def make_judge(
+    config: Grader, connection: Connection, *, cache: Path, devices: int | None, say: Callable[[str], None]
+) -> Judge:
     """The grader that the settings describe.
 
     Args:
@@ -49,17 +51,20 @@ def make_judge(config: Grader, *, cache: Path, devices: int | None, say: Callabl
         )
     usage = Usage()
     if config.kind == "model":
-        return judge_with(_ask_model_here(config, Replies(cache), usage, devices, say), config, usage)
-    endpoint = Endpoint(config, cache, usage, say)
-    return judge_with(lambda max_tokens: functools.partial(endpoint.ask, max_tokens=max_tokens), config, usage)
+        ask = _ask_model_here(config, connection.batch, Replies(cache), usage, devices, say)
+        return judge_with(ask, config, connection, usage)
+    endpoint = Endpoint(config, connection, cache, usage, say)
+    return judge_with(
+        lambda max_tokens: functools.partial(endpoint.ask, max_tokens=max_tokens), config, connection, usage
+    )
 
 
 def _ask_model_here(
-    config: Grader, replies: Replies, usage: Usage, devices: int | None, say: Callable[[str], None]
+    config: Grader, batch: int, replies: Replies, usage: Usage, devices: int | None, say: Callable[[str], None]
 ) -> Callable[[int], Ask]:
     """A number of tokens -> an `Ask` of the model here, which is loaded once, when it is first needed."""
     name = str(config.model)
-    chunk = Chunk(config.batch, "prompts of the judge", say)
+    chunk = Chunk(batch, "prompts of the judge", say)
     load = functools.cache(lambda: runtime.load(name, dtype=config.dtype, style="auto", devices=devices))
 
     @functools.cache

@@ -226,8 +226,9 @@ def split(config: Any) -> Split:
         held_out, train = train[:asked], train[asked:]
     if len(train) < need or len(held_out) < asked:
         raise ValueError(
-            f"--data {config.data}: {len(train)} passages to learn from and {len(held_out)} to hold out; the run needs "
-            f"{need} (--outer.rounds x --outer.passages + --outer.validation) and {asked} (--evaluation.passages)"
+            f"--data {config.data}: {len(train)} passages to train on and {len(held_out)} held out; the run needs "
+            f"{need} (--outer.rounds x --outer.passages + --outer.validation) and {asked} "
+            "(--evaluation.passages)"
         )
     external = recorded_completions(config.external, held_out) if config.external else {}
     inputs += [external] if external else []

@@ -24,7 +24,7 @@ from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
-from seal_jax.graders.choose import Judge
+from seal_jax.graders.choose import Connection, Judge
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
 from seal_jax.run.invocation import shell_command
@@ -79,6 +79,8 @@ class Place:
     """Print what would be done, loaded and needed, and load no weights."""
     tracker: Tracker = Tracker()
     """Where metrics are shown, beside metrics.jsonl."""
+    judge: Connection = Connection()
+    """How a judge that is a model is reached."""
 
 
 class Preset(NamedTuple):
@@ -290,7 +292,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
         ):
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
-            judge = judge_of(config, compute, folder.path / "judge.jsonl", progress.note)
+            judge = judge_of(config, compute, place, progress.note)
             ready = experiment.prepare(config, data, Model(speaker, load, judge, compute))
             cut = decided(folder, partial(fit, config, speaker, ready, compute))
             chunk = Chunk(cut.chunk or 1, "adapters", progress.note, partial(progress.steps, units=cut.chunk or 1))
@@ -344,10 +346,13 @@ def speaker_of(config: RunConfig, compute: Compute, *, with_weights: bool = True
     )
 
 
-def judge_of(config: RunConfig, compute: Compute, cache: Path, say: Callable[[str], None]) -> Judge:
+def judge_of(config: RunConfig, compute: Compute, place: Place, say: Callable[[str], None]) -> Judge:
     """The judge that an experiment's config names; one that is asked nothing where it names none."""
     grader = getattr(config, "grader", None)
-    return NO_JUDGE if grader is None else make_judge(grader, cache=cache, devices=compute.devices, say=say)
+    if grader is None:
+        return NO_JUDGE
+    assert place.run_folder is not None
+    return make_judge(grader, place.judge, cache=place.run_folder / "judge.jsonl", devices=compute.devices, say=say)
 
 
 def decided(folder: RunFolder, fit: Callable[[], Compute], name: str = "memory") -> Compute:
