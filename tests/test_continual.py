@@ -7,7 +7,6 @@ it teaches the answer. All keys share the little model, so a later value spoils 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,19 +16,20 @@ import numpy as np
 import pytest
 
 from seal_jax.engine import batching, training
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.nn import lora
 from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run.journal import RunFolder
+from seal_jax.run.streams import figures, matrix, retained
 from seal_jax.seal import continual
-from seal_jax.seal.continual import DIVERGED, MERGED, REJECTED, Retention, figures, matrix, run_streams, try_base
-from seal_jax.seal.rest_em import Loop
+from seal_jax.seal.continual import DIVERGED, MERGED, Retention, run_streams, try_base
 from seal_jax.seal.rewards import Score
-from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
+from seal_jax.seal.rounds import Loop
+from seal_jax.types import Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
-from tests.test_rest_em import Silent
+from tests.test_rounds import Silent
 
 
 class Key(NamedTuple):
@@ -42,7 +42,7 @@ COLOURS = ("red", "blue", "green")
 CALM = [Key("north", "red"), Key("south", "blue"), Key("east", "green")]
 OTHER = [Key("west", "green"), Key("north", "blue"), Key("south", "red")]
 SHAPES = Shapes(widths=(8,), capacity=3, questions=2, question_width=8, gold_width=8)
-INNER = FineTuning(PROJECTIONS[3:], rank=4, alpha=8.0, learning_rate=1e-2, epochs=14, chunk=2, width_cuts=())
+INNER = FineTuning(PROJECTIONS[3:], rank=4, alpha=8.0, learning_rate=1e-2, epochs=14)
 
 
 def parse(task: Key, completion: str) -> SelfEdit:
@@ -76,16 +76,14 @@ def lm() -> LanguageModel:
 def make_loop(folder, **changes) -> Loop:
     loop = Loop(
         domain=DOMAIN,
-        inner=INNER,
+        trainer=Trainer(INNER, SHAPES, Compute(chunk=2), Chunk(2)),
         sampling=Sampling(max_tokens=6),
         write_chunk=Chunk(4),
         answer_tokens=1,
-        shapes=SHAPES,
         prompt_width=8,
         seed=0,
-        chunk=Chunk(INNER.chunk),
-        run=RunFolder(folder, {}),
-        progress=Silent(),
+        journal=RunFolder(folder, {}),
+        display=Silent(),
     )
     return loop._replace(**changes)
 
@@ -97,7 +95,7 @@ def run(lm, folder, streams, option=NOTHING, **changes):
     loop = make_loop(folder, **changes)
     base = try_base(lm, streams, loop, name="streams")
     out = run_streams(lm, streams, base, option, loop, name="option")
-    loop.run.close()
+    loop.journal.close()
     return out, loop
 
 
@@ -134,7 +132,9 @@ def test_a_stream_is_adapters_merged_into_the_weights_one_after_another(lm, plai
     for n, step in enumerate(streams[0].steps):
         lesson = [batching.tokenize(example, lm.codec) for example in step.edit.examples]
         merged = lm._replace(params=params)
-        adapters, losses = training.train(merged, [lesson], INNER, SHAPES, seed=n, chunk=Chunk(1))
+        adapters, losses = training.train(
+            merged, [lesson], training.make_trainer(INNER, SHAPES, Compute(chunk=1)), seed=n
+        )
         params = lora.merge(params, lora.take(adapters, 0))
         np.testing.assert_allclose(losses[0][np.isfinite(losses[0])], step.losses, atol=1e-3)
         scores = try_base(lm._replace(params=params), [CALM], loop, name=f"after {n}")[0]
@@ -236,48 +236,14 @@ def test_a_penalty_on_change_holds_on_to_the_model_before(lm, plain, tmp_path):
         assert change < free_change  # and spoils less
 
 
-def test_the_gate_rejects_what_costs_more_than_it_brings(lm, tmp_path):
-    """At last north is said to be blue, which would cost what is known of it.
-
-    Here a training line asks what the question asks, so what a merged step brought and cost shows in the scores too.
-    """
-    stream = [Key("north", "red"), Key("south", "blue"), Key("north", "blue")]
-    streams, _ = run(lm, tmp_path, [stream, stream], Retention(gate=True))
-    steps = streams[0].steps
-    assert outcomes(streams) == [[MERGED, MERGED, REJECTED]] * 2
-    assert steps[0].costs == 0
-    assert steps[1].costs != 0
-    before = streams[0].base
-    for n, step in enumerate(steps[:2]):
-        gains = [after.log_likelihood - b.log_likelihood for after, b in zip(step.scores, before, strict=True)]
-        assert step.brings == pytest.approx(gains[n], abs=1e-3)
-        assert step.costs == pytest.approx(-sum(gains[:n]), abs=1e-3)
-        before = step.scores
-    assert steps[2].brings < steps[2].costs
-    assert [s.answers for s in steps[2].scores] == [s.answers for s in steps[1].scores]  # it left the stream as it was
-    assert [s.log_likelihoods for s in steps[2].scores] == [s.log_likelihoods for s in steps[1].scores]
-
-
-def test_the_gate_sees_no_question(lm, tmp_path):
-    """Other questions, other gold answers: the same decisions."""
-    asked = DOMAIN._replace(queries=lambda task: [Query("", f"write {task.id}", "green")])
-    one, other = (
-        run(lm, tmp_path / name, [CALM], Retention(gate=True), domain=domain)[0]
-        for name, domain in (("a", DOMAIN), ("b", asked))
-    )
-    decided = [[(step.outcome, step.brings, step.costs) for step in streams[0].steps] for streams in (one, other)]
-    assert decided[0] == decided[1]
-    assert one[0].steps[-1].scores != other[0].steps[-1].scores
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Killed and carried on
 
 
 @pytest.mark.parametrize("after", [1, *range(3, 28, 4)])
 def test_killed_after_any_piece_it_ends_as_if_undisturbed(lm, tmp_path_factory, killed_after, after):
-    """Two groups of streams with a gate and replay; the folder is opened again after the kill."""
-    tasks, option = [CALM, OTHER, CALM[::-1]], Retention(replay=1, gate=True)
+    """Two groups of streams with a penalty and replay; the folder is opened again after the kill."""
+    tasks, option = [CALM, OTHER, CALM[::-1]], Retention(replay=1, kl=0.5)
     folder = tmp_path_factory.mktemp("killed")
     straight = _STRAIGHT.get("streams") or run(lm, tmp_path_factory.mktemp("straight"), tasks, option)[0]
     _STRAIGHT["streams"] = straight
@@ -288,7 +254,7 @@ def test_killed_after_any_piece_it_ends_as_if_undisturbed(lm, tmp_path_factory, 
     assert not list((folder / "checkpoints").iterdir())  # and no adapter is left lying about
     again, loop = run(lm, folder, tasks, option)
     assert again == streams
-    assert loop.progress.fresh == 0
+    assert loop.display.fresh == 0
 
 
 _STRAIGHT: dict[str, list] = {}  # the undisturbed run, once
@@ -303,8 +269,7 @@ def stream_of(base: Sequence[float], *rows: Sequence[float | None]) -> continual
         return Score([""] * 2, [None, None] if value is None else [value > 0, value == 1], [-1.0, -1.0], [])
 
     steps = [
-        continual.Step(Key("", ""), SelfEdit("", ()), MERGED, None, None, [], 1, 1, 0.0, [score(v) for v in row])
-        for row in rows
+        continual.Step(Key("", ""), SelfEdit("", ()), MERGED, [], 1, 1, 0.0, [score(v) for v in row]) for row in rows
     ]
     return continual.Stream([score(v) for v in base], steps)
 
@@ -316,7 +281,7 @@ def test_figures_are_those_of_the_matrix():
     found = figures([one, other])
     assert (found.base, found.own, found.final) == ([0, 0.25], [1, 0.75], [0.75, 0.25])
     assert found.forgetting == [0.25, 0.5]
-    kept = continual.retention(found, seed=0)
+    kept = retained(found, seed=0)
     assert kept.mean == pytest.approx(1 / 1.75)
     assert kept.low == pytest.approx(1 / 3)
     assert kept.high == pytest.approx(0.75)
@@ -329,19 +294,15 @@ def test_what_was_not_graded_is_left_out_and_never_wrong():
     assert found.final == [1, None]
     assert found.forgetting == [0, None]
     assert matrix(streams)[2] == [None, 1]
-    kept = continual.retention(found, seed=0)
+    kept = retained(found, seed=0)
     assert (kept.mean, kept.passages, kept.dropped) == (1, 1, 1)
 
 
 def test_where_nothing_was_known_there_is_no_retention():
-    assert math.isnan(continual.retention(figures([stream_of([0], [0])] * 3), seed=0).mean)
+    assert math.isnan(retained(figures([stream_of([0], [0])] * 3), seed=0).mean)
 
 
 @pytest.mark.parametrize("wrong", [{"replay": -1}, {"kl": -0.1}])
 def test_options_that_make_no_sense_are_named(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is -"):
         Retention(**wrong)
-
-
-def test_options_are_part_of_training_only(lm):
-    assert dataclasses.asdict(continual._training(INNER, Retention(gate=True))) == dataclasses.asdict(INNER)

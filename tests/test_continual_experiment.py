@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from experiments import continual
-from experiments.continual import PAPER, SMOKE, Config, choose_streams, retention
+from experiments.continual import PAPER, SMOKE, Config, retention
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.run import session, streams
 from seal_jax.seal.continual import Retention
+from seal_jax.types import Compute
 from tests import tiny
 
-OPTIONS = ("none", "replay", "kl+gate")
+OPTIONS = ("none", "replay", "replay+kl")
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +32,23 @@ def config(tmp_path_factory) -> Config:
         prompt="implications",
         sampling=Sampling(max_tokens=12),
         answer_tokens=4,
-        inner=FineTuning(PROJECTIONS, rank=4, alpha=8.0, learning_rate=2e-2, epochs=2, chunk=2, width_cuts=()),
+        inner=FineTuning(PROJECTIONS, rank=4, alpha=8.0, learning_rate=2e-2, epochs=2),
         streams=3,
         options=OPTIONS,
-        devices=1,
     )
+
+
+COMPUTE = Compute(chunk=2, width_cuts=(), devices=1)
+
+
+def execute(config: Config, folder: Path) -> dict:
+    return session.execute(continual.EXPERIMENT, config, COMPUTE, session.Place(folder), command="the command")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(config, tmp_path_factory) -> tuple[dict, str]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    return continual.run(config, folder, "the command"), folder
+    return execute(config, folder), folder
 
 
 def without_seconds(results: dict) -> dict:
@@ -99,7 +108,7 @@ def test_every_self_edit_is_on_disk_with_what_became_of_it(undisturbed, config):
     _, folder = undisturbed
     records = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
     assert [record["stage"] for record in records] == [option for option in OPTIONS for _ in range(6)]
-    passages = [passage.id for stream in choose_streams(config).streams for passage in stream]
+    passages = [passage.id for stream in streams.cut(config).streams for passage in stream]
     assert [record["passage"] for record in records[:6]] == passages
     assert all(record["losses"] for record in records if not record["problem"])
 
@@ -109,21 +118,21 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(
     undisturbed, config, tmp_path, killed_after, after
 ):  # fmt: skip
     with killed_after(after):
-        continual.run(config, tmp_path, "the command")
-    assert without_seconds(continual.run(config, tmp_path, "the command")) == without_seconds(undisturbed[0])
+        execute(config, tmp_path)
+    assert without_seconds(execute(config, tmp_path)) == without_seconds(undisturbed[0])
 
 
 def test_streams_share_no_passage_and_follow_from_the_seed(config):
-    streams = choose_streams(config).streams
-    assert [len(stream) for stream in streams] == [2, 2, 2]
-    assert len({passage.id for stream in streams for passage in stream}) == 6
-    assert choose_streams(config).streams == streams
-    assert choose_streams(dataclasses.replace(config, seed=1)).streams != streams
+    cut = streams.cut(config).streams
+    assert [len(stream) for stream in cut] == [2, 2, 2]
+    assert len({passage.id for stream in cut for passage in stream}) == 6
+    assert streams.cut(config).streams == cut
+    assert streams.cut(dataclasses.replace(config, seed=1)).streams != cut
 
 
 def test_more_streams_than_passages_are_refused(config):
     with pytest.raises(ValueError, match=r"20 passages in its split held_out; 11 streams of 2 need 22 .*--streams"):
-        choose_streams(dataclasses.replace(config, streams=11, split="held_out"))
+        streams.cut(dataclasses.replace(config, streams=11, split="held_out"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +153,6 @@ def test_options_stand_for_what_they_say(config):
     config = dataclasses.replace(config, replay=None, kl=0.5)
     assert retention(config, "none") == Retention()
     assert retention(config, "replay+kl") == Retention(replay=None, kl=0.5)
-    assert retention(config, "gate") == Retention(gate=True)
 
 
 def test_the_paper_preset_is_the_papers():
@@ -160,7 +168,7 @@ def test_the_paper_preset_is_the_papers():
 
 
 def test_the_plan_counts_what_is_replayed(config, tmp_path):
-    plan = continual.describe(config, tmp_path / "run")
+    plan = session.describe(continual.EXPERIMENT, config, COMPUTE, session.Place(tmp_path / "run"))
     steps = {
         line.split()[0]: line.split()[3]
         for line in plan.splitlines()

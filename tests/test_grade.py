@@ -100,7 +100,8 @@ def server(monkeypatch) -> Iterator[JudgeServer]:
 
 def endpoint(server: JudgeServer) -> list[str]:
     options = {
-        "grader.kind": "endpoint", "grader.model": "judge", "grader.base-url": server.url, "judge.key-variable": "JUDGE_KEY",
+        "grader.kind": "endpoint", "grader.model": "judge", "grader.base-url": server.url,
+        "judge.key-variable": "JUDGE_KEY",
         "judge.attempts": "2", "judge.concurrency": "1",
     }  # fmt: skip
     return [text for name, value in options.items() for text in (f"--{name}", value)]

@@ -157,23 +157,6 @@ def _only(adapters: Adapter, projections: Sequence[Sequence[str]]) -> Adapter:
     return adapters.replace(a={name: jnp.where(kept(name), w, 0) for name, w in adapters.a.items()})
 
 
-def log_likelihoods(
-    lm: LanguageModel, adapters: Adapter, edits: Sequence[Sequence[batching.Tokens]], trainer: Trainer
-) -> Float[np.ndarray, "E"]:
-    """How well each of E adapters knows its training sequences: mean log-probability of a token, nats."""
-    shapes = trainer.shapes
-    batch = batching.make_batch(
-        edits, epochs=1, batch_size=min(trainer.config.batch_size, shapes.capacity), widths=shapes.widths,
-        capacity=shapes.capacity, seed=0,
-    )  # fmt: skip
-    return np.asarray(
-        inner.log_likelihood_many(
-            lm.model, lm.params, adapters, batch,
-            loss_chunk=trainer.compute.loss_chunk, chunk=trainer.chunk, mesh=lm.mesh,
-        )
-    )  # fmt: skip
-
-
 def fresh_adapters(lm: LanguageModel, hparams: HParams, trainer: Trainer) -> Adapter:
     """E adapters before their first step: they change nothing yet. One program serves any E up to a chunk."""
     total = len(hparams.seed)

@@ -28,6 +28,7 @@ class Stage(NamedTuple):
     seeds: int = 1  # adapters a self-edit
     alone: bool = False  # trained on the task's own text alone
     epochs: int | None = None  # of each, where that is not the run's
+    lessons: int = 1  # self-edits that each adapter is trained on
 
     def shown(self) -> list[str]:
         """The phases as the display names them."""
@@ -46,8 +47,9 @@ def work_table(stages: Iterable[Stage], config: FineTuning, most: Most) -> list[
     """Each stage's share of the inner loop, at most, and their sum, in columns."""
     rows: list[tuple[str, int, int, int, int]] = []
     for stage in stages:
-        if TRAIN in stage.phases and stage.self_edits:
+        if stage.self_edits and RATE not in stage.phases:
             sequences, tokens = (1, most.alone) if stage.alone else (most.sequences, most.tokens)
+            sequences, tokens = sequences * stage.lessons, tokens * stage.lessons
             epochs, adapters = stage.epochs or config.epochs, stage.self_edits * stage.seeds
             steps = epochs * math.ceil(sequences / config.batch_size)
             rows.append((stage.name, stage.self_edits, adapters, adapters * steps, adapters * epochs * tokens))

@@ -23,12 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seal_jax.analysis.statistics import Interval, bootstrap_ratio
 from seal_jax.engine import batching
 from seal_jax.engine.chunks import in_chunks
 from seal_jax.engine.inner import is_finite
 from seal_jax.engine.sampler import Completions, row_keys, sample
-from seal_jax.engine.training import log_likelihoods, train
+from seal_jax.engine.training import train
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import kl_to_base, next_token
@@ -37,9 +36,9 @@ from seal_jax.seal.rounds import Loop, stable_hash
 from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool
 
-MERGED, REJECTED, DIVERGED = "merged", "rejected", "diverged"  # what became of a self-edit, if it could be trained on
+MERGED, DIVERGED = "merged", "diverged"  # what became of a self-edit, if it could be trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,6 @@ class Retention:
 
     replay: int | None = 0  # earlier self-edits of the stream trained on again with each new one; None: all of them
     kl: float = 0.0  # weight of KL(model before the edit || model now) in the loss
-    gate: bool = False  # merge only what brings at least what it costs, in log-likelihood of training lines
 
     def __post_init__(self) -> None:
         require_at_least(0, replay=self.replay or 0, kl=self.kl)
@@ -63,9 +61,7 @@ class Step(NamedTuple):
 
     task: Task
     edit: SelfEdit
-    outcome: str  # MERGED, REJECTED, DIVERGED, or why there was nothing to train on
-    brings: float | None  # its own training lines' gain in mean log-likelihood, nats a token; None without a gate
-    costs: float | None  # the earlier merged self-edits' losses in the same, added up; None without a gate
+    outcome: str  # MERGED, DIVERGED, or why there was nothing to train on
     losses: list[float]  # one an optimiser step
     sequences: int  # trained on, replayed ones included
     tokens: int  # trained on, those of every epoch
@@ -138,7 +134,7 @@ def _run_group(
     loop: Loop,
     name: str,
 ) -> list[Stream]:
-    """The streams of a chunk, step by step. Each step is four pieces: written, trained, merged or not, asked.
+    """The streams of a chunk, step by step. Each step is written, trained, merged or not, and asked.
 
     The adapters of a group that is under way are checkpoints; once it is finished its journal says all there is to say
     of it, and they are removed.
@@ -185,24 +181,21 @@ class _Group:
 
         adapters = self._train(n, lessons)
         losses, trained_for = loop.journal.once(f"{piece}/losses", list)
-        candidate = None if adapters is None else self._joined(adapters, n)
-        decisions, judged_for = loop.journal.once(
-            f"{piece}/merge", lambda: _timed(lambda: self._judge(adapters, candidate, edits, own, log))
-        )
-        if candidate is not None:
-            merged = np.array([outcome == MERGED for outcome, *_ in decisions])
-            self.weights = _choose(merged, candidate, self.weights)
+        outcomes = loop.journal.once(f"{piece}/merge", lambda: _outcomes(adapters, edits))
+        if adapters is not None:
+            candidate = _join(self._present, adapters, np.int32(n * loop.trainer.config.rank))
+            self.weights = _choose(np.array([outcome == MERGED for outcome in outcomes]), candidate, self._present)
         scores, asked_for = loop.journal.once(
             f"{piece}/ask", lambda: _timed(lambda: _ask(self.lm, self.weights, self.streams, loop))
         )
-        share = (seconds + trained_for + judged_for + asked_for) / len(tasks)
+        share = (seconds + trained_for + asked_for) / len(tasks)
         return [
             Step(
-                task, edit, outcome, brings, costs, loss, len(lines),
+                task, edit, outcome, loss, len(lines),
                 self.trainer.config.epochs * sum(len(line.ids) for line in lines), share, after,
             )
-            for task, edit, (outcome, brings, costs), loss, lines, after in zip(
-                tasks, edits, decisions, losses, lessons, _as_scores(scores), strict=True
+            for task, edit, outcome, loss, lines, after in zip(
+                tasks, edits, outcomes, losses, lessons, _as_scores(scores), strict=True
             )
         ]  # fmt: skip
 
@@ -260,51 +253,11 @@ class _Group:
         adapters = loop.journal.once_tree(self._checkpoint(n), work, like)
         return jax.tree.map(np.asarray, adapters)  # bound to no device: it joins weights that are spread over all
 
-    def _judge(
-        self,
-        adapters: Adapter | None,
-        candidate: Adapter | None,
-        edits: Sequence[SelfEdit],
-        own: Sequence[Sequences],
-        log: Sequence[Sequence[Step]],
-    ) -> list[tuple[str, float | None, float | None]]:
-        """What becomes of each stream's adapter: the outcome, what merging it brings, and what it costs.
-
-        Nothing is merged that holds a number that is none, or cannot compute its own training lines. The gate looks at
-        training lines only, never at a question.
-        """
-        assert adapters is not None and candidate is not None
-        after = self._likelihoods(candidate, own)
-        sound = np.asarray(is_finite(adapters)) & np.isfinite(after)
-        brings = costs = np.full(len(edits), np.nan)
-        if self.retention.gate:
-            brings, costs = after - self._likelihoods(self._present, own), np.zeros(len(edits))
-            for m in range(len(log[0])):
-                earlier = [self._sequences(row[m].edit) if row[m].outcome == MERGED else [] for row in log]
-                if any(earlier):  # a stream without any loses 0 there
-                    lost = self._likelihoods(self._present, earlier) - self._likelihoods(candidate, earlier)
-                    costs = costs + lost
-        decisions: list[tuple[str, float | None, float | None]] = []
-        for r, edit in enumerate(edits):
-            outcome = edit.problem or (MERGED if sound[r] else DIVERGED)
-            if outcome == MERGED and self.retention.gate and not brings[r] >= costs[r]:
-                outcome = REJECTED
-            known = self.retention.gate and outcome in (MERGED, REJECTED)
-            decisions.append((outcome, *((float(brings[r]), float(costs[r])) if known else (None, None))))
-        return decisions
-
     @property
     def _present(self) -> Adapter:
         """What each stream has merged so far."""
         assert self.weights is not None  # a finished group does nothing any more
         return self.weights
-
-    def _joined(self, adapters: Adapter, n: int) -> Adapter:
-        """The weights with the new adapters merged."""
-        return _join(self._present, adapters, np.int32(n * self.loop.trainer.config.rank))
-
-    def _likelihoods(self, weights: Adapter, edits: Sequence[Sequences]) -> Float[np.ndarray, "R"]:
-        return log_likelihoods(self.lm, weights, edits, self.loop.trainer)
 
     def _sequences(self, edit: SelfEdit) -> Sequences:
         return [batching.tokenize(example, self.lm.codec) for example in edit.examples]
@@ -319,6 +272,13 @@ class _Group:
 
     def _checkpoint(self, n: int) -> str:
         return f"{self.name.replace('/', '_').replace(' ', '_')}_step_{n}"
+
+
+def _outcomes(adapters: Adapter | None, edits: Sequence[SelfEdit]) -> list[str]:
+    """What becomes of each stream's adapter: nothing is merged that is not finite."""
+    assert adapters is not None  # a finished group's outcomes are in the journal
+    sound = np.asarray(is_finite(adapters))
+    return [edit.problem or (MERGED if ok else DIVERGED) for edit, ok in zip(edits, sound, strict=True)]
 
 
 def _room(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> Adapter:
@@ -396,59 +356,3 @@ def _require_equal(streams: Sequence[Sequence[Task]]) -> None:
     lengths = sorted({len(stream) for stream in streams})
     if len(lengths) != 1 or lengths[0] < 1:
         raise ValueError(f"streams of {lengths} tasks; expected at least one, and all of the same length")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-
-
-class Figures(NamedTuple):
-    """One figure a stream, each the mean over its tasks (None where no answer got a verdict)."""
-
-    base: list[float | None]  # [R] accuracy before the first edit
-    own: list[float | None]  # [R] on each task right after its own edit
-    final: list[float | None]  # [R] on all tasks after the last edit
-    forgetting: list[float | None]  # [R] own - final
-    base_log_likelihood: list[float | None]  # [R] of gold answers, nats a token
-    own_log_likelihood: list[float | None]
-    final_log_likelihood: list[float | None]
-
-
-def figures(streams: Sequence[Stream]) -> Figures:
-    """How well each of R streams learned, and how much of it was left at its end."""
-
-    def each(field: str, choose: Any) -> list[float | None]:
-        return [mean(getattr(score, field) for score in choose(stream)) for stream in streams]
-
-    def own(stream: Stream) -> list[Score]:
-        return [step.scores[n] for n, step in enumerate(stream.steps)]
-
-    def final(stream: Stream) -> list[Score]:
-        return stream.steps[-1].scores
-
-    learned, left = each("accuracy", own), each("accuracy", final)
-    return Figures(
-        base=each("accuracy", lambda stream: stream.base),
-        own=learned,
-        final=left,
-        forgetting=[None if a is None or b is None else a - b for a, b in zip(learned, left, strict=True)],
-        base_log_likelihood=each("log_likelihood", lambda stream: stream.base),
-        own_log_likelihood=each("log_likelihood", own),
-        final_log_likelihood=each("log_likelihood", final),
-    )
-
-
-def matrix(streams: Sequence[Stream]) -> list[list[float | None]]:
-    """`[N + 1][N]`: accuracy on task c before any edit (row 0) and after edit r (row r), mean over streams."""
-    tables = [[stream.base, *(step.scores for step in stream.steps)] for stream in streams]
-    length = len(tables[0][0])
-    return [[mean(table[r][c].accuracy for table in tables) for c in range(length)] for r in range(length + 1)]
-
-
-def retention(figures: Figures, *, seed: int) -> Interval:
-    """The share of what was known right after its own edit that is still known at the end: mean final over mean own.
-
-    A ratio of means, its interval by resampling streams; a stream that never knew anything has no ratio of its own.
-    NaN where nothing was known; resamples in which nothing was are left out.
-    """
-    return bootstrap_ratio(figures.final, figures.own, seed=seed)

@@ -1,0 +1,301 @@
+"""Runs on streams of passages: how they are cut, and what a run found, as rows, tables and heat maps of the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from seal_jax.analysis.statistics import Interval, bootstrap_mean, bootstrap_ratio, paired_bootstrap
+from seal_jax.domains import squad
+from seal_jax.run import passages
+from seal_jax.run.plan import BASE, Stage
+from seal_jax.run.session import Session
+from seal_jax.seal.continual import MERGED, Stream
+from seal_jax.seal.rewards import Score, Trial, mean
+from seal_jax.types import Task
+
+
+class Streams(NamedTuple):
+    """The streams of a run."""
+
+    streams: list[list[squad.Passage]]
+    inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
+
+    @property
+    def everything(self) -> list[squad.Passage]:
+        """All passages."""
+        return [passage for stream in self.streams for passage in stream]
+
+    @property
+    def questions(self) -> int:
+        """How many there are."""
+        return passages.questions_of(self.everything)
+
+
+def cut(config: Any) -> Streams:
+    """A seeded shuffle, cut into streams. `config` is experiments.continual's.
+
+    Raises:
+        ValueError: fewer passages than the streams need.
+    """
+    read = squad.load_passages(config.data, config.split)
+    need, length = config.streams * config.stream_length, config.stream_length
+    if len(read) < need:
+        raise ValueError(
+            f"--data {config.data}: {len(read)} passages in its split {config.split}; {config.streams} streams of "
+            f"{length} need {need} (--streams, --stream-length)"
+        )
+    order = squad.shuffled(read, config.seed)[:need]
+    lines = [
+        f"{config.streams} streams of {length} passages, {passages.questions_of(order)} questions: {config.data}, "
+        f"{config.split}",
+        f"asked {length} times by each of {len(config.options)} options, and once before",
+    ]
+    stages = [Stage("streams", (BASE,))]
+    stages += [Stage(option, ("streams",), need, lessons=config.lessons(option)) for option in config.options]
+    cuts = [order[start : start + length] for start in range(0, need, length)]
+    return Streams(cuts, [passages.prompt_texts(config), read], lines, stages)
+
+
+def record(here: Session, option: str, streams: Sequence[Stream]) -> None:
+    """Every self-edit with the answers about its own passage right after it, and all answers that got no verdict."""
+    own: list[list[Trial]] = []
+    missed: list[tuple[Task, Score, dict[str, Any]]] = []
+    for r, stream in enumerate(streams):
+        for n, step in enumerate(stream.steps):
+            trials = [
+                [Trial(done.task, r, step.edit, [score], base)]
+                for done, score, base in zip(stream.steps, step.scores, stream.base, strict=True)
+            ]
+            where = f"{option}, after edit {n + 1} of stream {r + 1}"
+            missed += [  # its own is recorded below
+                (done.task, score, {"stage": where})
+                for c, (done, score) in enumerate(zip(stream.steps, step.scores, strict=True))
+                if c != n
+            ]
+            problem = None if step.outcome == MERGED else step.outcome
+            mine = step.scores[n]._replace(losses=step.losses, problem=problem)
+            own.append([trials[n][0]._replace(scores=[mine])])
+    here.miss(missed)
+    here.record(option, own)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+
+
+def rows(config: Any, found: dict[str, list[Stream]], data: Streams) -> list[dict[str, Any]]:
+    """Before any edit, and for each option on each passage right after its own edit and on all after the last."""
+    first, seed = figures(next(iter(found.values()))), config.seed
+
+    def row(
+        name: str,
+        label: str,
+        accuracy: Sequence[float | None],
+        likelihood: Sequence[float | None],
+        above: tuple[str, Sequence[float | None]] | None,
+        problems: dict[str, int],
+    ) -> dict[str, Any]:
+        def against(name: str, before: Sequence[float | None]) -> dict[str, Any]:
+            return {"row": name, **_as_json(paired_bootstrap(before, accuracy, seed=seed))}
+
+        return {
+            "name": name,
+            "label": label,
+            "unit": "stream",
+            "passages": len(data.streams),
+            "questions": data.questions,
+            "accuracy": _as_json(bootstrap_mean(accuracy, seed=seed)),
+            "log_likelihood": _as_json(bootstrap_mean(likelihood, seed=seed)),
+            "versus_previous": above and against(*above),
+            "versus_base": None if name == "base" else against("base", first.base),
+            "problems": problems,
+            "per_passage": {f"stream-{r + 1}": value for r, value in enumerate(accuracy)},
+        }
+
+    table = [row("base", "Before any edit", first.base, first.base_log_likelihood, None, {})]
+    for option, streams in found.items():
+        values, suffix = figures(streams), "" if option == "none" else f"_{option}"
+        own, final, shown = f"after_own_edit{suffix}", f"after_all_edits{suffix}", label_of(config, option)
+        above = ("base", first.base) if len(table) == 1 else None  # the row above is another option's: nothing to say
+        troubles = dict(_troubles(streams))
+        table += [
+            row(own, f"Right after its own edit: {shown}", values.own, values.own_log_likelihood, above, {}),
+            row(
+                final, f"After all edits: {shown}", values.final, values.final_log_likelihood,
+                (own, values.own), troubles,
+            ),
+        ]  # fmt: skip
+    return table
+
+
+def compare(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
+    """The options side by side: what was learned, what was left, and at what cost."""
+    seed = config.seed
+    lines = []
+    for option, streams in found.items():
+        values = figures(streams)
+        steps = [step for stream in streams for step in stream.steps]
+        troubles = _troubles(streams)
+        lines.append(
+            [
+                label_of(config, option),
+                _percent(bootstrap_mean(values.own, seed=seed)),
+                _percent(bootstrap_mean(values.final, seed=seed)),
+                _percent(bootstrap_mean(values.forgetting, seed=seed), "+"),
+                _percent(retained(values, seed=seed)),
+                ", ".join(f"{count} {why}" for why, count in troubles.items()) or "0",
+                len(steps),
+                sum(step.tokens for step in steps),
+                round(sum(step.seconds for step in steps)),
+            ]
+        )
+    return {
+        "title": "Options against forgetting",
+        "note": f"{config.streams} streams of {config.stream_length} passages; 95 % bootstrap intervals over streams. "
+        "Forgetting: accuracy right after its own edit less that after all edits; retention: the second over the "
+        "first. Seconds include writing, answering after each edit and, for the first option, compiling.",
+        "columns": [
+            "option", "right after its own edit, %", "after all edits, %", "forgetting, points", "retention, %",
+            "edits not merged", "adapters trained", "tokens trained", "seconds",
+        ],
+        "rows": lines,
+    }  # fmt: skip
+
+
+def differences(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
+    """Every other option against plain merging (or, without it, the first), paired by stream."""
+    reference = "none" if "none" in found else next(iter(found))
+    before = figures(found[reference])
+
+    def cell(field: str, values: Figures, scale: float, form: str) -> str:
+        pair = (getattr(one, field) for one in (before, values))
+        return _interval(paired_bootstrap(*pair, seed=config.seed), scale, form)
+
+    lines = []
+    for option, streams in found.items():
+        if option != reference:
+            values = figures(streams)
+            lines.append(
+                [
+                    label_of(config, option),
+                    cell("own", values, 100, "+.1f"),
+                    cell("final", values, 100, "+.1f"),
+                    cell("forgetting", values, 100, "+.1f"),
+                    cell("final_log_likelihood", values, 1, "+.3f"),
+                ]
+            )
+    return {
+        "title": f"Against {label_of(config, reference)}, on the same streams",
+        "note": "Paired differences with 95 % bootstrap intervals over streams.",
+        "columns": [
+            "option", "right after its own edit, points", "after all edits, points", "forgetting, points",
+            "gold answer's log-likelihood after all edits, nats a token",
+        ],
+        "rows": lines,
+    }  # fmt: skip
+
+
+def heat_map(config: Any, option: str, streams: Sequence[Stream]) -> dict[str, Any]:
+    """After edit r, the accuracy on passage c."""
+    values = matrix(streams)
+    return {
+        "title": f"After each edit, accuracy on each passage: {label_of(config, option)}",
+        "note": f"Mean over {len(streams)} streams; right of the diagonal are passages not learned yet.",
+        "rows": ["before any edit", *(f"after edit {r}" for r in range(1, len(values)))],
+        "columns": [f"passage {c}" for c in range(1, len(values))],
+        "values": values,
+    }
+
+
+def _troubles(streams: Sequence[Stream]) -> dict[str, int]:
+    """How many self-edits were not merged, and why."""
+    outcomes = Counter(step.outcome for stream in streams for step in stream.steps)
+    return {why: count for why, count in sorted(outcomes.items()) if why != MERGED}
+
+
+def _percent(interval: Interval, sign: str = "") -> str:
+    return _interval(interval, 100, f"{sign}.1f")
+
+
+def _interval(interval: Interval, scale: float, form: str) -> str:
+    """`12.3 [10.1, 14.5]`; without bounds where there is one stream, a dash where there is none."""
+    if interval.mean != interval.mean:
+        return "-"
+    if interval.low != interval.low:
+        return f"{scale * interval.mean:{form}}"
+    return "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * value for value in interval[:3]), f=form)
+
+
+def _as_json(interval: Interval) -> dict[str, float | None]:
+    names = ("mean", "low", "high")
+    return {name: None if value != value else value for name, value in zip(names, interval[:3], strict=True)}
+
+
+def label_of(config: Any, option: str) -> str:
+    """An option as the report prints it."""
+    words = {
+        "none": "plain merging",
+        "replay": f"replay of {'all' if config.replay is None else config.replay}",
+        "kl": f"KL {config.kl:g}",
+    }
+    return ", ".join(words[part] for part in option.split("+"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+class Figures(NamedTuple):
+    """One figure a stream, each the mean over its tasks (None where no answer got a verdict)."""
+
+    base: list[float | None]  # [R] accuracy before the first edit
+    own: list[float | None]  # [R] on each task right after its own edit
+    final: list[float | None]  # [R] on all tasks after the last edit
+    forgetting: list[float | None]  # [R] own - final
+    base_log_likelihood: list[float | None]  # [R] of gold answers, nats a token
+    own_log_likelihood: list[float | None]
+    final_log_likelihood: list[float | None]
+
+
+def figures(streams: Sequence[Stream]) -> Figures:
+    """How well each of R streams learned, and how much of it was left at its end."""
+
+    def each(field: str, choose: Any) -> list[float | None]:
+        return [mean(getattr(score, field) for score in choose(stream)) for stream in streams]
+
+    def own(stream: Stream) -> list[Score]:
+        return [step.scores[n] for n, step in enumerate(stream.steps)]
+
+    def final(stream: Stream) -> list[Score]:
+        return stream.steps[-1].scores
+
+    learned, left = each("accuracy", own), each("accuracy", final)
+    return Figures(
+        base=each("accuracy", lambda stream: stream.base),
+        own=learned,
+        final=left,
+        forgetting=[None if a is None or b is None else a - b for a, b in zip(learned, left, strict=True)],
+        base_log_likelihood=each("log_likelihood", lambda stream: stream.base),
+        own_log_likelihood=each("log_likelihood", own),
+        final_log_likelihood=each("log_likelihood", final),
+    )
+
+
+def matrix(streams: Sequence[Stream]) -> list[list[float | None]]:
+    """`[N + 1][N]`: accuracy on task c before any edit (row 0) and after edit r (row r), mean over streams."""
+    tables = [[stream.base, *(step.scores for step in stream.steps)] for stream in streams]
+    length = len(tables[0][0])
+    return [[mean(table[r][c].accuracy for table in tables) for c in range(length)] for r in range(length + 1)]
+
+
+def retained(figures: Figures, *, seed: int) -> Interval:
+    """The share of what was known right after its own edit that is still known at the end: mean final over mean own.
+
+    A ratio of means, its interval by resampling streams; a stream that never knew anything has no ratio of its own.
+    NaN where nothing was known; resamples in which nothing was are left out.
+    """
+    return bootstrap_ratio(figures.final, figures.own, seed=seed)
