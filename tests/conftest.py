@@ -93,7 +93,7 @@ LONGEST = {
     "test_arc_experiment",
     "test_full_training",
     "test_inner",
-    "test_rest_em",
+    "test_rounds",
     "test_continual",
 }
 

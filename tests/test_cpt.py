@@ -16,11 +16,12 @@ from seal_jax.analysis import paper
 from seal_jax.domains import squad
 from seal_jax.domains.passages import INVENTED, Passage, Question
 from seal_jax.engine import full_training
-from seal_jax.engine.inner import Chunk
 from seal_jax.engine.training import train
 from seal_jax.nn import lora
-from seal_jax.run import runtime, session
+from seal_jax.run import command as command_line
+from seal_jax.run import pretraining, runtime
 from seal_jax.run.journal import as_json
+from seal_jax.types import LanguageModel
 from tests import tiny
 
 OPTIONS = {
@@ -28,7 +29,7 @@ OPTIONS = {
     "completions": 2,
     "sampling.max-tokens": 16,
     "answer-tokens": 4,
-    "devices": 1,
+    "compute.devices": 1,
     "questions": 6,
     "inner.learning-rate": 0.01,
     "full.learning-rate": 0.003,
@@ -42,6 +43,10 @@ def model(tmp_path_factory) -> Path:
     return tiny.model_folder(tmp_path_factory.mktemp("model"))
 
 
+def loaded(model: Path) -> LanguageModel:
+    return runtime.load(str(model), dtype="float32", style="raw", devices=1).lm
+
+
 @pytest.fixture
 def command(model, monkeypatch):
     """`command(folder, *options)`: the program in this process, for speed; its exit status."""
@@ -51,7 +56,7 @@ def command(model, monkeypatch):
 
     def run(folder: Path, *options: str) -> int:
         everything = ["smoke", *given, "--model", str(model), "--run-folder", str(folder), *options]
-        return session.main(cpt.EXPERIMENT, everything)
+        return command_line.main(cpt.EXPERIMENT, everything)
 
     return run
 
@@ -108,7 +113,7 @@ def test_a_run_has_a_row_for_every_text_and_carries_on_where_it_was_killed(comma
         title, context = edit["title"], edit["context"]
         assert edit["sequences"] == [f"{title}\nOne line.\n\nAnother of it.", f"{title}\n{context}"]  # no lines
 
-    killed, real = [0], cpt.try_base
+    killed, real = [0], pretraining.try_base
 
     class Killed(BaseException):  # nothing may catch it
         pass
@@ -119,12 +124,12 @@ def test_a_run_has_a_row_for_every_text_and_carries_on_where_it_was_killed(comma
             raise Killed
         return real(*arguments, **named)
 
-    monkeypatch.setattr(cpt, "try_base", killing)
+    monkeypatch.setattr(pretraining, "try_base", killing)
     with pytest.raises(Killed):
         command(cut, *options)
-    monkeypatch.setattr(cpt, "try_base", real)
+    monkeypatch.setattr(pretraining, "try_base", real)
     trained = []
-    for module, name in ((cpt, "train"), (full_training, "train_step")):
+    for module, name in ((pretraining, "train"), (full_training, "train_step")):
         whole_run = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _run=whole_run, **k: (trained.append(1), _run(*a, **k))[1])
     assert command(cut, *options) == 0
@@ -140,20 +145,20 @@ def test_a_run_has_a_row_for_every_text_and_carries_on_where_it_was_killed(comma
 @pytest.mark.slow
 def test_the_adapter_is_the_inner_loops_over_all_sequences(command, tmp_path, monkeypatch):
     seen = []
-    real = cpt.train
+    real = pretraining.train
 
-    def record(lm, edits, config, shapes, **options):
-        seen.append((lm, edits, config, shapes, options["seed"]))
-        return real(lm, edits, config, shapes, **options)
+    def record(lm, edits, trainer, **options):
+        seen.append((lm, edits, trainer, options["seed"]))
+        return real(lm, edits, trainer, **options)
 
-    monkeypatch.setattr(cpt, "train", record)
+    monkeypatch.setattr(pretraining, "train", record)
     assert command(tmp_path / "run") == 0
-    (lm, (sequences,), config, shapes, seed), with_edits = seen
+    (lm, (sequences,), trainer, seed), with_edits = seen
     assert len(sequences) == 3
     assert 3 < len(with_edits[1][0]) <= 3 * (2 + 1)
-    assert shapes.capacity == 9
-    assert (config.batch_size, config.chunk) == (2, 1)
-    adapters, _ = train(lm, [sequences], config, shapes, seed=seed, chunk=Chunk(1))
+    assert trainer.shapes.capacity == 9
+    assert (trainer.config.batch_size, trainer.compute.chunk) == (2, 1)
+    adapters, _ = train(lm, [sequences], trainer, seed=seed)
     with ocp.StandardCheckpointer() as checkpointer:
         kept = checkpointer.restore(tmp_path / "run" / "checkpoints" / "passage")
     for name in adapters.a:
@@ -171,23 +176,23 @@ def passages(count: int) -> list[Passage]:
 
 def test_a_sample_of_the_questions_is_fixed_by_the_seed():
     tasks = passages(10)
-    assert cpt.choose_questions(tasks, None, 0) == tasks
-    sample = cpt.choose_questions(tasks, 7, 0)
+    assert pretraining.choose_questions(tasks, None, 0) == tasks
+    sample = pretraining.choose_questions(tasks, 7, 0)
     assert sum(len(p.questions) for p in sample) == 7
     assert all(set(p.questions) <= set(Q) and p.questions for p in sample)
     assert [p.id for p in sample] == [p.id for p in tasks if p.id in {q.id for q in sample}]
-    assert sample == cpt.choose_questions(tasks, 7, 0)
-    assert sample != cpt.choose_questions(tasks, 7, 1)
-    assert cpt.choose_questions(tasks, 30, 0) == tasks
+    assert sample == pretraining.choose_questions(tasks, 7, 0)
+    assert sample != pretraining.choose_questions(tasks, 7, 1)
+    assert pretraining.choose_questions(tasks, 30, 0) == tasks
     with pytest.raises(ValueError, match="--questions 31: the 10 passages have 30; leave it out"):
-        cpt.choose_questions(tasks, 31, 0)
+        pretraining.choose_questions(tasks, 31, 0)
 
 
 def test_a_completion_is_one_sequence():
     (passage,) = passages(1)
-    edit = cpt.whole(passage, " 1. One.\n2. Two.\n---\nThree.\n")
+    edit = pretraining.whole(passage, " 1. One.\n2. Two.\n---\nThree.\n")
     assert [example.completion for example in edit.examples] == ["P0\n1. One.\n2. Two.\n---\nThree."]
-    assert cpt.whole(passage, " \n").problem == "empty completion"
+    assert pretraining.whole(passage, " \n").problem == "empty completion"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def earlier_run(folder: Path, base: Path, **changes) -> tuple[Path, list[lora.Ad
     results["settings"] = {**settings, **changes}
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    lm, _, _ = runtime.load_language_model(str(base), "float32", 1)
+    lm = loaded(base)
     adapters: list[lora.Adapter] = []
     for number in (1, 3):
         fresh = lora.init(
@@ -217,23 +222,23 @@ def earlier_run(folder: Path, base: Path, **changes) -> tuple[Path, list[lora.Ad
 def test_the_rounds_of_an_earlier_run_are_merged_in_order(model, tmp_path):
     folder, adapters = earlier_run(tmp_path / "squad", model)
     config = dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder)
-    lm, _, _ = runtime.load_language_model(str(model), "float32", 1)
+    lm = loaded(model)
     expected = lm.params
     for adapter in adapters:
         expected = lora.merge(expected, adapter)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), cpt.merge_rounds(config, lm).params, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), pretraining.merge_rounds(config, lm).params, expected
     )
-    assert list(cpt.row_names(config)) == ["passage", "self_edits", "self_edits_round_3"]
+    assert list(pretraining.row_names(config)) == ["passage", "self_edits", "self_edits_round_3"]
 
 
 def test_of_a_validated_run_the_rounds_up_to_the_chosen_one_are_taken(model, tmp_path):
     folder, adapters = earlier_run(tmp_path / "squad", model, results={"validation": {"chosen_round": 2}})
     config = dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder)
-    lm, _, _ = runtime.load_language_model(str(model), "float32", 1)
-    (first,) = cpt.seal_rounds(config, lm)  # the second kept nothing
+    lm = loaded(model)
+    (first,) = pretraining.seal_rounds(config, lm)  # the second kept nothing
     jax.tree.map(np.testing.assert_array_equal, first, adapters[0])
-    assert list(cpt.row_names(config))[-1] == "self_edits_round_2"
+    assert list(pretraining.row_names(config))[-1] == "self_edits_round_2"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +254,7 @@ def test_of_a_validated_run_the_rounds_up_to_the_chosen_one_are_taken(model, tmp
 def test_an_earlier_run_that_does_not_fit_is_refused(model, tmp_path, changes, message):
     folder, _ = earlier_run(tmp_path / "squad", model, **changes)
     with pytest.raises(ValueError, match=message):
-        cpt.trained_by(dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder))
+        pretraining.trained_by(dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,16 +310,16 @@ def test_the_presets_are_the_papers(config, n, methods):
     assert config.questions is None
     for method in methods:
         settings = as_json(dataclasses.replace(config, method=method))
-        names = [*cpt.row_names(config), "external", "self_edits_round_2"]
+        names = [*pretraining.row_names(config), "external", "self_edits_round_2"]
         for row in paper.beside([{"name": name, "passages": n} for name in names], settings, "cpt"):
             assert f"n = {n}" in row["paper"]["where"]
             assert [d for d in row["paper"]["differs"] if not d.startswith("judge")] == []
 
 
 def test_sequences_are_the_texts_and_the_passage_once(model):
-    lm, _, _ = runtime.load_language_model(str(model), "float32", 1)
+    lm = loaded(model)
     tasks = passages(2)
-    text = cpt.Text("t", "T", [[cpt.whole(tasks[0], "A b."), cpt.whole(tasks[0], "")], []])
-    found = [[lm.codec.decode(s.ids) for s in row] for row in cpt.sequences_of(lm, tasks, text)]
+    text = pretraining.Text("t", "T", [[pretraining.whole(tasks[0], "A b."), pretraining.whole(tasks[0], "")], []])
+    found = [[lm.codec.decode(s.ids) for s in row] for row in pretraining.sequences_of(lm, tasks, text)]
     assert found == [["P0\nA b.", "P0\nContext 0."], ["P1\nContext 1."]]
     assert squad.passage_only(tasks[0]).examples[0].completion == "P0\nContext 0."

@@ -13,17 +13,17 @@ import jax
 import pytest
 
 from seal_jax.domains.passages import Passage, Question
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.nn import transformer
 from seal_jax.run.journal import RunFolder
-from seal_jax.seal import entigraph, rest_em
+from seal_jax.seal import entigraph, rounds
 from seal_jax.seal.entigraph import Limits, choose_relations, load_prompts, parse_entities, write
-from seal_jax.seal.rest_em import Loop
-from seal_jax.types import Codec, Domain, LanguageModel
+from seal_jax.seal.rounds import Loop
+from seal_jax.types import Codec, Compute, Domain, LanguageModel
 from tests import tiny
-from tests.test_rest_em import Silent
+from tests.test_rounds import Silent
 
 ASKED = (Question("Who?", "Ada Perrin"),)
 GATE = Passage(
@@ -53,16 +53,14 @@ def make_loop(folder, *, capacity: int = 30, max_tokens: int = 8, chunk: int = 1
     unused = Domain(lambda task: "", lambda task, text: None, lambda task: [], lambda queries, answers: [])
     return Loop(
         domain=unused,
-        inner=FineTuning(),
+        trainer=make_trainer(FineTuning(), Shapes((32,), capacity, 1, 8, 8), Compute(chunk=4)),
         sampling=Sampling(max_tokens=max_tokens),
         write_chunk=Chunk(chunk),
         answer_tokens=1,
-        shapes=Shapes((32,), capacity, 1, 8, 8),
         prompt_width=8,
         seed=seed,
-        chunk=Chunk(4),
-        run=RunFolder(folder, {}),
-        progress=Silent(),
+        journal=RunFolder(folder, {}),
+        display=Silent(),
     )
 
 
@@ -209,9 +207,9 @@ def test_sequences_keep_within_the_capacity(lm, tmp_path):
 def test_what_is_written_is_not_written_again(lm, tmp_path, monkeypatch):
     loop = make_loop(tmp_path / "run")
     first = written(lm, [GATE, TARN], loop)
-    loop.run.close()
+    loop.journal.close()
     shutil.copytree(tmp_path / "run", tmp_path / "cut")
-    monkeypatch.setattr(rest_em, "sample", lambda *_, **__: pytest.fail("finished work was done again"))
+    monkeypatch.setattr(rounds, "sample", lambda *_, **__: pytest.fail("finished work was done again"))
     assert written(lm, [GATE, TARN], make_loop(tmp_path / "run")) == first
     monkeypatch.undo()
     journal = tmp_path / "cut" / "journal.jsonl"  # killed between the two steps

@@ -323,11 +323,12 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
             speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype
         )
     devices = runtime.device_count(compute.devices)
+    work = plan.work_table(data.stages, config.inner, ready.most)
     return "\n".join(
         [
             plan.section("Model", plan.model_lines(config.model, config.dtype)),
             plan.section("Data", data.lines),
-            plan.section("Inner loop, at most", plan.work_table(data.stages, config.inner, ready.most)),
+            *([plan.section("Inner loop, at most", work)] if len(work) > 2 else []),
             plan.section(f"Memory on each of {devices} devices, about", needs),
             *ready.notes,
             plan.section("Run folder", plan.folder_lines(place.run_folder)),

@@ -1,0 +1,397 @@
+"""Continued pre-training: what is learned and asked, and how a row of the result is written, trained and asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from seal_jax.domains import squad
+from seal_jax.engine import batching, full_training
+from seal_jax.engine.chunks import Chunk
+from seal_jax.engine.inner import is_finite
+from seal_jax.engine.memory import Writing
+from seal_jax.engine.training import FineTuning, Trainer, adapter_shapes, train
+from seal_jax.nn import lora
+from seal_jax.nn.lora import Adapter
+from seal_jax.run import passages as passages_of
+from seal_jax.run import plan, runtime
+from seal_jax.run.passages import prompt_texts, questions_of, recorded_completions
+from seal_jax.run.plan import BASE, WRITE, Stage
+from seal_jax.run.session import Model, Prepared, Session, decided
+from seal_jax.seal import entigraph, evaluation
+from seal_jax.seal.entigraph import Kind
+from seal_jax.seal.rewards import Score, Trial
+from seal_jax.seal.rounds import try_base, write_self_edits
+from seal_jax.types import Compute, Example, LanguageModel, SelfEdit
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is learnt and asked
+
+
+class Corpus(NamedTuple):
+    """The passages of a run, and those of them that are asked about."""
+
+    passages: list[squad.Passage]
+    asked: list[squad.Passage]  # with the questions that are asked; passages without one left out
+    external: dict[str, tuple[str, ...]]  # recorded completions, by passage
+    inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
+
+
+def choose(config: Any) -> Corpus:
+    """N passages by a seeded shuffle, and the questions to ask. `config` is experiments.cpt's.
+
+    Raises:
+        ValueError: fewer passages or questions than the run needs, or an external file that lacks one.
+    """
+    inputs: list[Any] = [*prompt_texts(config), squad.load_passages(config.data, "held_out")]
+    passages = squad.shuffled(inputs[-1], config.seed)[: config.n]
+    if len(passages) < config.n:
+        raise ValueError(f"--data {config.data}: {len(passages)} passages; the run learns {config.n} (--n)")
+    external = {}
+    if config.external:
+        recorded = recorded_completions(config.external, passages)
+        external = {p.id: recorded[p.id][: config.completions] for p in passages}
+        inputs.append(external)
+    if config.seal:
+        inputs.append(trained_by(config))
+    asked = choose_questions(passages, config.questions, config.seed)
+    lines = [
+        f"{config.n} passages learnt at once, {questions_of(asked)} questions to {len(asked)} of them: {config.data}"
+    ]
+    return Corpus(passages, asked, external, inputs, lines, stages_of(config))
+
+
+def choose_questions(passages: Sequence[squad.Passage], count: int | None, seed: int) -> list[squad.Passage]:
+    """The passages with a seeded sample of all their questions; those that are left with none go.
+
+    Raises:
+        ValueError: fewer questions than that.
+    """
+    every = [(p, q) for p, passage in enumerate(passages) for q in range(len(passage.questions))]
+    if count is None:
+        return list(passages)
+    if count > len(every):
+        raise ValueError(
+            f"--questions {count}: the {len(passages)} passages have {len(every)}; leave it out to ask all"
+        )
+    chosen = {every[i] for i in np.random.default_rng([seed, len(every)]).choice(len(every), count, replace=False)}
+    kept = [
+        passage._replace(questions=tuple(q for i, q in enumerate(passage.questions) if (p, i) in chosen))
+        for p, passage in enumerate(passages)
+    ]
+    return [passage for passage in kept if passage.questions]
+
+
+class Text(NamedTuple):
+    """What one row trains on besides the passages themselves."""
+
+    name: str
+    label: str
+    edits: list[list[SelfEdit]]  # [P]; their examples are whole texts, the passage not among them
+
+
+def whole(passage: squad.Passage, completion: str) -> SelfEdit:
+    """A completion as one training sequence under its title, not split into lines."""
+    text = completion.strip()
+    if not text:
+        return SelfEdit(completion, (), "empty completion")
+    return SelfEdit(completion, (Example("", f"{passage.title}\n{text}"),))
+
+
+def sequences_of(lm: LanguageModel, passages: Sequence[squad.Passage], text: Text) -> list[list[batching.Tokens]]:
+    """Each passage's training sequences: its texts, then itself, once."""
+    return [
+        [
+            batching.tokenize(example, lm.codec)
+            for example in (*(e for edit in row for e in edit.examples), *squad.passage_only(passage).examples)
+        ]
+        for passage, row in zip(passages, text.edits, strict=True)
+    ]
+
+
+def most_sequences(config: Any) -> int:
+    """Training sequences of a row at most: every program is compiled for so many."""
+    return max(row_sequences(config).values())
+
+
+def row_sequences(config: Any) -> dict[str, int]:
+    """Training sequences of each row at most: its texts, and the passages."""
+    both = {name: config.limits.pairs + config.limits.triples * name.endswith("triples") for name in row_names(config)}
+    each = {name: both[name] if name.startswith("entigraph_") else 1 for name in both} | {"passage": 0}
+    return {name: config.n * (config.completions * count + 1) for name, count in each.items()}
+
+
+def longest_text(config: Any, lm: LanguageModel, data: Corpus) -> int:
+    """Tokens of the longest text there may be: what the model may yet write, and what a file holds."""
+    longest = 0
+    for passage in data.passages:
+        longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
+        for completion in data.external.get(passage.id, ()):
+            edit = whole(passage, completion)
+            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
+    return longest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A model that an earlier run trained with RL
+
+
+class Trained(NamedTuple):
+    """What a run of experiments.squad made of its model."""
+
+    settings: dict[str, Any]  # of that run; empty where there is none
+    rounds: int  # of RL that are taken: all, or those up to the one that its validation chose
+
+
+def trained_by(config: Any) -> Trained:
+    """The run that `--seal` names.
+
+    Raises:
+        ValueError: no finished run of experiments.squad on this model, or one with a separate writer.
+    """
+    folder = config.seal
+    if folder is None:
+        return Trained({}, 0)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--seal {folder}: no results.json; expected the folder of a finished run of experiments.squad"
+        )
+    results = json.loads(path.read_text(encoding="utf-8"))
+    settings = results["settings"]
+    if results["name"] != "squad" or not settings["outer"]["rounds"]:
+        raise ValueError(f"--seal {folder}: a run of {results['name']}; expected experiments.squad with rounds of RL")
+    if settings["model"] != config.model or settings["dtype"] != config.dtype:
+        raise ValueError(
+            f"--seal {folder}: trained {settings['model']} in {settings['dtype']}; this run has --model {config.model} "
+            f"--dtype {config.dtype}"
+        )
+    if settings.get("writer"):
+        raise ValueError(
+            f"--seal {folder}: its self-edits were written by another model, {settings['writer']}, which alone was "
+            "trained; expected a run in which one model writes and learns"
+        )
+    rounds = results.get("validation", {}).get("chosen_round", settings["outer"]["rounds"])
+    if not rounds:
+        raise ValueError(f"--seal {folder}: its validation chose the model as it was before RL; leave --seal out")
+    return Trained(settings, rounds)
+
+
+def seal_rounds(config: Any, lm: LanguageModel) -> list[Adapter]:
+    """The adapters of the rounds of RL that are taken of the run that `--seal` names, in order."""
+    settings, rounds = trained_by(config)
+    sft, found = settings["outer"]["sft"], []
+    like = adapter_shapes(lm, FineTuning(projections=tuple(sft["projections"]), rank=sft["rank"]))
+    assert config.seal is not None
+    for number in range(1, rounds + 1):
+        path = (config.seal / "checkpoints" / f"round_{number}").absolute()
+        if path.exists():  # a round that kept nothing left the model as it was
+            with ocp.StandardCheckpointer() as checkpointer:
+                found.append(checkpointer.restore(path, like))
+    return found
+
+
+def merge_rounds(config: Any, lm: LanguageModel) -> LanguageModel:
+    """The model after those rounds: their adapters merged, one after the other."""
+    for adapter in seal_rounds(config, lm):
+        lm = lm._replace(params=lora.merge(lm.params, adapter))
+    return lm
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+def row_names(config: Any) -> dict[str, str]:
+    """The rows of the result after the base model, in order: name and label."""
+    each = "a self-edit" if config.completions == 1 else f"{config.completions} self-edits"
+    names = {"passage": "Passages alone", "self_edits": f"Passages and {each} of each"}
+    if config.external:
+        names["external"] = "Passages and external synthetic data"
+    for kind in config.entigraph:
+        names[f"entigraph_{kind}"] = "Passages and entity pairs" + (" and triples" if kind == "triples" else "")
+    if config.seal:
+        rounds = trained_by(config).rounds
+        names[f"self_edits_round_{rounds}"] = f"SEAL, {rounds} {'round' if rounds == 1 else 'rounds'} of RL"
+    return names
+
+
+def stages_of(config: Any) -> list[Stage]:
+    """All that a run does, in order: all texts are written first, then each row is trained and asked."""
+    stages, rows = [Stage("questions", (BASE,))], row_names(config)
+    for name in rows:
+        kinds = [kind for kind in config.entigraph if name == f"entigraph_{kind}"]
+        stages += [Stage(f"{name}: {step}", (WRITE,)) for kind in kinds for step in ("entities", kind)]
+        stages += [Stage(name, (WRITE,))] if name.startswith("self_edits") else []
+    return stages + [Stage(name, ("training", "questions")) for name in rows]
+
+
+def write(config: Any, here: Session, lm: LanguageModel, data: Corpus, name: str) -> list[list[SelfEdit]]:
+    """The texts of one row, by passage."""
+    loop, passages = here.loop, data.passages
+    if name == "passage":
+        return [[] for _ in passages]
+    if name == "external":
+        return [[whole(passage, text) for text in data.external[passage.id]] for passage in passages]
+    if name.startswith("entigraph_"):
+        kind: Kind = "triples" if name.endswith("triples") else "pairs"
+        edits = entigraph.write(
+            lm, passages, loop, kind=kind, samples=config.completions, name=name,
+            prompts=entigraph.load_prompts(here.writer.style), render=here.writer.render, limits=config.limits,
+        )  # fmt: skip
+        return [[edit._replace(examples=edit.examples[:-1]) for edit in row] for row in edits]  # the passage: once
+    edits = write_self_edits(lm, passages, loop, samples=config.completions, name=name)
+    return [
+        [whole(passage, edit.completion)._replace(finished=edit.finished) for edit in row]
+        for passage, row in zip(passages, edits, strict=True)
+    ]
+
+
+def starts_from(config: Any, here: Session, name: str) -> LanguageModel:
+    """The model that writes and learns in one row."""
+    return merge_rounds(config, here.lm) if name.startswith("self_edits_round_") else here.lm
+
+
+def on_host(lm: LanguageModel) -> LanguageModel:
+    """The model with its weights off the devices: full fine-tuning wants their room."""
+    params = jax.tree.map(np.array, lm.params)
+    for leaf in jax.tree.leaves(lm.params):
+        leaf.delete()  # whoever else holds it
+    return lm._replace(params=params)
+
+
+def train_and_ask(config: Any, here: Session, data: Corpus, text: Text) -> tuple[list[float], list[Score]]:
+    """One row: the losses of its training, and the scores of the passages that are asked about.
+
+    A row whose answers are all in the run folder is not trained again.
+    """
+    name, start = text.name, starts_from(config, here, text.name)
+    pieces = [f"{name}/base/{first}" for first in range(0, len(data.asked), here.loop.trainer.chunk.planned)]
+    if not all(here.folder.has(piece) for piece in pieces):
+        flat = [s for row in sequences_of(start, data.passages, text) for s in row]
+        start = learn(config, here, start, flat, name)
+    scores = try_base(start, data.asked, here.loop, name=name, shown="questions")
+    return here.folder.once(f"{name}/losses", list), scores
+
+
+def learn(
+    config: Any, here: Session, lm: LanguageModel, sequences: Sequence[batching.Tokens], name: str
+) -> LanguageModel:
+    """The model after training on one row's sequences."""
+    tokens, progress = sum(len(s.ids) for s in sequences), here.progress
+    if config.method == "full":
+        progress.phase(f"{name}: training", config.full.epochs * len(sequences), "sequences")
+        require_room_for_all_weights(config, here, sequences)
+        return full_training.train_all_weights(
+            lm, sequences, config.full, all_weights(here.compute), seed=config.seed, journal=here.folder, name=name,
+            say=progress.note, on_step=lambda rows, real: progress.advance(rows, tokens=real),
+        )[0]  # fmt: skip
+    progress.phase(f"{name}: training", 1, "adapters")
+
+    def adapt() -> Adapter:
+        alone = Trainer(
+            config.inner, here.loop.trainer.shapes, one_adapter(config, here), Chunk(1, watch=progress.steps)
+        )
+        adapters, losses = train(lm, [sequences], alone, seed=config.seed)
+        if not is_finite(adapters).all():
+            raise ValueError(
+                f"continued pre-training on {name} diverged at learning rate {config.inner.learning_rate:g}; "
+                "lower --inner.learning-rate and use another --run-folder"
+            )
+        kept = [float(loss) for loss in losses[0] if not math.isnan(loss)]
+        here.folder.once(f"{name}/losses", lambda: kept)  # before the checkpoint: where that is, these are
+        return lora.take(adapters, 0)
+
+    resumed = here.folder.has(f"{name}/losses")
+    adapter = here.folder.once_tree(name, adapt, like=adapter_shapes(lm, config.inner))
+    progress.advance(1, adapters=1, tokens=config.inner.epochs * tokens, resumed=resumed)
+    return lm._replace(params=lora.merge(lm.params, adapter))
+
+
+def all_weights(compute: Compute) -> Compute:
+    """How a step of full fine-tuning is computed: layers are always recomputed."""
+    return dataclasses.replace(compute, remat=True)
+
+
+def require_room_for_all_weights(config: Any, here: Session, sequences: Sequence[batching.Tokens]) -> None:
+    """Raises ValueError where the devices' free memory does not hold a step of full fine-tuning."""
+    assert here.speaker.model is not None
+    compute, longest = all_weights(here.compute), max((len(s.ids) for s in sequences), default=1)
+    width = batching.bucket_widths(longest, compute.width_cuts)[-1]
+    devices, size = runtime.device_count(compute.devices), runtime.itemsize(config.dtype)
+    need = full_training.need(here.speaker.model, config.full, compute, width=width, devices=devices, itemsize=size)
+    # The model that is given lies on the devices already: it is not in what is free.
+    full_training.require_memory(need._replace(base=0), runtime.free_memory(compute.devices))
+
+
+def one_adapter(config: Any, here: Session) -> Compute:
+    """How the one adapter's steps are cut to the memory that is free: each device takes its share of a step's rows."""
+    given, model, shapes = here.compute, here.speaker.model, here.loop.trainer.shapes
+    devices = runtime.device_count(given.devices)
+    share = dataclasses.replace(config.inner, batch_size=math.ceil(config.inner.batch_size / devices))
+    sizes = Writing(config.completions, here.loop.prompt_width, config.sampling.max_tokens, config.answer_tokens)
+    alone = dataclasses.replace(given, chunk=1)
+    assert model is not None
+    return decided(
+        here.folder, lambda: runtime.fit(model, share, shapes, alone, sizes, config.dtype), "memory/training"
+    )
+
+
+def row_of_table(config: Any, here: Session, data: Corpus, text: Text, losses: Sequence[float]) -> list[Any]:
+    """What a row was trained on, and its mean loss in the first and last epoch."""
+    sequences = [s for row in sequences_of(here.lm, data.passages, text) for s in row]
+    epochs = (config.full if config.method == "full" else config.inner).epochs
+    first, last = evaluation.first_and_last(losses, epochs)
+    edits, tokens = sum(map(len, text.edits)), sum(len(s.ids) for s in sequences)
+    return [text.label, edits, len(sequences), tokens, len(losses), first, last]
+
+
+def trials(data: Corpus, text: Text, scores: Sequence[Score], base: Sequence[Score]) -> list[list[Trial]]:
+    """One record a passage that was asked about: all its texts together, and what came of all passages' texts."""
+    rows = dict(zip((passage.id for passage in data.passages), text.edits, strict=True))
+    records = []
+    for passage, score, before in zip(data.asked, scores, base, strict=True):
+        edits = rows[passage.id]
+        examples = (*(e for edit in edits for e in edit.examples), *squad.passage_only(passage).examples)
+        joined = SelfEdit("\n\n---\n\n".join(edit.completion for edit in edits), examples)
+        records.append([Trial(passage, 0, joined, [score], before)])
+    return records
+
+
+def plot(here: Session, name: str, losses: Sequence[float]) -> None:
+    """A row's training loss, step by step."""
+    for step, loss in enumerate(losses):
+        here.metrics.write(f"{name}/training", step, {"loss": loss})
+
+
+def prepare(config: Any, data: Corpus, model: Model) -> Prepared:
+    """The domain and the sizes of all programs; in the plan, what each row trains."""
+    most = most_sequences(config)
+    ready = passages_of.prepare(
+        config, model, data.passages, samples=config.completions, capacity=most,
+        longest_text=lambda lm: longest_text(config, lm, data),
+    )  # fmt: skip
+    tuning = config.full if config.method == "full" else config.inner
+    rows = [f"{'row':<34}{'sequences':>11}{'steps':>12}", *(
+        f"{name:<34}{count:>11,}{tuning.epochs * math.ceil(count / tuning.batch_size):>12,}"
+        for name, count in row_sequences(config).items()
+    )]  # fmt: skip
+    notes = [plan.section("Continued pre-training, at most", rows)]
+    if config.method == "full" and model.speaker.model is not None:
+        compute, devices = all_weights(model.compute), runtime.device_count(model.compute.devices)
+        need = full_training.need(
+            model.speaker.model, config.full, compute, width=ready.shapes.widths[-1], devices=devices,
+            itemsize=runtime.itemsize(config.dtype),
+        )  # fmt: skip
+        lines = full_training.lines(need, runtime.free_memory(compute.devices))
+        notes.append(plan.section("Full fine-tuning, on each device", lines))
+    return ready._replace(notes=notes)
