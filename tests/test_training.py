@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 
 from seal_jax.engine import batching
-from seal_jax.engine.inner import Chunk, Optimiser
-from seal_jax.engine.training import FineTuning, Shapes, own_settings, train
+from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer, own_settings, train
 from seal_jax.nn import lora
-from seal_jax.types import Example, Settings
+from seal_jax.types import Compute, Example, Settings
 from tests import tiny
 
 WORDS = [f"w{n}" for n in range(30)]
 SHAPES = Shapes((16,), 4, 0, 0, 0)
-WIDE = FineTuning(
-    projections=("q_proj", "v_proj", "down_proj"), rank=8, alpha=16.0, learning_rate=1e-2, epochs=3, chunk=4
-)
+WIDE = FineTuning(projections=("q_proj", "v_proj", "down_proj"), rank=8, alpha=16.0, learning_rate=1e-2, epochs=3)
 ROWS = [
     Settings(1e-3, 1, 8, 16.0, ("down_proj", "v_proj")),
     Settings(2e-3, 3, 2, 4.0, WIDE.projections),
 ]
+
+
+def trainer(config: FineTuning, compute: Compute) -> Trainer:
+    return make_trainer(config, SHAPES, compute)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +49,14 @@ def alone(lm, edit, row: Settings, config: FineTuning):
         learning_rate=row.learning_rate,
         epochs=row.epochs,
     )
-    adapters, losses = train(lm, [edit], own, SHAPES, seed=3, chunk=Chunk(1))
+    adapters, losses = train(lm, [edit], trainer(own, Compute(chunk=1)), seed=3)
     return lora.take(adapters, 0), [loss for loss in losses[0] if np.isfinite(loss)]
 
 
 def test_every_row_equals_its_separate_run(lm, edits):
     config = dataclasses.replace(WIDE, batch_size=2, optimiser=Optimiser(weight_decay=0.1))
     chosen = [edits[n % 2] for n in range(len(ROWS))]
-    together, losses = train(lm, chosen, config, SHAPES, seed=3, chunk=Chunk(3), settings=ROWS)
+    together, losses = train(lm, chosen, trainer(config, Compute(chunk=3)), seed=3, settings=ROWS)
     for e, row in enumerate(ROWS):
         adapter, expected = alone(lm, chosen[e], row, config)
         mine = lora.take(together, e)
@@ -92,4 +94,4 @@ def test_a_self_edits_own_settings_leave_the_rest_to_the_config():
 )
 def test_a_row_that_does_not_fit_the_program_is_refused(lm, edits, row, message):
     with pytest.raises(ValueError, match=message):
-        train(lm, edits, WIDE, SHAPES, seed=0, chunk=Chunk(2), settings=[None, row])
+        train(lm, edits, trainer(WIDE, Compute(chunk=2)), seed=0, settings=[None, row])
