@@ -1,4 +1,4 @@
-"""Work cut to what fits gives what the whole would: nothing lost, nothing twice, smaller pieces when memory runs out."""
+"""Work cut to what fits gives what the whole would: nothing lost, nothing twice, smaller when memory runs out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,38 @@ import pytest
 
 from seal_jax.engine import chunks
 from seal_jax.engine.chunks import Chunk, in_chunks, in_parts
+
+
+def recorded(total: int, chunk: Chunk, **options):
+    """What comes of squares, and (index, live) of every call."""
+    calls = []
+
+    def run(index, live):
+        calls.append((index.tolist(), live.tolist()))
+        return {"square": index**2, "pair": (np.stack([index, -index], axis=1),)}
+
+    return in_chunks(run, total, chunk, **options), calls
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "options", "sizes"),
+    [
+        (7, 3, {}, [3, 3, 3]),  # the last is filled up: one program serves all
+        (7, 3, {"fill": False}, [3, 3, 1]),
+        (7, 5, {"devices": 2}, [4, 4]),  # a share for each device
+        (5, 4, {"devices": 2, "fill": False}, [4, 2]),
+        (5, 6, {"each": 3}, [2, 2, 2]),  # an item takes three places
+        (5, 2, {"each": 3, "fill": False}, [1, 1, 1, 1, 1]),  # at least one item a device
+    ],
+)
+def test_pieces_join_to_the_whole(total, size, options, sizes):
+    out, calls = recorded(total, Chunk(size), **options)
+    items = np.arange(total)
+    np.testing.assert_array_equal(out["square"], items**2)
+    np.testing.assert_array_equal(out["pair"][0], np.stack([items, -items], axis=1))
+    assert [len(index) for index, _ in calls] == sizes
+    assert [i for index, live in calls for i, real in zip(index, live, strict=True) if real] == items.tolist()
+    assert all(0 <= i < total for index, _ in calls for i in index)
 
 
 def test_nothing_finished_is_lost_when_memory_runs_out_later():

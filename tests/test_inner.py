@@ -195,6 +195,37 @@ def test_pads_carry_no_loss(tiny):
     )
 
 
+def test_a_weight_multiplies_the_loss_and_the_gradient_of_its_tokens(tiny):
+    """Three sequences in one step: linear in their weights, over the tokens whose weight is not 0."""
+    batch, moving = row(make_batch(), 0), row(earlier(tiny), 0)
+    decoder, key = nnx.merge(tiny.model, tiny.params), jax.random.key(0)
+
+    @jax.jit
+    @jax.vmap
+    def weighted(weights):
+        def forward(sides, tokens, key):
+            hidden = decoder(tokens, adapter=lora.Adapter(*sides, moving.scale))[0]
+            return inner.Outputs(hidden, decoder.head())
+
+        loss_weight = jnp.asarray(batch.loss_weight) * weights[:, None]
+        total = inner.loss_and_gradient(
+            forward, (moving.a, moving.b), jnp.asarray(batch.tokens), loss_weight, key,
+            loss=next_token, numbers={}, compute=Compute(),
+        )  # fmt: skip
+        count = jnp.sum(loss_weight[:, 1:] != 0)
+        return jax.tree.map(lambda x: x * count, total)  # sums, of a mean
+
+    found = weighted(jnp.asarray([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [2, 1, 0], [-1, 0.5, 1.0], [0, 0, 0]]))
+    whole, a, b, c, doubled, mixed, none = (row(found, n) for n in range(7))
+
+    def combined(*factors):
+        return jax.tree.map(lambda *x: sum(f * y for f, y in zip(factors, x, strict=True)), a, b, c)
+
+    for one, other in ((whole, (1, 1, 1)), (doubled, (2, 1, 0)), (mixed, (-1, 0.5, 1.0)), (none, (0, 0, 0))):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-4), one, combined(*other))
+    assert min(moved(one[1], jax.tree.map(np.zeros_like, one[1])) for one in (a, b, c)) > 0.1
+
+
 def test_steps_cut_short_train_the_same(tiny):
     cut = make_batch(widths=(8, 16))
     assert len(set(batching.make_plans(cut.lengths, cut.order, cut.widths, shares=1).width_index[0].tolist())) > 1
