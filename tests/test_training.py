@@ -157,8 +157,8 @@ def plainly(lm, edits):
         (Compute(chunk=3, loss_chunk=7), (16,)),
         (Compute(chunk=3, accumulate=2), (16,)),
         (Compute(chunk=3, accumulate=6), (16,)),  # of four sequences: 2 micro-batches
-        (Compute(chunk=3), (4, 16)),  # `width_cuts` decide the widths
-        (Compute(chunk=2, remat=True, loss_chunk=5, accumulate=4), (8, 16)),
+        (Compute(chunk=3), (12, 16)),  # `width_cuts` decide the widths; the longest sequence has 9 tokens
+        (Compute(chunk=2, remat=True, loss_chunk=5, accumulate=4), (4, 10, 16)),
     ],
 )
 def test_compute_changes_no_figure(lm, edits, plainly, compute, widths):
