@@ -43,6 +43,12 @@ def test_without_a_prompt_all_tokens_are_trained_on(codec):
     assert batching.tokenize(Example("", "ccc dddd"), codec) == Tokens([1, 3, 4], loss_from=0)
 
 
+def test_an_example_hands_its_weight_to_every_token_that_is_trained_on(codec):
+    edit = [batching.tokenize(Example("a bb", text, weight), codec) for text, weight in (("ccc", -0.5), ("d e", 2.0))]
+    batch = batching.make_batch([edit], epochs=1, batch_size=1, widths=(8,), capacity=2, seed=0)
+    assert batch.loss_weight.tolist() == [[[0, 0, 0, 2, 2, 0, 0, 0], [0, 0, 0, -0.5, 0, 0, 0, 0]]]
+
+
 def test_widths_end_at_the_longest_rounded_up():
     assert batching.bucket_widths(70, (128, 32, 64, 32)) == (32, 64, 72)
     assert batching.bucket_widths(64, (32, 64, 128)) == (32, 64)
@@ -153,7 +159,7 @@ def test_a_batch_holds_each_sequence_whole_longest_first():
     edits = [[Tokens([3, 4], 1), Tokens([5, 6, 7], 0)], [Tokens([8], 0)], []]
     batch = batching.make_batch(edits, epochs=2, batch_size=1, widths=(2, 4), capacity=3, seed=0)
     assert batch.tokens[0].tolist() == [[5, 6, 7, 0], [3, 4, 0, 0], [0, 0, 0, 0]]
-    assert batch.loss_mask[0].tolist() == [[True, True, True, False], [False, True, False, False], [False] * 4]
+    assert batch.loss_weight[0].tolist() == [[1, 1, 1, 0], [0, 1, 0, 0], [0] * 4]
     assert batch.lengths.tolist() == [[3, 2, 0], [1, 0, 0], [0, 0, 0]]
     assert batch.widths == (2, 4)
     assert (batch.order[2] == -1).all()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from seal_jax.engine import batching, inner, memory, sampler
-from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.inner import Recipe
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, init_adapters
 from seal_jax.io.architectures import NAMED
 from seal_jax.nn import transformer
 from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.types import HParams, TokenBatch
+from seal_jax.types import Compute, HParams, TokenBatch
 
 QV = ("q_proj", "v_proj")
 GIB = 2**30
@@ -48,30 +48,31 @@ def assigned(compiled) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "adapters", "width", "config"),
+    ("name", "layers", "adapters", "width", "config", "compute"),
     [
-        ("smollm2-135m", 30, 4, 48, FineTuning(projections=QV)),
-        ("smollm2-135m", 12, 4, 128, FineTuning(projections=PROJECTIONS, rank=16)),
-        ("llama-3.2-1b", 4, 4, 128, FineTuning(projections=PROJECTIONS)),
-        ("qwen2.5-7b", 3, 4, 128, FineTuning(projections=QV)),
-        ("qwen3-1.7b", 4, 2, 512, FineTuning(projections=QV)),
-        ("qwen2.5-7b", 3, 1, 256, FineTuning(projections=PROJECTIONS, batch_size=4, optimiser=Optimiser(remat=True))),
-        ("smollm2-135m", 12, 4, 256, FineTuning(projections=QV, optimiser=Optimiser(loss_chunk=32))),
+        ("smollm2-135m", 30, 4, 48, FineTuning(projections=QV), Compute()),
+        ("smollm2-135m", 12, 4, 128, FineTuning(projections=PROJECTIONS, rank=16), Compute()),
+        ("llama-3.2-1b", 4, 4, 128, FineTuning(projections=PROJECTIONS), Compute()),
+        ("qwen2.5-7b", 3, 4, 128, FineTuning(projections=QV), Compute()),
+        ("qwen3-1.7b", 4, 2, 512, FineTuning(projections=QV), Compute()),
+        ("qwen2.5-7b", 3, 1, 256, FineTuning(projections=PROJECTIONS, batch_size=4), Compute(remat=True)),
+        ("smollm2-135m", 12, 4, 256, FineTuning(projections=QV), Compute(loss_chunk=32)),
     ],
 )
-def test_training_needs_what_was_planned(name, layers, adapters, width, config):
+def test_training_needs_what_was_planned(name, layers, adapters, width, config, compute):
     shapes, model, params = abstract(name, layers)
     hyper, lora = abstract_adapters(params, config, adapters)
     n, steps = 8, 16
     batch = TokenBatch(
-        shape(adapters, n, width), shape(adapters, n, width, dtype=bool), shape(adapters, n),
+        shape(adapters, n, width), shape(adapters, n, width, dtype=np.float32), shape(adapters, n),
         shape(adapters, steps, config.batch_size), (width,),
     )  # fmt: skip
     plan = batching.Plan(shape(1, steps), shape(1, steps), shape(1))
     begin = partial(inner._begin_chunk, optimiser=config.optimiser, steps=steps)
     training, part = jax.eval_shape(begin, lora), (shape(), shape())
-    lowered = inner._adapt_chunk.lower(model, params, training, batch, plan, part, hyper, config.optimiser)
-    planned = memory.training(shapes, config, adapters=adapters, width=width, itemsize=4).total
+    recipe = Recipe(config.optimiser, compute=compute)
+    lowered = inner._adapt_chunk.lower(model, params, training, batch, plan, part, hyper, recipe)
+    planned = memory.training(shapes, config, compute, adapters=adapters, width=width, itemsize=4).total
     assert planned == pytest.approx(assigned(lowered.compile()), rel=0.2)
 
 
@@ -110,11 +111,13 @@ def test_writing_needs_what_was_planned(name, layers, prompts, samples, config):
 SHAPES = Shapes(widths=(64, 256), capacity=8, questions=5, question_width=64, gold_width=8)
 
 
-def fit(free: float, config: FineTuning | None = None, *, model: str = "qwen2.5-7b", devices: int = 1) -> memory.Plan:
+WRITING = memory.Writing(samples=5, prompt_width=256, max_tokens=256, answer_tokens=64)
+
+
+def fit(free: float, compute: Compute = Compute(), *, model: str = "qwen2.5-7b", devices: int = 1) -> Compute:
     return memory.fit(
-        NAMED[model], config or FineTuning(), SHAPES, max_tokens=64, prompt_width=256, samples=5, written_tokens=256,
-        write_chunk=None, free=free, devices=devices, itemsize=2, most=64,
-    )  # fmt: skip
+        NAMED[model], FineTuning(), SHAPES, compute, WRITING, free=free, devices=devices, itemsize=2, most=64
+    )
 
 
 def test_more_memory_holds_more_adapters_and_recomputes_less():
@@ -129,9 +132,10 @@ def test_more_memory_holds_more_adapters_and_recomputes_less():
 def test_what_is_planned_fits_and_one_more_would_not():
     for free in (48 * GIB, 80 * GIB):
         plan = fit(free)
-        config = plan.applied(FineTuning())
         sizes = [
-            memory.training(NAMED["qwen2.5-7b"], config, adapters=plan.chunk + more, width=256, itemsize=2).total
+            memory.training(
+                NAMED["qwen2.5-7b"], FineTuning(), plan, adapters=plan.chunk + more, width=256, itemsize=2
+            ).total
             for more in (0, 1)
         ]
         assert sizes[0] <= memory.SHARE * free < sizes[1]
@@ -140,10 +144,10 @@ def test_what_is_planned_fits_and_one_more_would_not():
 def test_recomputing_has_to_pay_unless_the_user_fixed_the_number():
     def without(free: float) -> int:
         """Adapters that fit with layers kept and the smaller piece of the loss."""
-        kept, model = FineTuning(optimiser=Optimiser(loss_chunk=64)), NAMED["qwen2.5-7b"]
+        kept, model = Compute(loss_chunk=64), NAMED["qwen2.5-7b"]
         return sum(
-            memory.training(model, kept, adapters=n, width=256, itemsize=2).total <= memory.SHARE * free
-            and memory.answering(model, kept, SHAPES, adapters=n, max_tokens=64, itemsize=2).total
+            memory.training(model, FineTuning(), kept, adapters=n, width=256, itemsize=2).total <= memory.SHARE * free
+            and memory.answering(model, FineTuning(), SHAPES, adapters=n, max_tokens=64, itemsize=2).total
             <= memory.SHARE * free
             for n in range(1, 65)
         )
@@ -155,8 +159,8 @@ def test_recomputing_has_to_pay_unless_the_user_fixed_the_number():
         assert not plan.remat or (memory.RECOMPUTING * kept < plan.chunk and kept < memory.ENOUGH)
     assert decided == {True, False}
     tight = 34 * GIB
-    assert fit(tight, FineTuning(chunk=without(tight))).remat is False
-    assert fit(tight, FineTuning(chunk=without(tight) + 1)).remat is True
+    assert fit(tight, Compute(chunk=without(tight))).remat is False
+    assert fit(tight, Compute(chunk=without(tight) + 1)).remat is True
 
 
 def test_every_device_holds_its_share():
@@ -164,10 +168,8 @@ def test_every_device_holds_its_share():
 
 
 def test_what_the_user_fixed_stays():
-    plan = fit(48 * GIB, FineTuning(chunk=6, optimiser=Optimiser(remat=True)))
-    assert plan.chunk == 6 and plan.remat
-    applied = plan.applied(FineTuning(chunk=6, rank=8))
-    assert (applied.chunk, applied.rank, applied.optimiser.remat) == (6, 8, True)
+    fixed = Compute(chunk=6, remat=True, write_chunk=10, width_cuts=(64,), accumulate=2, devices=1)
+    assert fit(48 * GIB, fixed) == fixed
 
 
 def test_one_adapter_is_tried_even_where_none_seems_to_fit():
@@ -176,7 +178,7 @@ def test_one_adapter_is_tried_even_where_none_seems_to_fit():
 
 
 def test_lines_name_what_is_needed_and_what_there_is():
-    need = memory.training(NAMED["smollm2-135m"], FineTuning(), adapters=4, width=64, itemsize=4)
+    need = memory.training(NAMED["smollm2-135m"], FineTuning(), Compute(), adapters=4, width=64, itemsize=4)
     text = "\n".join(memory.lines(need, 2 * GIB))
     assert "513 MiB" in text and "of 2.00 GiB free" in text
     assert need.total == sum(need)

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 
 from seal_jax.engine import batching
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import read
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.seal.rewards import Score, ask, gold_tokens, log_likelihoods, score, score_base
-from seal_jax.types import Example, LanguageModel, Query, SelfEdit, Settings, by_query
+from seal_jax.types import Compute, Example, LanguageModel, Query, SelfEdit, Settings, by_query
 from tests import tiny
 
 WORDS = ("ask", "what", "is", "?", "red", "blue", "green", "stone", "salt", "poison")
@@ -94,15 +94,8 @@ def test_answers_and_likelihoods_are_those_of_a_plain_loop(lm, adapters, chunk):
 
 
 def test_the_base_model_answers_as_it_does_without_an_adapter(lm):
-    scores = score_base(
-        lm,
-        GROUPS,
-        by_query(lambda asked, given: [True] * len(asked)),
-        INNER,
-        SHAPES,
-        max_tokens=MAX_TOKENS,
-        chunk=Chunk(3),
-    )
+    grade = by_query(lambda asked, given: [True] * len(asked))
+    scores = score_base(lm, GROUPS, grade, trainer(chunk=3), max_tokens=MAX_TOKENS)
     assert [s.answers for s in scores] == [[greedy(lm, None, query.prompt) for query in group] for group in GROUPS]
     assert [s.verdicts for s in scores] == [[True], [True] * 3, [True] * 2]
     for found, group in zip(scores, GROUPS, strict=True):
@@ -141,8 +134,12 @@ def test_a_gold_answer_follows_its_prompt_as_text_would(prompt, text):
 # ---------------------------------------------------------------------------------------------------------------------
 # Score
 
-INNER = FineTuning(("q_proj", "v_proj"), rank=4, alpha=8.0, learning_rate=1e-2, epochs=2, chunk=2, width_cuts=())
+INNER = FineTuning(("q_proj", "v_proj"), rank=4, alpha=8.0, learning_rate=1e-2, epochs=2)
 QUERIES = [[Query("a", "ask red ?", "green")], [Query("b", "ask blue ?", "red"), Query("c", "ask ?", "salt")]]
+
+
+def trainer(config: FineTuning = INNER, *, chunk: int = 2) -> Trainer:
+    return Trainer(config, SHAPES, Compute(), Chunk(chunk))
 
 
 def edit(*texts: str) -> SelfEdit:
@@ -150,7 +147,7 @@ def edit(*texts: str) -> SelfEdit:
 
 
 def scores_of(lm, edits, *, config=INNER, queries=QUERIES, seed=0, grade=lambda asked, given: [True] * len(asked)):
-    return score(lm, edits, queries, by_query(grade), config, SHAPES, seed=seed, max_tokens=2, chunk=Chunk(2))
+    return score(lm, edits, queries, by_query(grade), trainer(config), seed=seed, max_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +207,7 @@ def test_all_answers_are_graded_in_one_call_each_with_its_own_query(lm):
 def test_training_moves_the_gold_answer_and_depends_on_the_seed(lm):
     config = dataclasses.replace(INNER, projections=lora.PROJECTIONS, learning_rate=3e-2, epochs=20)
     taught = [edit("ask red ? green"), edit("ask blue ? red", "ask ? salt")]
-    base = score_base(lm, QUERIES, lambda q, a: [True] * len(q), INNER, SHAPES, max_tokens=2, chunk=Chunk(2))
+    base = score_base(lm, QUERIES, lambda q, a: [True] * len(q), trainer(), max_tokens=2)
     first, again, other = (scores_of(lm, taught, config=config, seed=seed) for seed in (0, 0, 1))
     assert all(after.log_likelihood > before.log_likelihood + 0.5 for after, before in zip(first, base, strict=True))
     assert first == again
@@ -238,7 +235,7 @@ def test_a_domain_that_votes_gives_one_verdict_a_task(lm):
         asked.append([list(group) for group in queries])
         return [[len(group) > 1] for group in answers]
 
-    found = score(lm, [edit("stone"), edit("salt")], QUERIES, vote, INNER, SHAPES, seed=0, max_tokens=2, chunk=Chunk(2))
+    found = score(lm, [edit("stone"), edit("salt")], QUERIES, vote, trainer(), seed=0, max_tokens=2)
     assert asked == [[list(group) for group in QUERIES]]
     assert [(s.accuracy, len(s.answers), len(s.log_likelihoods)) for s in found] == [(0.0, 1, 1), (1.0, 2, 2)]
 

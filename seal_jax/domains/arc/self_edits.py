@@ -165,11 +165,16 @@ def pattern(bounds: Bounds) -> str:
         raise ValueError(
             f"no learning rate of one or two significant digits lies between {low} and {high}; widen the bounds"
         )
+    mantissas: dict[str, list[str]] = {}  # by exponent: one ending for many numbers keeps the automaton small
+    for rate in rates:
+        mantissa, exponent = _scientific(rate).split("e")
+        mantissas.setdefault(exponent, []).append(mantissa.replace(".", "[.]"))
+    alternatives = "|".join(f"({'|'.join(many)})e{exponent}" for exponent, many in mantissas.items())
     escaped = Template(re.sub(r"[{}]", r"\\\g<0>", _CANONICAL.template))
     return escaped.substitute(
         dict.fromkeys(_Generation.__struct_fields__, "(true|false)"),
         strategy=f"({'|'.join(_STRATEGIES)})",
-        learning_rate=f"({'|'.join(_scientific(rate).replace('.', '[.]') for rate in rates)})",
+        learning_rate=f"({alternatives})",
         epochs=f"({'|'.join(map(str, range(bounds.epochs[0], bounds.epochs[1] + 1)))})",
     )
 

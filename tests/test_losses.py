@@ -1,0 +1,237 @@
+"""A loss is what it says, its slope is its derivative, and the head around it may cut tokens as it likes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from seal_jax.engine import batching
+from seal_jax.engine.chunks import Chunk
+from seal_jax.engine.inner import Optimiser, Recipe, adapt_many
+from seal_jax.engine.training import init_adapters
+from seal_jax.nn import lora
+from seal_jax.nn.losses import Head, Loss, kl_to_base, next_token, token_losses
+from seal_jax.types import Compute, HParams
+
+B, T, D, V = 3, 7, 8, 31
+KL = 0.7
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+TARGETS = np.random.default_rng(9).integers(0, V, (B, T))
+HIDDEN, TAUGHT = draw(B, T, D, seed=1), draw(B, T, D, seed=2)
+HEADS = {"vd": Head(draw(V, D, seed=3), "vd"), "dv": Head(draw(D, V, seed=4), "dv")}
+WEIGHT = draw(B, T, seed=5)  # of each token: so that no token's gradient hides behind another's
+
+
+def cross_entropy(logits, targets, teacher, numbers):
+    """`-log p(y)`, by optax."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def held(logits, targets, teacher, numbers):
+    """The same and the divergence from the teacher, by its definition."""
+    p, q = jax.nn.softmax(logits), jax.nn.softmax(teacher)
+    return cross_entropy(logits, targets, teacher, numbers) + numbers["kl"] * jnp.sum(q * jnp.log(q / p), axis=-1)
+
+
+def smoothed(logits, targets, teacher, numbers):
+    """Weighted cross-entropy with smoothed labels, by optax."""
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), numbers["smoothing"])
+    return numbers["weight"] * optax.softmax_cross_entropy(logits, labels)
+
+
+def _smoothed(logits, targets, teacher, numbers):
+    size, share = logits.shape[-1], numbers["smoothing"]
+    labels = (1 - share) * (jnp.arange(size) == targets[:, None]) + share / size
+    log_p = jax.nn.log_softmax(logits)
+    value, slope = -jnp.sum(labels * log_p, axis=-1), jnp.exp(log_p) - labels
+    return numbers["weight"] * value, numbers["weight"] * slope
+
+
+OWN = Loss(_smoothed)  # as a user would write one
+PLAIN = {next_token: cross_entropy, kl_to_base: held, OWN: smoothed}
+NUMBERS = {"kl": KL, "weight": 1.5, "smoothing": 0.2}
+LOSSES = pytest.mark.parametrize("loss", PLAIN, ids=["next_token", "kl_to_base", "own"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One token
+
+
+@LOSSES
+def test_value_and_slope_are_those_of_a_plain_implementation(loss):
+    logits, teacher, targets = draw(T, V, scale=3.0), draw(T, V, seed=1, scale=3.0), TARGETS[0]
+
+    def total(logits):
+        values = PLAIN[loss](logits, targets, teacher, NUMBERS)
+        return jnp.sum(values), values
+
+    slope, value = jax.jit(jax.grad(total, has_aux=True))(logits)
+    found = jax.jit(loss.value_and_slope)(logits, targets, teacher, NUMBERS)
+    np.testing.assert_allclose(found[0], value, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1], slope, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.sum(found[1], axis=1), 0, atol=1e-5)  # logits are known up to a constant
+
+
+def test_the_divergence_from_oneself_is_nothing():
+    logits = draw(T, V)
+    same = kl_to_base.value_and_slope(logits, TARGETS[0], logits, NUMBERS)
+    jax.tree.map(np.testing.assert_array_equal, same, next_token.value_and_slope(logits, TARGETS[0], None, {}))
+
+
+def test_logits_far_apart_have_finite_losses_and_slopes():
+    is_target = np.arange(V) == TARGETS[0][:, None]
+    for far in (-1e4, 1e4):
+        logits = np.where(is_target, far, draw(T, V)).astype(np.float32)
+        for loss in PLAIN:
+            value, slope = loss.value_and_slope(logits, TARGETS[0], draw(T, V, seed=1), NUMBERS)
+            assert np.isfinite(value).all() and np.isfinite(slope).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The head
+
+
+def whole(loss, head, hidden, teacher):
+    """Every token's loss from all logits at once."""
+    taught = None if teacher is None else head.logits(teacher)
+    return PLAIN[loss](head.logits(hidden), TARGETS, taught, NUMBERS)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def with_gradients(losses, argnums, *args):
+    """Each token's loss, and the gradient of their weighted sum in some of (head, hidden)."""
+
+    def total(*args):
+        values = losses(*args)
+        return jnp.sum(WEIGHT * values), values
+
+    gradient, values = jax.grad(total, argnums=argnums, has_aux=True)(*args)
+    return values, gradient
+
+
+@pytest.mark.parametrize("train_head", [False, True])
+@pytest.mark.parametrize("axes", HEADS)
+@LOSSES
+def test_the_head_in_pieces_is_the_whole(loss, axes, train_head):
+    """Pieces of one token, that divide 21 and do not, and one that exceeds it; with a teacher if the loss has one."""
+    head, teacher = HEADS[axes], TAUGHT if loss.teacher == "base" else None
+    argnums = (0, 1) if train_head else (1,)
+    expected = with_gradients(partial(whole, loss), argnums, head, HIDDEN, teacher)
+    for chunk in (1, 4, 7, 1000):
+
+        def pieces(head, hidden, teacher, chunk=chunk):
+            options = {"chunk": chunk, "teacher": teacher, "numbers": NUMBERS, "train_head": train_head}
+            return token_losses(loss, head, hidden, TARGETS, **options)
+
+        found = with_gradients(pieces, argnums, head, HIDDEN, teacher)
+        assert found[0].shape == (B, T)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
+    assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 0.1
+
+
+def test_a_piece_holds_no_more_logits_than_were_asked_for():
+    """Of the shapes in the program none has the whole batch's logits; a teacher's count as well."""
+
+    def widest(chunk, teacher):
+        program = jax.make_jaxpr(
+            lambda hidden: jax.grad(
+                lambda h: jnp.sum(
+                    token_losses(kl_to_base, HEADS["vd"], h, TARGETS, chunk=chunk, teacher=teacher, numbers=NUMBERS)
+                )
+            )(hidden)
+        )(HIDDEN)
+        return max(
+            int(np.prod(var.aval.shape[:-1]))
+            for eqn in _equations(program.jaxpr)
+            for var in eqn.outvars
+            if var.aval.shape[-1:] == (V,)
+        )
+
+    assert widest(1000, TAUGHT) == B * T
+    assert widest(8, TAUGHT) <= 4  # the model's 4 and the teacher's 4
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inside = getattr(value, "jaxpr", value)
+            if hasattr(inside, "eqns"):
+                yield from _equations(inside)
+
+
+def test_a_frozen_head_and_a_teacher_get_no_gradient():
+    def total(head, teacher):
+        return jnp.sum(token_losses(kl_to_base, head, HIDDEN, TARGETS, teacher=teacher, numbers=NUMBERS))
+
+    for gradient in jax.tree.leaves(jax.grad(total, argnums=(0, 1))(HEADS["vd"], TAUGHT)):
+        assert not np.asarray(gradient).any()
+
+
+def test_a_bfloat16_model_has_losses_in_float32_and_gradients_in_its_own():
+    narrow = jax.tree.map(lambda w: jnp.asarray(w, jnp.bfloat16), (HEADS["vd"], HIDDEN))
+    values, (gradient,) = with_gradients(
+        lambda head, hidden, _: token_losses(next_token, head, hidden, TARGETS), (1,), *narrow, None
+    )
+    assert values.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    expected, (its_gradient,) = with_gradients(partial(whole, next_token), (1,), HEADS["vd"], HIDDEN, None)
+    np.testing.assert_allclose(values, expected, atol=0.1)
+    np.testing.assert_allclose(np.asarray(gradient, np.float32), its_gradient, atol=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the inner loop
+
+
+def test_a_users_own_loss_trains_many_adapters_as_a_plain_loop_would(tiny):
+    """Two adapters, each with numbers of its own, through `adapt_many`; and each by optax on whole rows of logits."""
+    rng, steps, optimiser = np.random.default_rng(0), 4, Optimiser(eps=1e-5)
+    edits = [[batching.Tokens(rng.integers(1, 61, n).tolist(), n % 3) for n in row] for row in ((12, 7), (9, 5))]
+    batch = batching.make_batch(edits, epochs=2, batch_size=1, widths=(8, 16), capacity=2, seed=1)
+    numbers = {"weight": np.float32([0.5, 3.0]), "smoothing": np.float32([0.1, 0.4])}
+    same = {"rank": np.int32([4, 4]), "num_steps": np.int32([steps] * 2), "alpha": np.float32([8, 8])}
+    hyper = HParams(learning_rate=np.float32([3e-3, 1e-3]), seed=np.int32([7, 8]), numbers=numbers, **same)
+    start = init_adapters(tiny.params["blocks"], hyper, ("q_proj", "down_proj"), 4)
+    trained, metrics = jax.device_get(
+        adapt_many(
+            tiny.model, tiny.params, start, batch, hyper, Recipe(optimiser, OWN, Compute(loss_chunk=5)), chunk=Chunk(2)
+        )
+    )
+    start = jax.device_get(start)
+    adam = optax.chain(optax.clip_by_global_norm(optimiser.clip_norm), optax.scale_by_adam(eps=optimiser.eps))
+
+    @jax.jit
+    def step(weights, moments, tokens, kept, scale, rate, own):
+        def loss(weights):
+            decoder = nnx.merge(tiny.model, tiny.params)
+            logits = decoder.logits(decoder(tokens[None], adapter=lora.Adapter(*weights, scale))[0])[0]
+            return jnp.sum(kept[1:] * smoothed(logits[:-1], tokens[1:], None, own)) / jnp.sum(kept[1:])
+
+        value, grads = jax.value_and_grad(loss)(weights)
+        updates, moments = adam.update(grads, moments, weights)
+        return jax.tree.map(lambda w, u: w - rate * u, weights, updates), moments, value
+
+    for e in range(2):
+        one, own = lora.take(start, e), {name: values[e] for name, values in numbers.items()}
+        weights = (one.a, one.b)
+        moments = adam.init(weights)
+        for s in range(steps):
+            row, rate = (e, batch.order[e, s, 0]), hyper.learning_rate[e] * (1 - s / steps)
+            weights, moments, value = step(
+                weights, moments, batch.tokens[row], batch.loss_weight[row], one.scale, rate, own
+            )
+            np.testing.assert_allclose(metrics.loss[e, s], value, rtol=1e-5)
+        mine = lora.take(trained, e)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), (mine.a, mine.b), weights)
+        assert max(np.abs(w).max() for w in mine.b.values()) > 1e-3
