@@ -89,13 +89,15 @@ class Run(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(model: transformer.Model, params: dict, tokens: Int[np.ndarray, "B T"]) -> Float[jax.Array, "B T V"]:
+def logits(
+    model: transformer.Model, params: dict[str, Any], tokens: Int[np.ndarray, "B T"]
+) -> Float[jax.Array, "B T V"]:
     """Next-token logits after each token."""
     decoder = nnx.merge(model, params)
     return decoder.logits(decoder(tokens)[0])
 
 
-def as_lm(config: ModelConfig, params: dict) -> LanguageModel:
+def as_lm(config: ModelConfig, params: dict[str, Any]) -> LanguageModel:
     """The model, to be given token ids."""
     return LanguageModel(transformer.graph(config), params, number_codec())
 

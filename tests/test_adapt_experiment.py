@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from experiments import adapt
-from experiments.adapt import PRESETS, SMOKE, Config, side_by_side
+from experiments.adapt import PRESETS, SMOKE, Config
 from seal_jax.domains.passages import Question, load_questions
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft
 from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.run import runtime, session
+from seal_jax.run import command, documents, runtime, session
 from seal_jax.run.adapted import Answer
+from seal_jax.run.documents import side_by_side
 from seal_jax.seal import teaching
 from seal_jax.seal.teaching import Teaching
+from seal_jax.types import Compute
 from tests import tiny
 from tests.test_cpt import earlier_run
 
@@ -55,10 +57,16 @@ def config(tmp_path_factory) -> Config:
         sampling=Sampling(max_tokens=12),
         answer_tokens=16,
         max_sequences=3,
-        inner=FineTuning(PROJECTIONS, rank=4, alpha=8.0, learning_rate=2e-2, epochs=3, chunk=2, width_cuts=()),
+        inner=FineTuning(PROJECTIONS, rank=4, alpha=8.0, learning_rate=2e-2, epochs=3),
         teaching=Teaching(candidates=2, edits=1, learning_rates=(2e-2, 4e-2), questions=4),
-        devices=1,
     )
+
+
+COMPUTE = Compute(chunk=2, width_cuts=(), devices=1)
+
+
+def execute(config: Config, folder: Path) -> dict:
+    return adapt.execute(adapt.EXPERIMENT, config, COMPUTE, session.Place(folder), command="the command")
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +82,7 @@ def undisturbed(config, tmp_path_factory):
     patch.setattr(teaching, "parse_questions", lambda text: [q for said in WRITTEN.values() for q in parse(said)])
     patch.setattr(sys, "stdin", io.StringIO())
     folder = tmp_path_factory.mktemp("undisturbed")
-    yield adapt.run(config, folder, "the command"), folder
+    yield execute(config, folder), folder
     patch.undo()
 
 
@@ -125,15 +133,15 @@ def test_what_was_learnt_is_on_disk_and_no_question_is_in_it(undisturbed):
 @pytest.mark.parametrize("after", [3, 5, 6])
 def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, config, tmp_path, killed_after, after):
     with killed_after(after):
-        adapt.run(config, tmp_path, "the command")
-    assert without_seconds(adapt.run(config, tmp_path, "the command")) == without_seconds(undisturbed[0])
+        execute(config, tmp_path)
+    assert without_seconds(execute(config, tmp_path)) == without_seconds(undisturbed[0])
 
 
 def test_a_finished_run_answers_other_questions_and_saves_and_never_waits(undisturbed, config, tmp_path, capsys):
     """What is done afterwards is no part of the run; no terminal, no prompt."""
     results, folder = undisturbed
     later = dataclasses.replace(config, ask=("Who?", "What is it?"), save=tmp_path / "kept", merged=True)
-    again = adapt.run(later, folder, "the command")
+    again = execute(later, folder)
     asked = again["tables"].pop(0)  # on the page, beside what it showed before
     assert [row[0] for row in asked["rows"]] == ["Who?", "What is it?"]
     assert without_seconds(again) == without_seconds(results)
@@ -144,7 +152,7 @@ def test_a_finished_run_answers_other_questions_and_saves_and_never_waits(undist
     assert (tmp_path / "kept" / "merged" / "model.safetensors").is_file()
     # and the saved adapter is asked, and examined, without a document: as it answered before
     alone = dataclasses.replace(config, document=None, adapter=tmp_path / "kept", ask=("Who?",))
-    found = adapt.run(alone, tmp_path / "alone", "the command")
+    found = execute(alone, tmp_path / "alone")
     assert found["rows"] == []
     assert found["exam"] == results["exam"]
     assert said.split("Who?")[1].split("What is it?")[0].strip() in capsys.readouterr().out
@@ -154,14 +162,14 @@ def test_an_exam_set_later_is_taken_without_training_again(undisturbed, config, 
     results, folder = undisturbed
     (tmp_path / "later.json").write_text(json.dumps(EXAM[:1]))
     monkeypatch.setattr(teaching.training, "train", None)
-    again = adapt.run(dataclasses.replace(config, exam=tmp_path / "later.json"), folder, "the command")
+    again = execute(dataclasses.replace(config, exam=tmp_path / "later.json"), folder)
     assert again["exam"]["after"]["answers"] == results["exam"]["after"]["answers"][:1]
-    assert adapt.run(config, folder, "the command")["exam"] == results["exam"]
+    assert execute(config, folder)["exam"] == results["exam"]
 
 
 def test_what_the_model_does_not_ask_is_said(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(teaching, "parse_questions", lambda text: [])
-    results = adapt.run(dataclasses.replace(config, exam=None), tmp_path, "the command")
+    results = execute(dataclasses.replace(config, exam=None), tmp_path)
     assert results["rows"] == []
     assert "The model wrote no question whose answer stands in the document" in capsys.readouterr().out
 
@@ -169,9 +177,9 @@ def test_what_the_model_does_not_ask_is_said(config, tmp_path, monkeypatch, caps
 def test_a_seal_trained_model_writes_and_learns_and_the_saved_adapter_holds_its_rounds(config, tmp_path):
     run, rounds = earlier_run(tmp_path / "squad", Path(config.model))
     changed = dataclasses.replace(config, seal=run, exam=None, save=tmp_path / "kept")
-    results = adapt.run(changed, tmp_path / "run", "the command")
+    results = execute(changed, tmp_path / "run")
     assert results["settings"]["seal"] == str(run)
-    _, _, model = runtime.load_language_model(config.model, "float32", 1)
+    model = runtime.load(config.model, dtype="float32", style="auto", devices=1).model
     kept = peft.load_peft(tmp_path / "kept", model)
     assert next(iter(kept.a.values())).shape[-1] == 2 + 2 + config.inner.rank
     for name in ("q_proj", "up_proj"):  # the rounds stand first, in order; the last columns are the document's
@@ -202,7 +210,7 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
                 raise EOFError from None
 
         monkeypatch.setattr("builtins.input", read)
-        adapt.converse(Echo(), tmp_path)
+        documents.converse(Echo(), tmp_path)
         assert (tmp_path / "answers.jsonl").read_text() == '{"question": "Who?", "before": "no", "after": "yes"}\n'
         said = capsys.readouterr().out
         assert said.startswith("Ask about isles; an empty line ends.")
@@ -218,7 +226,7 @@ def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(tmp_path, monke
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", lambda prompt: "Who?")
-    adapt.converse(Slow(), tmp_path)
+    documents.converse(Slow(), tmp_path)
     assert capsys.readouterr().out.endswith("\n\n")
 
 
@@ -226,13 +234,13 @@ def test_what_has_no_verdict_is_listed(config, tmp_path, monkeypatch):
     """The base model's answers, the kept adapter's, and the exam's."""
     exam = tmp_path / "exam.json"
     exam.write_text(json.dumps([{"question": "Who keeps the lamp?", "answer": "Tobin Aske"}]))
-    made = adapt.make_judge
+    made = session.make_judge
     monkeypatch.setattr(
-        adapt,
+        session,
         "make_judge",
         lambda *a, **k: made(*a, **k)._replace(grade=lambda queries, answers: [None] * len(queries)),
     )
-    results = adapt.run(dataclasses.replace(config, exam=exam), tmp_path / "run", "the command")
+    results = execute(dataclasses.replace(config, exam=exam), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "ungraded.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"base", "candidates", "exam, before", "exam, after"}
     assert results["ungraded"] == len(lines)
@@ -268,7 +276,7 @@ def test_answers_stand_side_by_side_in_the_width_there_is():
 )
 def test_a_mistake_says_what_to_do(config, tmp_path, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        adapt.run(dataclasses.replace(config, **changes), tmp_path / "run", "the command")
+        execute(dataclasses.replace(config, **changes), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +306,7 @@ def test_bad_documents_end_as_one_sentence(tmp_path, capsys, monkeypatch):
     ]:
         (tmp_path / name).write_bytes(content)
         arguments = ["--document", str(tmp_path / name), "--run-folder", str(tmp_path / "run")]
-        assert session.main(adapt.EXPERIMENT, arguments) == 2
+        assert command.main(adapt.EXPERIMENT, arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert said in error
@@ -308,13 +316,13 @@ def test_bad_documents_end_as_one_sentence(tmp_path, capsys, monkeypatch):
 
 def test_the_command_line_takes_several_questions():
     arguments = ["--document", "a.md", "--ask", "Who?", "Why, then?", "--teaching.candidates", "3"]
-    parsed, _ = session.parse(adapt.EXPERIMENT, arguments)
-    assert session.folder_name(adapt.EXPERIMENT, parsed) == "adapt-small-a-teaching.candidates-3"
+    parsed, *_ = command.parse(adapt.EXPERIMENT, arguments)
+    assert command.folder_name(adapt.EXPERIMENT, parsed) == "adapt-small-a-teaching.candidates-3"
     assert (parsed.preset, parsed.ask, parsed.teaching.candidates) == ("small", ("Who?", "Why, then?"), 3)
 
 
 def test_the_plan_says_what_there_is(config, tmp_path):
-    plan = adapt.describe(config, tmp_path / "run")
+    plan = session.describe(adapt.EXPERIMENT, config, COMPUTE, session.Place(tmp_path / "run"))
     assert "isle.md: 30 words, about 2 passages" in plan
     assert "2 questions of an exam" in plan
     assert list(PRESETS) == ["small", "large", "smoke"]

@@ -21,7 +21,7 @@ from seal_jax.run.journal import RunFolder
 from seal_jax.seal import entigraph, rounds
 from seal_jax.seal.entigraph import Limits, choose_relations, load_prompts, parse_entities, write
 from seal_jax.seal.rounds import Loop
-from seal_jax.types import Codec, Compute, Domain, LanguageModel
+from seal_jax.types import Codec, Compute, Domain, Example, LanguageModel
 from tests import tiny
 from tests.test_rounds import Silent
 
@@ -155,7 +155,7 @@ def test_a_self_edit_is_a_text_for_each_relation_and_the_passage(lm, tmp_path, k
             expected = n * (n - 1) // 2 + (n * (n - 1) * (n - 2) // 6 if kind == "triples" else 0)
             texts = edit.completion.count("\n[")
             assert texts == min(expected, 10 if kind == "pairs" else 20)
-            assert edit.examples[-1] == ("", f"{passage.title}\n{passage.context}")
+            assert edit.examples[-1] == Example("", f"{passage.title}\n{passage.context}")
             assert all(e.prompt == "" and e.completion.startswith(f"{passage.title}\n") for e in edit.examples)
             assert 1 < len(edit.examples) <= texts + 1  # an empty text is no sequence
     assert trained

@@ -178,7 +178,7 @@ def test_every_variant_of_the_main_experiment_in_one_run(command: Command, model
 def test_a_file_of_external_data_that_lacks_a_passage(command: Command, tmp_path: Path, capsys):
     file = write_edits(tmp_path / "external.json", invented(3), "A line.")
     assert command(squad.EXPERIMENT, "--external", str(file)) == 2
-    assert "no completion for 3 of 3 held-out passages" in capsys.readouterr().err
+    assert "no completion for 3 of 3 passages" in capsys.readouterr().err
 
 
 def test_best_of_n_trains_nothing_in_the_round(command: Command, model: Path, tmp_path: Path, capsys):

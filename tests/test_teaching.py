@@ -16,17 +16,18 @@ import pytest
 
 import seal_jax
 from seal_jax.domains.squad import Passage, Question, make_query
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, peft, weights
 from seal_jax.nn import lora
 from seal_jax.run import runtime
 from seal_jax.run.adapted import Adapted, adapt, stacked
+from seal_jax.run.lessons import Notes
 from seal_jax.seal import teaching
 from seal_jax.seal.rewards import Score
 from seal_jax.seal.teaching import Teaching, answered_by, grounded, parse_questions, spread
-from seal_jax.types import Example, SelfEdit, Settings
+from seal_jax.types import Compute, Example, SelfEdit, Settings
 from tests import tiny
 
 LAMP = Passage("lamp", "Isle: The lamp", "Its keeper is Tobin Aske. The lamp burns fish oil since 1831.", ())
@@ -36,7 +37,7 @@ The island was settled in 1764 by the cooper Edda Marsk. Its only town is Quern.
 ## The lamp
 Its keeper is Tobin Aske, who also repairs umbrellas. The lamp burns fish oil.
 """
-INNER = FineTuning(("q_proj", "v_proj", "up_proj"), rank=4, alpha=8.0, learning_rate=3e-2, epochs=12, width_cuts=())
+INNER = FineTuning(("q_proj", "v_proj", "up_proj"), rank=4, alpha=8.0, learning_rate=3e-2, epochs=12)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,16 @@ def document(tmp_path_factory) -> Path:
     return file
 
 
+NOTES = Notes("facts", max_sequences=3, sampling=Sampling(max_tokens=12), answer_tokens=12)
+
+
 def small(document, model, **changes):
     """A call of `adapt` as small as it goes, on one device."""
     settings = {
         "teaching": Teaching(candidates=2, edits=1, passage_tokens=64),
         "inner": INNER,
-        "sampling": Sampling(max_tokens=12),
-        "max_sequences": 3,
-        "answer_tokens": 12,
-        "devices": 1,
+        "notes": NOTES,
+        "compute": Compute(width_cuts=(), devices=1),
         "say": None,
     }
     return adapt(document, str(model), **{**settings, **changes})

@@ -21,7 +21,7 @@ NEEDED = ("torch", "peft", "transformers")
 _bench: Any = None  # the peer's side: what this process holds
 
 
-def _call(method: str, arguments: tuple) -> dict[str, Any]:
+def _call(method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Runs in the peer's process, the only one that imports torch."""
     global _bench
     from . import peers
@@ -61,7 +61,7 @@ class Peer:
         self.do("start", [(str(model), device, dtype, max(1, cores // self.processes))] * self.processes)
         self.versions: dict[str, str] = self.replies[0]["versions"]
 
-    def do(self, method: str, each: Sequence[tuple]) -> float:
+    def do(self, method: str, each: Sequence[tuple[Any, ...]]) -> float:
         """Has every process do the same at the same time, each with its own arguments. Seconds until all are done.
 
         A single process times itself, so that calling it costs nothing.

@@ -63,7 +63,9 @@ def _generate(model: Any, ids: Any, max_tokens: int, **options: Any) -> Any:
     return written
 
 
-def _take_steps(adapted: Any, rows: Sequence[dict], order: Sequence[int], learning_rate: float) -> list[float]:
+def _take_steps(
+    adapted: Any, rows: Sequence[dict[str, Any]], order: Sequence[int], learning_rate: float
+) -> list[float]:
     """The loss before each step, on one sequence a step: the reference's inner loop (the paper's section B.1).
 
     AdamW without decay, a linear decay to 0 over the steps, gradients clipped to a norm of 1.
@@ -143,7 +145,7 @@ class Bench:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), attn_implementation="sdpa")
         self.model = loaded.to(device).eval()  # no dropout anywhere
         self.adapted: Any = None
-        self.targets: tuple | None = None
+        self.targets: tuple[Any, ...] | None = None
         self.threads: int | None = None  # the best number, once found
         self.tried: dict[str | None, float] = {}  # seconds with each cache
 

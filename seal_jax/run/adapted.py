@@ -10,10 +10,11 @@ How the model is taught is in `teaching.py`; `experiments/adapt.py` does the sam
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,29 +24,33 @@ import jax.numpy as jnp
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Question, make_query
-from seal_jax.engine import batching, memory
-from seal_jax.engine.inner import Chunk
+from seal_jax.engine import batching
+from seal_jax.engine.chunks import Chunk
+from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import hub, peft, tokenizer, weights
 from seal_jax.nn import lora
 from seal_jax.nn.lora import PROJECTIONS, Adapter
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
-from seal_jax.run.journal import RunFolder, digest, write_atomically
-from seal_jax.seal.rest_em import Loop, Progress
+from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
+from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
+from seal_jax.run.session import SCHEMA, decided
 from seal_jax.seal.rewards import gold_tokens
-from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, lesson_texts, make_lesson, teach
-from seal_jax.types import LanguageModel, Query
+from seal_jax.seal.rounds import Loop
+from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, teach
+from seal_jax.types import Compute, Journal, LanguageModel, Memory, Query, Silent
 
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 
 # For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
-SAMPLING = Sampling(max_tokens=128, temperature=0.7, top_p=0.95)
-INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, width_cuts=(24, 32, 48, 96))
-SEQUENCES = 8  # of one self-edit, the passage included
-ANSWER_TOKENS = 24
+NOTES = Notes(
+    "facts", max_sequences=8, sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95), answer_tokens=24
+)
+INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8)
+COMPUTE = Compute(width_cuts=(24, 32, 48, 96))
 
 
 class Answer(NamedTuple):
@@ -169,24 +174,17 @@ def stacked(adapters: Sequence[Adapter], blocks: dict[str, Any]) -> Adapter:
     return whole
 
 
-class Quiet:
-    """A progress display that shows nothing, or a line a phase."""
+class Phases(Silent):
+    """A display that says a line a phase."""
 
-    def __init__(self, say: Callable[[str], None] | None = None):
+    def __init__(self, say: Callable[[str], None]):
         self._say = say
 
     def phase(self, name: str, total: int | None = None, unit: str | None = None) -> None:
-        """A phase begins."""
-        if self._say:
-            self._say(name)
-
-    def advance(
-        self, n: int = 1, *, adapters: int = 0, tokens: int = 0, accuracy: float | None = None, resumed: bool = False
-    ) -> None:
-        """Some of it is done."""
+        self._say(name)
 
 
-def adapt(
+def adapt(  # all but the document may be left out: one flat list, as people call it
     document: str | Path,
     model: str = "smollm2-135m",
     *,
@@ -194,14 +192,11 @@ def adapt(
     run_folder: str | Path | None = None,
     teaching: Teaching = Teaching(),
     inner: FineTuning = INNER,
-    sampling: Sampling = SAMPLING,
-    prompt: str = "facts",
-    max_sequences: int = SEQUENCES,
-    answer_tokens: int = ANSWER_TOKENS,
+    notes: Notes = NOTES,
+    compute: Compute = COMPUTE,
     style: Literal["auto", "raw", "chat"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
-    devices: int | None = None,
     say: Callable[[str], None] | None = print,
 ) -> Adapted:
     """Teaches a model a document; minutes on two CPU cores for a page. The same arguments give the same adapter.
@@ -211,57 +206,49 @@ def adapt(
       model: as `--model`: embedded, a Hugging Face folder or id, or a GGUF file.
       start: a folder with a PEFT adapter that the model begins with.
       run_folder: where finished work is kept, so that a call that was interrupted carries on; by default nowhere.
-      teaching, inner, sampling: how passages, candidates, training and writing are set.
-      prompt: that self-edits are written with: a name of `squad.prompt_variants` or a TOML file.
-      max_sequences: training sequences of a passage's self-edit at most, the passage included.
+      teaching, inner, notes: how passages and candidates, training, and writing are set.
+      compute: how many adapters are trained at a time, on which devices.
       style: raw continues text, chat goes through the chat template (auto: where the model has one).
-      say: told of each phase; None for silence.
+      say: called with the name of each phase; None for silence.
 
     Raises:
       FileNotFoundError, ValueError: as `document.read_document` and `hub.find_model`; a document too long; divergence.
     """
     read = documents.read_document(document)
-    with_devices(devices)
-    lm, chat, config = runtime.load_language_model(model, dtype, devices)
-    spoken, render = runtime.in_style(style, chat, model)
+    with_devices(compute.devices)
+    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices)
+    lm, config = speaker.lm, speaker.model
+    assert config is not None  # it has been loaded
     below: tuple[Adapter, ...] = ()
     if start is not None:
         start = Path(start).expanduser()
         below = (peft.load_peft(start, config),)
         lm = lm._replace(params=lora.merge(lm.params, below[0]))
-    lesson = make_lesson(
-        read, lm, context_length=config.context_length, style=spoken, render=render, grade=grade_by_match,
-        teaching=teaching, prompt=prompt, max_sequences=max_sequences, sampling=sampling, answer_tokens=answer_tokens,
-        inner=inner,
-    )  # fmt: skip
-    inner = dataclasses.replace(inner, chunk=inner.chunk or teaching.candidates)
-    cut = runtime.fit(
-        config, inner, lesson.shapes, max_tokens=answer_tokens, prompt_width=lesson.prompt_width,
-        samples=teaching.candidates, written_tokens=sampling.max_tokens, write_chunk=None, dtype=dtype, devices=devices,
-    )  # fmt: skip
-    told = say or (lambda text: None)
+    lesson = make_lesson(read, speaker, grade_by_match, teaching, notes, compute)
+    sizes = Writing(teaching.candidates, lesson.prompt_width, notes.sampling.max_tokens, notes.answer_tokens)
+    wanted = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
     settings = {
-        "inputs": digest([read, lesson_texts(prompt), [] if start is None else peft.fingerprint(start)]),
-        "model": model, "teaching": repr(teaching), "inner": repr(inner),
-        "sampling": repr(sampling), "prompt": prompt, "max_sequences": max_sequences, "answer_tokens": answer_tokens,
-        "style": spoken, "dtype": dtype, "seed": seed,
+        "schema": SCHEMA,
+        "inputs": digest([read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]),
+        "model": model, "teaching": as_json(teaching), "inner": as_json(inner), "notes": as_json(notes),
+        "style": speaker.style, "dtype": dtype, "seed": seed,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="seal_jax-") as scratch:
-        folder = RunFolder(Path(run_folder or scratch).expanduser(), settings)
-        try:
-            cut = memory.Plan(*folder.once("memory", lambda: list(cut)))
-            progress: Progress = Quiet(say)
-            loop = Loop(
-                lesson.domain, cut.applied(inner), sampling, Chunk(cut.write_chunk, "self-edits", told), answer_tokens,
-                lesson.shapes, lesson.prompt_width, seed, Chunk(cut.chunk, "adapters", told), folder, progress,
-            )  # fmt: skip
-            taught = teach(lm, lesson, loop, teaching)
-        finally:
-            folder.close()
-    template = squad.load_prompts(prompt, spoken).question
+    with contextlib.ExitStack() as stack:
+        journal: Journal = Memory()
+        if run_folder is not None:
+            folder = RunFolder(Path(run_folder).expanduser(), settings)
+            journal = stack.enter_context(contextlib.closing(folder))
+        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype))
+        report = say or (lambda text: None)
+        loop = Loop(
+            lesson.domain, make_trainer(inner, lesson.shapes, cut, say=report), notes.sampling, lesson.prompt_width,
+            Chunk(cut.write_chunk or 1, "self-edits", report), notes.answer_tokens, seed, journal, Phases(report),
+        )  # fmt: skip
+        taught = teach(lm, lesson, loop, teaching)
+    template = squad.load_prompts(notes.prompt, speaker.style).question
     return Adapted(
-        lm, config, model, taught.adapter, below, lesson.title, template, render, answer_tokens, lesson.shapes,
-        chunk_of(lm, loop, teaching.candidates), taught,
+        lm, config, model, taught.adapter, below, lesson.title, template, speaker.render, notes.answer_tokens,
+        lesson.shapes, chunk_of(lm, loop, teaching.candidates), taught,
     )  # fmt: skip
 
 

@@ -251,8 +251,8 @@ def recorded_completions(path: str, passages: Sequence[Passage]) -> dict[str, tu
     lacking = [passage for passage in passages if not found.get(passage.id)]
     if lacking:
         raise ValueError(
-            f"--external {path}: no completion for {len(lacking)} of {len(passages)} held-out passages, "
-            f"the first of them {lacking[0].id!r}; passages are matched by their title and context"
+            f"--external {path}: no completion for {len(lacking)} of {len(passages)} passages, the "
+            f"first of them {lacking[0].id!r}; passages are matched by their title and context"
         )
     return found
 

@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
     def shown(self) -> list[str]:
         """The phases as the display names them."""
-        return [f"{self.name}: {phase}" for phase in self.phases]
+        return [f"{self.name}: {phase}" if self.name else phase for phase in self.phases]
 
 
 class Most(NamedTuple):

@@ -37,7 +37,7 @@ from seal_jax.run.trackers import MetricsWriter, Tracker, require
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import Loop, try_base, try_self_edits
-from seal_jax.types import Compute, Domain, LanguageModel, Rate, SelfEdit, Task, require_at_least
+from seal_jax.types import Compute, Domain, Journal, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
 SCHEMA = 2  # of what a run folder holds: a folder of another one is refused by name, never misread
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
@@ -120,6 +120,7 @@ class Prepared(NamedTuple):
     constraint: Constraint | None = None
     about: Callable[[Task], dict[str, Any]] = lambda task: {"passage": task.id}  # which task, in self_edits.jsonl
     notes: Sequence[str] = ()  # sections of the plan
+    lesson: Any = None  # whatever else the experiment's run wants of it
 
 
 class Model(NamedTuple):
@@ -171,6 +172,8 @@ class Session:
     about: Callable[[Task], dict[str, Any]]  # which task a line of self_edits.jsonl is about
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of self_edits.jsonl
     closing: list[str] = dataclasses.field(default_factory=list)  # printed once the progress display is gone
+    afterwards: list[Callable[[], None]] = dataclasses.field(default_factory=list)  # called after that
+    lesson: Any = None  # `Prepared.lesson`
     ungraded: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def try_base(self, tasks: Sequence[Task], *, name: str, shown: str = "base model") -> list[Score]:
@@ -303,10 +306,12 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
             )  # fmt: skip
             session = Session(
                 experiment.name, config, command, speaker.lm, speaker, loop, folder, progress, metrics, judge, started,
-                ready.writer or speaker, compute, ready.about,
+                ready.writer or speaker, compute, ready.about, lesson=ready.lesson,
             )  # fmt: skip
             results = experiment.run(session, data)
     print(*session.closing, sep="\n")
+    for last in session.afterwards:
+        last()
     return results
 
 
@@ -356,7 +361,7 @@ def judge_of(config: RunConfig, compute: Compute, place: Place, say: Callable[[s
     return make_judge(grader, place.judge, cache=place.run_folder / "judge.jsonl", devices=compute.devices, say=say)
 
 
-def decided(folder: RunFolder, fit: Callable[[], Compute], name: str = "memory") -> Compute:
+def decided(folder: Journal, fit: Callable[[], Compute], name: str = "memory") -> Compute:
     """How the run is cut to memory: decided once, so that one that carries on with less memory keeps its pieces."""
     kept = folder.once(name, lambda: as_json(fit()))
     return Compute(**{**kept, "width_cuts": tuple(kept["width_cuts"])})

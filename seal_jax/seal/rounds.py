@@ -30,6 +30,7 @@ from seal_jax.types import (
     Journal,
     LanguageModel,
     Memory,
+    Query,
     Rate,
     SelfEdit,
     Silent,

@@ -3,7 +3,7 @@
 The document is cut into passages. On each the model writes self-edits, and questions whose answers stand in it; the
 questions are never trained on. A candidate is one adapter over the whole document: its own share of the self-edits of
 every passage, the passages, and their sentences one by one. All candidates train at once, rows of one adapter axis, and
-the one that answers the questions best is kept. `teach` reads as that list. `adapted.py` begins with a file's name.
+the one that answers the questions best is kept. `teach` reads as that list. `run/adapted.py` begins with a file's name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,19 +22,18 @@ import numpy as np
 
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
-from seal_jax.domains.document import Document
-from seal_jax.domains.squad import Passage, Question, make_query
-from seal_jax.domains.templates import fill, load_template
+from seal_jax.domains.squad import Passage, Question
 from seal_jax.engine import batching, training
-from seal_jax.engine.inner import Chunk, is_finite
-from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.chunks import Chunk
+from seal_jax.engine.inner import is_finite
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import normalise
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.seal.rest_em import Loop, select, write_self_edits
+from seal_jax.seal.outer.rest_em import select
 from seal_jax.seal.rewards import Score, ask, gold_tokens, graded, mean
-from seal_jax.types import Domain, Example, Grade, LanguageModel, Query, SelfEdit, Settings, Style, require_at_least
+from seal_jax.seal.rounds import Loop, write_self_edits
+from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Settings, Style, require_at_least
 
 STYLES: tuple[Style, ...] = get_args(Style)
 GROUNDED_QUESTION = 0.5  # of a question's longer words, so many must stand in its passage, or it asks of something else
@@ -95,100 +94,11 @@ class Taught(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Making ready
-
-
-def make_lesson(
-    document: Document,
-    lm: LanguageModel,
-    *,
-    context_length: int,
-    style: Style,
-    render: Callable[[str], str],
-    grade: Grade,
-    teaching: Teaching,
-    prompt: str | Path,
-    max_sequences: int,
-    sampling: Sampling,
-    answer_tokens: int,
-    inner: FineTuning,
-) -> Lesson:
-    """Cuts the document into passages and measures what every program is compiled for.
-
-    Raises:
-        ValueError: more passages than allowed, or one that the model's context cannot hold with its prompt.
-    """
-    encode = lm.codec.encode
-    passages = documents.passages(document, count=lambda text: len(encode(text)), budget=teaching.passage_tokens)
-    if len(passages) > teaching.most_passages:
-        raise ValueError(
-            f"the document has {document.words:,} words: {len(passages)} passages of at most "
-            f"{teaching.passage_tokens} tokens, and at most {teaching.most_passages} are taught "
-            "(--teaching.most-passages). Cut out the part that matters, or raise that and expect time in proportion"
-        )
-    prompts = squad.load_prompts(prompt, style)
-    about = squad.make_domain(prompts, render, grade, max_examples=max_sequences)
-    asking = question_template(style)
-
-    def parse(passage: Passage, text: str) -> SelfEdit:
-        return keep_grounded(passage, about.parse(passage, text), teaching.grounded)
-
-    def queries(passage: Passage) -> list[Query]:
-        return [make_query(render, prompts.question, document.title, q.question, q.answer) for q in passage.questions]
-
-    def questions_prompt(passage: Passage) -> str:
-        return render(fill(asking, title=passage.title, context=passage.context))
-
-    domain = about._replace(parse=parse, queries=queries)
-    longest = max(len(encode(p.title)) + 2 + max(sampling.max_tokens, len(encode(p.context))) for p in passages)
-    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + 2 * answer_tokens
-    written = max(len(encode(text(p))) for p in passages for text in (domain.prompt, questions_prompt))
-    needed = max(longest, written + sampling.max_tokens, asked + answer_tokens)
-    if needed > context_length:
-        raise ValueError(
-            f"a passage of {teaching.passage_tokens} tokens needs a context of {needed} with its prompt and "
-            f"--sampling.max-tokens {sampling.max_tokens}; the model has {context_length}. Lower "
-            "--teaching.passage-tokens"
-        )
-    sizes = Shapes(
-        widths=batching.bucket_widths(longest, inner.width_cuts),
-        capacity=sum(
-            teaching.edits * (max_sequences - 1) + len(passage_examples(passage, teaching)) for passage in passages
-        ),
-        questions=TOGETHER,
-        question_width=batching.round_up(asked, 8),
-        gold_width=batching.round_up(answer_tokens, 8),
-    )
-    return Lesson(document.title, passages, domain, questions_prompt, sizes, batching.round_up(written, 8))
-
-
-def question_template(style: Style) -> str:
-    """What the model reads before it writes questions on a passage."""
-    return load_template(QUESTIONS, style, "title", "context")
-
-
-def lesson_texts(prompt: str) -> list[Any]:
-    """All prompts of a lesson, in both styles: what is read from files is part of what a run is."""
-    return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Teaching
 
 
-def phases(teaching: Teaching) -> list[str]:
-    """What a progress display will show, in order."""
-    return [
-        f"questions: {WRITING_QUESTIONS}",
-        *(f"self-edits {n}: writing self-edits" for n in range(1, teaching.edits + 1)),
-        "base model",
-        "candidates: training",
-        "candidates: questions",
-    ]
-
-
 def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> Taught:
-    """The lines of the module's docstring, one after another. Each is a piece of `loop.run`, or several.
+    """The lines of the module's docstring, one after another. Each is a piece of `loop.journal`, or several.
 
     Raises:
         ValueError: every candidate diverged.
@@ -202,10 +112,10 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
     at_once = chunk_of(lm, loop, teaching.candidates)
 
     def untaught() -> Adapter:
-        return training.untrained(lm, 1, loop.inner, Chunk(1))
+        return training.untrained(lm, 1, loop.trainer._replace(chunk=Chunk(1)))
 
     (base,) = compare(lm, untaught, passages, loop, at_once, piece="base", shown="base model")
-    settings = candidate_settings(teaching, loop.inner)
+    settings = candidate_settings(teaching, loop.trainer.config)
     sequences = [
         [batching.tokenize(example, lm.codec) for example in candidate_examples(lesson.passages, edits, c, teaching)]
         for c in range(teaching.candidates)
@@ -217,8 +127,8 @@ def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> 
     def keep() -> Adapter:
         return jax.tree.map(lambda leaf: leaf[chosen], candidates())
 
-    adapter = restored(loop.run.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.inner)))
-    loop.run.forget_tree("candidates")  # the others are not asked for again
+    adapter = restored(loop.journal.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.trainer.config)))
+    loop.journal.forget_tree("candidates")  # the others are not asked for again
     return Taught(
         adapter, chosen, passages, edits, settings, [size_of(own) for own in sequences], losses, base,
         [[own[p] for own in scores] for p in range(len(passages))],
@@ -234,27 +144,29 @@ def train_candidates(
 ) -> tuple[Callable[[], Adapter], list[list[float]]]:
     """C adapters, trained together, and their losses. The adapters are read only where something asks for them."""
     tokens = sum(chosen.epochs * size_of(own)[1] for chosen, own in zip(settings, sequences, strict=True))
-    loop.progress.phase("candidates: training", len(sequences), "adapters")
+    loop.display.phase("candidates: training", len(sequences), "adapters")
 
     def train() -> Adapter:
         adapters, losses = training.train(
-            lm, sequences, loop.inner, loop.shapes, seed=loop.seed, chunk=at_once, settings=settings
+            lm, sequences, loop.trainer._replace(chunk=at_once), seed=loop.seed, settings=settings
         )
         kept = [[float(loss) for loss in own if math.isfinite(loss)] for own in losses]
-        loop.run.once("candidates/losses", lambda: kept)  # before the checkpoint: where that is, these are
+        loop.journal.once("candidates/losses", lambda: kept)  # before the checkpoint: where that is, these are
         return adapters
 
     @cache
     def candidates() -> Adapter:
         return restored(
-            loop.run.once_tree("candidates", train, like=training.adapter_shapes(lm, loop.inner, len(sequences)))
+            loop.journal.once_tree(
+                "candidates", train, like=training.adapter_shapes(lm, loop.trainer.config, len(sequences))
+            )
         )
 
-    resumed = loop.run.has("candidates/losses")
-    if not loop.run.has("candidates/scores"):
+    resumed = loop.journal.has("candidates/losses")
+    if not loop.journal.has("candidates/scores"):
         candidates()
-    loop.progress.advance(len(sequences), adapters=len(sequences), tokens=tokens, resumed=resumed)
-    return candidates, loop.run.once("candidates/losses", list)
+    loop.display.advance(len(sequences), adapters=len(sequences), tokens=tokens, resumed=resumed)
+    return candidates, loop.journal.once("candidates/losses", list)
 
 
 def compare(
@@ -269,13 +181,13 @@ def compare(
 ) -> list[list[Score]]:
     """Every question to each of C adapters: [C][P]. The display calls it `shown`, and has the best one's accuracy."""
     asked = sum(len(passage.questions) for passage in passages)
-    loop.progress.phase(shown, asked, "questions")
-    resumed = loop.run.has(piece)
-    rows = loop.run.once(piece, lambda: score_all(lm, adapters(), passages, loop, at_once))
+    loop.display.phase(shown, asked, "questions")
+    resumed = loop.journal.has(piece)
+    rows = loop.journal.once(piece, lambda: score_all(lm, adapters(), passages, loop, at_once))
     scores = [[Score(*values) for values in row] for row in rows]
     accuracies = [figure(own, "accuracy") for own in scores]
     best = max((value for value in accuracies if value is not None), default=None)
-    loop.progress.advance(asked, accuracy=best, resumed=resumed)
+    loop.display.advance(asked, accuracy=best, resumed=resumed)
     return scores
 
 
@@ -297,7 +209,7 @@ def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Tea
         lm, lesson.passages, asking, samples=teaching.candidates, name="questions", shown=WRITING_QUESTIONS
     )
     begun = lesson.questions_prompt(lesson.passages[0]).rstrip().endswith("Question:")  # the first one, by the prompt
-    width, gold_width = loop.shapes.question_width, loop.shapes.gold_width
+    width, gold_width = loop.trainer.shapes.question_width, loop.trainer.shapes.gold_width
 
     def fits(query: Query) -> bool:
         gold = len(gold_tokens(lm.codec.encode_more, query))
@@ -426,7 +338,7 @@ def score_all(
     """Every question to each of C adapters, graded: [C][P]. One that diverged answers nothing."""
     queries = [loop.domain.queries(passage) for passage in passages]
     flat = [query for own in queries for query in own]
-    answers, likely = ask_each(lm, adapters, flat, loop.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
+    answers, likely = ask_each(lm, adapters, flat, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
     finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in likely]
     count, each = len(finite), len(passages)
     ends = np.cumsum([len(own) for own in queries])
@@ -503,8 +415,9 @@ def figure(scores: Sequence[Score], name: str) -> float | None:
 def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
     """As many adapters at a time as the run's plan allows, and no more than there are: idle ones cost as much."""
     devices = lm.mesh.size if lm.mesh else 1
-    size = max(1, min(loop.chunk.planned, batching.round_up(adapters, devices)))
-    return dataclasses.replace(loop.chunk, size=size)
+    chunk = loop.trainer.chunk
+    size = max(1, min(chunk.planned, batching.round_up(adapters, devices)))
+    return dataclasses.replace(chunk, size=size)
 
 
 def restored(tree: Adapter) -> Adapter:

@@ -1,0 +1,332 @@
+"""Runs that teach a document: what is read, what is found, and what is done afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seal_jax.analysis.statistics import wilson
+from seal_jax.domains import document as documents
+from seal_jax.domains.document import Document
+from seal_jax.domains.passages import Passage, Question, load_questions
+from seal_jax.io import peft
+from seal_jax.nn import lora
+from seal_jax.nn.lora import Adapter
+from seal_jax.run import plan, pretraining
+from seal_jax.run.adapted import ASKING, Adapted, Answer
+from seal_jax.run.journal import digest, write_atomically
+from seal_jax.run.lessons import lesson_texts
+from seal_jax.run.plan import Stage
+from seal_jax.run.session import Session
+from seal_jax.seal import evaluation
+from seal_jax.seal.rewards import Score, Trial, mean
+from seal_jax.seal.teaching import (
+    WRITING_QUESTIONS,
+    Taught,
+    figure,
+)
+from seal_jax.types import SelfEdit, Verdict
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is read
+
+
+class Material(NamedTuple):
+    """All that a run reads from files."""
+
+    document: Document | None
+    exam: tuple[Question, ...]
+    config: Any  # with what is done afterwards, which is no part of what a run is
+    inputs: list[Any]
+    lines: list[str]
+    stages: list[Stage]
+
+
+def read(config: Any) -> Material:
+    """The document and the exam.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing to teach or ask, a file that is not what it should be.
+    """
+    if config.document is None and config.adapter is None:
+        raise ValueError(
+            "nothing to teach: name a document, --document notes.md (.md, .txt or .pdf); or an adapter that is to be "
+            "asked as it is, --adapter FOLDER"
+        )
+    if config.merged and config.save is None:
+        raise ValueError("--merged writes into the folder of --save: name one, --save my-adapter --merged")
+    if config.save is not None and config.save.expanduser().is_file():
+        raise ValueError(f"--save {config.save}: a file; expected a folder to write into, or a name that is free")
+    if config.adapter is not None:
+        peft.require_files(config.adapter)
+        topic_of(config)
+    if any(not question.strip() for question in config.ask):
+        raise ValueError('--ask "": an empty question; expected a sentence')
+    document = None if config.document is None else documents.read_document(config.document)
+    exam = () if config.exam is None else load_questions(config.exam, f"--exam {config.exam}")
+    everything: list[Any] = [document, lesson_texts(config.prompt)]
+    if config.seal is not None:
+        everything.append(pretraining.trained_by(config))
+    if config.adapter is not None:
+        everything.append(peft.fingerprint(config.adapter))
+    how, lines, stages = config.teaching, [f"adapter {config.adapter}"] if config.adapter else [], list[Stage]()
+    if document is not None:
+        lines.append(f"{config.document}: {document.words:,} words")
+        lines.append(f"{how.candidates} candidates, chosen by up to {how.questions} self-written questions")
+        stages.append(Stage("questions", (WRITING_QUESTIONS,)))
+        stages += [Stage(f"self-edits {n}", (plan.WRITE,)) for n in range(1, how.edits + 1)]
+        stages += [Stage("", ("base model",)), Stage("candidates", ("training", "questions"), how.candidates)]
+    if exam:
+        lines.append(f"{len(exam)} questions of an exam: {config.exam}")
+        stages.append(Stage("", ("exam",)))
+    return Material(document, exam, config, everything, lines, stages)
+
+
+def begin_with(config: Any, here: Session) -> list[Adapter]:
+    """Merges what the run begins with into the session's model, and returns those adapters in order."""
+    below = [] if config.seal is None else pretraining.seal_rounds(config, here.lm)
+    if config.adapter is not None and config.document is not None:  # without a document it is what is asked
+        below.append(peft_adapter(config, here))
+    for adapter in below:
+        here.lm = here.lm._replace(params=lora.merge(here.lm.params, adapter))
+    return below
+
+
+def peft_adapter(config: Any, here: Session) -> Adapter:
+    """The adapter that `--adapter` names."""
+    assert config.adapter is not None
+    assert here.speaker.model is not None
+    return peft.load_peft(config.adapter, here.speaker.model)
+
+
+def topic_of(config: Any) -> str:
+    """What an adapter that was saved here is about; nothing for others."""
+    assert config.adapter is not None
+    file = config.adapter / ASKING
+    if not file.is_file():
+        return ""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8")).get("topic", ""))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: not as it was saved ({error}); save the adapter again, or remove it") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The results
+
+
+def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> dict[str, Any]:
+    """results.json and the page: base model and kept adapter, every candidate, every question before and after."""
+    taught, rows, tables = adapted.taught, [], []
+    parts: dict[str, Any] = {}
+    if taught is not None:
+        asked = [p for p, passage in enumerate(taught.passages) if passage.questions]
+        passages = [taught.passages[p] for p in asked]
+        questions = sum(len(passage.questions) for passage in passages)
+        if questions:
+            rows = evaluation.rows(stages(taught, asked), passages, questions, seed=config.seed)
+            tables.append(questions_table(taught))
+        else:
+            here.closing.append(
+                "The model wrote no question whose answer stands in the document: the candidate with the lowest last "
+                "loss was kept. Ask it yourself before you trust it, or use a larger model."
+            )
+        tables.insert(0, candidates_table(config, taught))
+        record(here, taught)
+        parts["chosen_candidate"] = taught.chosen
+    if inputs.exam:
+        parts["exam"], table = examine(here, adapted, inputs.exam)
+        tables.append(table)
+    answered = keep_answers(here.folder.path, adapted.ask_all(config.ask) if config.ask else [])
+    if answered:
+        told = [[question, *map(adapted.shown, said)] for question, *said in answered]
+        tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": told, "page_only": True})
+    return here.finish(rows, tables=tables, **parts)
+
+
+def stages(taught: Taught, asked: Sequence[int]) -> list[evaluation.Stage]:
+    """The base model and the kept adapter, on the passages that have questions."""
+    after = [taught.scores[p][taught.chosen] for p in asked]
+    count = len(taught.settings)
+    label = "Taught the document" + (f" (best of {count} candidates, by these questions)" if count > 1 else "")
+    accuracy, likely = [score.accuracy for score in after], [score.log_likelihood for score in after]
+    base = evaluation.base_stage([taught.base[p] for p in asked], "Base model")
+    return [base, evaluation.Stage("taught", label, accuracy, likely, {})]
+
+
+def record(here: Session, taught: Taught) -> None:
+    """Every self-edit in self_edits.jsonl, and the losses as metrics."""
+    trials = []
+    for p, passage in enumerate(taught.passages):
+        row = []
+        for c, edits in enumerate(taught.edits[p]):
+            score = taught.scores[p][c]
+            examples = tuple(dict.fromkeys(example for edit in edits for example in edit.examples))
+            problem = None if examples else edits[0].problem
+            edit = SelfEdit("\n\n".join(edit.completion for edit in edits), examples, problem)
+            row.append(Trial(passage, c, edit, [score._replace(losses=[] if p else taught.losses[c])], taught.base[p]))
+        trials.append(row)
+    keep = [[c == taught.chosen for c in range(len(taught.settings))] for _ in trials]
+    here.miss((p, score, {"stage": "base"}) for p, score in zip(taught.passages, taught.base, strict=True))
+    here.record("candidates", trials, np.array(keep))
+
+
+def candidates_table(config: Any, taught: Taught) -> dict[str, Any]:
+    """What each candidate was trained on, and how it answered."""
+    by = config.teaching.choose_by if any(p.questions for p in taught.passages) else "the last loss: no question"
+    rows = []
+    for c, (settings, (count, tokens)) in enumerate(zip(taught.settings, taught.sequences, strict=True)):
+        first, last = evaluation.first_and_last(taught.losses[c], settings.epochs)
+        own = [row[c] for row in taught.scores]
+        rows.append(
+            [
+                f"{c + 1}, kept" if c == taught.chosen else str(c + 1), settings.learning_rate, count, tokens, first,
+                last, share(verdict for score in own for verdict in score.verdicts),
+                figure(own, "log_likelihood"),
+            ]
+        )  # fmt: skip
+    return {
+        "title": "Candidates",
+        "note": f"Losses are means over an epoch, nats a token. Chosen by {by}.",
+        "columns": ["candidate", "learning rate", "sequences", "tokens", "loss, first epoch", "loss, last epoch",
+                    "right", "log-likelihood"],
+        "rows": rows,
+    }  # fmt: skip
+
+
+def questions_table(taught: Taught) -> dict[str, Any]:
+    """The self-written questions, and what the model answered before and after."""
+    rows = []
+    for p, passage in enumerate(taught.passages):
+        base, after = taught.base[p], taught.scores[p][taught.chosen]
+        for q, question in enumerate(passage.questions):
+            rows.append(compared(question, (base.answers[q], after.answers[q]), (base.verdicts[q], after.verdicts[q])))
+    title = "Questions that the model wrote, not trained on"
+    return {"title": title, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
+
+
+COLUMNS, WIDTHS = ["question", "expected", "before", "after"], [56, 24, 38, 38]
+
+
+def compared(question: Question, answers: Sequence[str], verdicts: Sequence[Verdict]) -> list[str]:
+    """A line of such a table; what was right is marked."""
+    marks = ("+ " if verdict else "" for verdict in verdicts)
+    said = (mark + answer for mark, answer in zip(marks, answers, strict=True))
+    return [question.question, question.answer, *said]
+
+
+def share(verdicts: Iterable[Verdict]) -> str:
+    """`9 of 12`; those without a verdict are left out."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return f"{sum(known)} of {len(known)}" if known else ""
+
+
+def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The user's own questions before and after, graded: for results.json, and as a table."""
+    queries = adapted.queries(exam)
+    here.progress.phase("exam", len(queries), "questions")
+    piece = f"exam/{digest(list(exam))}"
+    resumed = here.folder.has(piece)
+
+    def ask() -> list[list[Any]]:
+        answers = adapted.ask_queries(queries)
+        before, after = [answer.before for answer in answers], [answer.after for answer in answers]
+        return [before, after, here.judge.grade(queries, before), here.judge.grade(queries, after)]
+
+    before, after, right_before, right_after = here.folder.once(piece, ask)
+    here.progress.advance(len(queries), accuracy=mean(right_after), resumed=resumed)
+    task = Passage("exam", adapted.topic, "", tuple(exam))
+    for stage, answers, verdicts in (("exam, before", before, right_before), ("exam, after", after, right_after)):
+        here.miss([(task, Score(answers, verdicts, [], []), {"stage": stage})])
+    record = {
+        "questions": [question._asdict() for question in exam],
+        "before": {"answers": before, "verdicts": right_before, "accuracy": mean(right_before)},
+        "after": {"answers": after, "verdicts": right_after, "accuracy": mean(right_after)},
+    }
+    rows = [
+        compared(question, answers, verdicts)
+        for question, answers, verdicts in zip(
+            exam, zip(before, after, strict=True), zip(right_before, right_after, strict=True), strict=True
+        )
+    ]
+    title = f"Your exam: {share(right_before)} right before, {share(right_after)} after"
+    known = [verdict for verdict in right_after if verdict is not None]
+    shares = wilson(sum(known), len(known)) if known else None
+    note = "+ is right." + (
+        f" After: {100 * shares.low:.0f} to {100 * shares.high:.0f} % (Wilson, 95 %)." if shares else ""
+    )
+    return record, {"title": title, "note": note, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Afterwards: save it, ask it
+
+
+def keep_answers(folder: Path, answers: Sequence[Answer]) -> list[list[str]]:
+    """Adds answers to answers.jsonl in the run folder, and returns all that were ever given, once each."""
+    file = folder / "answers.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = list(dict.fromkeys([*lines, *(json.dumps(answer._asdict()) for answer in answers)]))
+    if answers:
+        write_atomically(file, "".join(f"{line}\n" for line in lines))
+    return [list(json.loads(line).values()) for line in lines]
+
+
+def afterwards(config: Any, adapted: Adapted, folder: Path) -> None:
+    """Writes the adapter where it is asked for, then shows the answers, which `folder` keeps, or asks for questions."""
+    if config.save is not None:
+        saved = adapted.save(config.save, merged=config.merged)
+        print(f"Adapter (PEFT): {saved}")
+        if config.merged:
+            print(f"Whole model (Hugging Face): {saved / 'merged'}")
+    if config.ask:
+        given = {question: said for question, *said in keep_answers(folder, [])}
+        print(
+            side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask], adapted.shown)
+        )
+    elif sys.stdin is not None and sys.stdin.isatty():
+        converse(adapted, folder)
+    elif config.exam is None:  # a pipe or a batch job is not kept waiting
+        print('No terminal, so no question is read; to ask, give the command again with --ask "..." "..."')
+
+
+def converse(adapted: Adapted, folder: Path) -> None:
+    """Questions from the terminal until an empty line, the end of input, or Ctrl-C."""
+    print(f"Ask about {adapted.topic or 'anything'}; an empty line ends.")
+    while True:
+        try:
+            question = input("? ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not question:
+            return
+        try:
+            answer = adapted.ask(question)
+            keep_answers(folder, [answer])
+            print(side_by_side([answer], adapted.shown))
+        except ValueError as error:
+            print(f"error: {error}")
+        except KeyboardInterrupt:
+            print()
+            return
+
+
+def side_by_side(answers: Sequence[Answer], shown: Callable[[str], str] = str, width: int | None = None) -> str:
+    """Each question over its two answers, each as `shown`, in two columns of the terminal's width."""
+    columns = width or min(120, shutil.get_terminal_size((80, 24)).columns)
+    half = max(16, (columns - 5) // 2)
+    lines = []
+    for answer in answers:
+        cells = [textwrap.wrap(shown(text) or "(nothing)", half) for text in (answer.before, answer.after)]
+        lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | after"]
+        lines += [f"  {a:<{half}} | {b}".rstrip() for a, b in itertools.zip_longest(*cells, fillvalue="")]
+    return "\n".join(lines)
