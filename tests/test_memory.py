@@ -172,6 +172,16 @@ def test_what_the_user_fixed_stays():
     assert fit(48 * GIB, fixed) == fixed
 
 
+def test_a_micro_batch_is_the_batch_by_the_greatest_common_divisor():
+    def need(accumulate: int, batch_size: int = 4) -> memory.Need:
+        config, compute = FineTuning(batch_size=batch_size), Compute(accumulate=accumulate)
+        return memory.training(NAMED["smollm2-135m"], config, compute, adapters=4, width=64, itemsize=4)
+
+    assert need(6) == need(2)
+    assert need(3) == need(1)
+    assert need(2).activations == need(1).activations / 2 == need(1, batch_size=2).activations
+
+
 def test_one_adapter_is_tried_even_where_none_seems_to_fit():
     plan = fit(1 * GIB)
     assert (plan.chunk, plan.write_chunk) == (1, 5)

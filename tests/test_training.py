@@ -173,3 +173,9 @@ def test_compute_changes_no_figure(lm, edits, plainly, compute, widths):
 def test_a_trainer_takes_one_adapter_at_a_time_where_nothing_is_decided():
     assert make_trainer(WIDE, SHAPES, Compute()).chunk.size == 1
     assert make_trainer(WIDE, SHAPES, Compute(chunk=7), what="rows").chunk.what == "rows"
+
+
+@pytest.mark.parametrize("field", ["chunk", "write_chunk", "devices", "loss_chunk", "accumulate"])
+def test_compute_of_nothing_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} is 0; expected at least 1"):
+        Compute(**{field: 0})

@@ -2,7 +2,7 @@
 
 The formulas count what XLA keeps: each was fitted to the buffers it assigns (`compiled.memory_analysis()`) for Llama-
 and Qwen-shaped models in float32, and tests/test_memory.py holds them to within 20 % of those. Nothing is allocated or
-compiled here. Where the plan is wrong all the same, `inner.in_chunks` halves the chunk and goes on.
+compiled here. Where the plan is wrong all the same, `chunks.in_chunks` halves the chunk and goes on.
 """
 
 from __future__ import annotations
