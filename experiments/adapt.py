@@ -32,7 +32,7 @@ from seal_jax.run.adapted import COMPUTE, INNER, NOTES, Adapted
 from seal_jax.run.documents import Material
 from seal_jax.run.lessons import Notes, make_lesson
 from seal_jax.run.passages import Knowledge
-from seal_jax.run.plan import Most
+from seal_jax.run.plan import Most, section
 from seal_jax.run.session import Experiment, Model, Place, Prepared, Preset, Session
 from seal_jax.seal import teaching
 from seal_jax.seal.teaching import Teaching
@@ -124,6 +124,7 @@ def prepare(config: Config, data: Material, model: Model) -> Prepared:
     most = Most(lesson.shapes.capacity, lesson.shapes.capacity * config.sampling.max_tokens, how.passage_tokens)
     return Prepared(
         lesson.domain, lesson.shapes, lesson.prompt_width, most, samples=how.candidates, about=passages.about,
+        notes=[section("Lesson", [f"{len(lesson.passages)} passages of at most {how.passage_tokens} tokens"])],
         lesson=lesson,
     )  # fmt: skip
 

@@ -304,7 +304,7 @@ def test_a_document_that_is_too_long_or_passages_too_wide_are_refused(document, 
     ):
         small(document, model, teaching=short)
     with pytest.raises(ValueError, match=r"needs a context of \d+ with its prompt.*the model has 1024"):
-        small(document, model, sampling=Sampling(max_tokens=900))
+        small(document, model, notes=dataclasses.replace(NOTES, sampling=Sampling(max_tokens=900)))
 
 
 def test_importing_the_package_loads_no_jax():
