@@ -193,6 +193,18 @@ def test_what_trains_nothing_or_diverges_is_not_merged_and_spoils_nobody(lm, pla
         assert [s.answers for s in step.scores] == [s.answers for s in other.scores]
 
 
+def test_a_finite_adapter_is_not_merged_if_a_loss_of_its_training_was_not_finite(lm, tmp_path, monkeypatch):
+    def spoiled(*arguments, **named):
+        adapters, losses = training.train(*arguments, **named)
+        losses = losses.copy()
+        losses[0, 1] = math.inf
+        return adapters, losses
+
+    monkeypatch.setattr(continual, "train", spoiled)
+    streams, _ = run(lm, tmp_path, [CALM, OTHER])
+    assert outcomes(streams) == [[DIVERGED] * 3, [MERGED] * 3]
+
+
 def test_streams_must_be_of_one_length(lm, tmp_path):
     loop = make_loop(tmp_path)
     with pytest.raises(ValueError, match=r"streams of \[2, 3\] tasks"):

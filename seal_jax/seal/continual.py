@@ -181,7 +181,7 @@ class _Group:
 
         adapters = self._train(n, lessons)
         losses, trained_for = loop.journal.once(f"{piece}/losses", list)
-        outcomes = loop.journal.once(f"{piece}/merge", lambda: _outcomes(adapters, edits))
+        outcomes = loop.journal.once(f"{piece}/merge", lambda: self._outcomes(adapters, edits, lessons, losses))
         if adapters is not None:
             candidate = _join(self._present, adapters, np.int32(n * loop.trainer.config.rank))
             self.weights = _choose(np.array([outcome == MERGED for outcome in outcomes]), candidate, self._present)
@@ -253,6 +253,20 @@ class _Group:
         adapters = loop.journal.once_tree(self._checkpoint(n), work, like)
         return jax.tree.map(np.asarray, adapters)  # bound to no device: it joins weights that are spread over all
 
+    def _outcomes(
+        self,
+        adapters: Adapter | None,
+        edits: Sequence[SelfEdit],
+        lessons: Sequence[Sequences],
+        losses: Sequence[Sequence[float]],
+    ) -> list[str]:
+        """What becomes of each stream's adapter: merged if it is finite and so are the losses of all its steps."""
+        assert adapters is not None  # a finished group's outcomes are in the journal
+        epochs, size = self.trainer.config.epochs, min(self.trainer.config.batch_size, self.trainer.shapes.capacity)
+        steps = [batching.num_steps(len(lines), epochs=epochs, batch_size=size) for lines in lessons]
+        finite = np.asarray(is_finite(adapters)) & (np.array([len(row) for row in losses]) == np.array(steps))
+        return [edit.problem or (MERGED if ok else DIVERGED) for edit, ok in zip(edits, finite, strict=True)]
+
     @property
     def _present(self) -> Adapter:
         """What each stream has merged so far."""
@@ -272,13 +286,6 @@ class _Group:
 
     def _checkpoint(self, n: int) -> str:
         return f"{self.name.replace('/', '_').replace(' ', '_')}_step_{n}"
-
-
-def _outcomes(adapters: Adapter | None, edits: Sequence[SelfEdit]) -> list[str]:
-    """What becomes of each stream's adapter: nothing is merged that is not finite."""
-    assert adapters is not None  # a finished group's outcomes are in the journal
-    sound = np.asarray(is_finite(adapters))
-    return [edit.problem or (MERGED if ok else DIVERGED) for edit, ok in zip(edits, sound, strict=True)]
 
 
 def _room(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> Adapter:
