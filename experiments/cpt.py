@@ -22,13 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from seal_jax.engine import full_training
 from seal_jax.engine.full_training import FullTuning
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.run import command, passages, pretraining, runtime
-from seal_jax.run.journal import require_room
+from seal_jax.run import command, passages, pretraining
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.pretraining import Corpus, Text
 from seal_jax.run.session import Experiment, Preset, Session
@@ -120,10 +118,7 @@ PRESETS = {
 def run(here: Session, data: Corpus) -> dict[str, Any]:
     """The base model, then each row: its texts, its training, its answers."""
     config, labels = here.config, pretraining.row_names(here.config)
-    if config.method == "full":
-        assert here.speaker.model is not None
-        size = full_training.disk(here.speaker.model, itemsize=runtime.itemsize(config.dtype))
-        require_room(here.folder.path, needed=size * len(labels))
+    pretraining.require_disk(config, here, rows=len(labels))
     base = here.try_base(data.asked, name="questions")
     stages = [evaluation.base_stage(base, "Base model")]
     texts = [
@@ -141,14 +136,8 @@ def run(here: Session, data: Corpus) -> dict[str, Any]:
         stages.append(evaluation.Stage(name, text.label, accuracy, likely, dict(sorted(problems.items()))))
         here.record(name, pretraining.trials(data, text, scores, base))
         here.folder.once(f"{name}/training metrics", partial(pretraining.plot, here, name, losses))
-    table = {
-        "title": "What was trained on",
-        "note": "Losses are means over an epoch, nats a token.",
-        "columns": ["", "self-edits", "sequences", "tokens", "steps", "loss, first epoch", "loss, last epoch"],
-        "rows": trained,
-    }
     rows = evaluation.rows(stages, data.asked, passages.questions_of(data.asked), seed=config.seed)
-    return here.finish(rows, tables=[table])
+    return here.finish(rows, tables=[pretraining.table(trained)])
 
 
 EXPERIMENT = Experiment("cpt", __doc__ or "", PRESETS, pretraining.choose, pretraining.prepare, run)

@@ -20,8 +20,10 @@ from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Trainer, adapter_shapes, train
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import passages as passages_of
 from seal_jax.run import plan, runtime
+from seal_jax.run.journal import require_room
 from seal_jax.run.passages import prompt_texts, questions_of, recorded_completions
 from seal_jax.run.plan import BASE, WRITE, Stage
 from seal_jax.run.session import Model, Prepared, Session, decided
@@ -325,12 +327,27 @@ def all_weights(compute: Compute) -> Compute:
 def require_room_for_all_weights(config: Any, here: Session, sequences: Sequence[batching.Tokens]) -> None:
     """Raises ValueError where the devices' free memory does not hold a step of full fine-tuning."""
     assert here.speaker.model is not None
-    compute, longest = all_weights(here.compute), max((len(s.ids) for s in sequences), default=1)
-    width = batching.bucket_widths(longest, compute.width_cuts)[-1]
-    devices, size = runtime.device_count(compute.devices), runtime.itemsize(config.dtype)
-    need = full_training.need(here.speaker.model, config.full, compute, width=width, devices=devices, itemsize=size)
+    longest = max((len(s.ids) for s in sequences), default=1)
+    width = batching.bucket_widths(longest, here.compute.width_cuts)[-1]
     # The model that is given lies on the devices already: it is not in what is free.
-    full_training.require_memory(need._replace(base=0), runtime.free_memory(compute.devices))
+    need = need_of_all_weights(config, here.speaker.model, here.compute, width)._replace(base=0)
+    full_training.require_memory(need, runtime.free_memory(here.compute.devices))
+
+
+def need_of_all_weights(config: Any, model: ModelConfig, compute: Compute, width: int) -> full_training.Need:
+    """What a step of full fine-tuning takes on each device, of sequences up to `width` tokens."""
+    return full_training.need(
+        model, config.full, all_weights(compute), width=width, devices=runtime.device_count(compute.devices),
+        itemsize=runtime.itemsize(config.dtype),
+    )  # fmt: skip
+
+
+def require_disk(config: Any, here: Session, *, rows: int) -> None:
+    """Raises where the disk does not hold all weights of each row, with --method full."""
+    if config.method == "full":
+        assert here.speaker.model is not None
+        size = full_training.disk(here.speaker.model, itemsize=runtime.itemsize(config.dtype))
+        require_room(here.folder.path, needed=size * rows)
 
 
 def one_adapter(config: Any, here: Session) -> Compute:
@@ -344,6 +361,16 @@ def one_adapter(config: Any, here: Session) -> Compute:
     return decided(
         here.folder, lambda: runtime.fit(model, share, shapes, alone, sizes, config.dtype), "memory/training"
     )
+
+
+def table(rows: list[list[Any]]) -> dict[str, Any]:
+    """The table of what each row was trained on, from `row_of_table`."""
+    return {
+        "title": "What was trained on",
+        "note": "Losses are means over an epoch, nats a token.",
+        "columns": ["", "self-edits", "sequences", "tokens", "steps", "loss, first epoch", "loss, last epoch"],
+        "rows": rows,
+    }
 
 
 def row_of_table(config: Any, here: Session, data: Corpus, text: Text, losses: Sequence[float]) -> list[Any]:
@@ -387,11 +414,7 @@ def prepare(config: Any, data: Corpus, model: Model) -> Prepared:
     )]  # fmt: skip
     notes = [plan.section("Continued pre-training, at most", rows)]
     if config.method == "full" and model.speaker.model is not None:
-        compute, devices = all_weights(model.compute), runtime.device_count(model.compute.devices)
-        need = full_training.need(
-            model.speaker.model, config.full, compute, width=ready.shapes.widths[-1], devices=devices,
-            itemsize=runtime.itemsize(config.dtype),
-        )  # fmt: skip
-        lines = full_training.lines(need, runtime.free_memory(compute.devices))
+        need = need_of_all_weights(config, model.speaker.model, model.compute, ready.shapes.widths[-1])
+        lines = full_training.lines(need, runtime.free_memory(model.compute.devices))
         notes.append(plan.section("Full fine-tuning, on each device", lines))
     return ready._replace(notes=notes)

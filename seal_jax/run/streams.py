@@ -100,7 +100,7 @@ def rows(config: Any, found: dict[str, list[Stream]], data: Streams) -> list[dic
         problems: dict[str, int],
     ) -> dict[str, Any]:
         def against(name: str, before: Sequence[float | None]) -> dict[str, Any]:
-            return {"row": name, **_as_json(paired_bootstrap(before, accuracy, seed=seed))}
+            return {"row": name, **paired_bootstrap(before, accuracy, seed=seed).as_json()}
 
         return {
             "name": name,
@@ -108,8 +108,8 @@ def rows(config: Any, found: dict[str, list[Stream]], data: Streams) -> list[dic
             "unit": "stream",
             "passages": len(data.streams),
             "questions": data.questions,
-            "accuracy": _as_json(bootstrap_mean(accuracy, seed=seed)),
-            "log_likelihood": _as_json(bootstrap_mean(likelihood, seed=seed)),
+            "accuracy": bootstrap_mean(accuracy, seed=seed).as_json(),
+            "log_likelihood": bootstrap_mean(likelihood, seed=seed).as_json(),
             "versus_previous": above and against(*above),
             "versus_base": None if name == "base" else against("base", first.base),
             "problems": problems,
@@ -228,11 +228,6 @@ def _interval(interval: Interval, scale: float, form: str) -> str:
     if interval.low != interval.low:
         return f"{scale * interval.mean:{form}}"
     return "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * value for value in interval[:3]), f=form)
-
-
-def _as_json(interval: Interval) -> dict[str, float | None]:
-    names = ("mean", "low", "high")
-    return {name: None if value != value else value for name, value in zip(names, interval[:3], strict=True)}
 
 
 def label_of(config: Any, option: str) -> str:
