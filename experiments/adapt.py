@@ -8,9 +8,9 @@
 
 The document (.md, .txt, .pdf) is cut into passages. The model writes notes on each, and questions whose answers stand
 in it, which it is never trained on. Several candidate adapters, each trained on other notes of the whole document,
-train at once, and the one that answers the questions best is kept. Since it is chosen by them, what it gets right of
-them is a little flattered: an exam of your own (--exam) is not. The same command on the same folder carries on where
-it was killed, and asks at once where it had finished.
+train at once, and the one that answers the questions best is kept. Its accuracy on them is slightly too
+high, since it was chosen by them; on an exam of your own (--exam) it is not. The same command on the same folder
+resumes a run that was killed, and goes straight to the questions of one that had finished.
 """
 
 from __future__ import annotations
@@ -23,19 +23,15 @@ from typing import Any
 
 import tyro
 
-from seal_jax.domains import squad
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.training import FineTuning
 from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.run import command, documents, passages, session
-from seal_jax.run.adapted import COMPUTE, INNER, NOTES, Adapted
+from seal_jax.run import command, documents, session
+from seal_jax.run.adapted import COMPUTE, INNER, NOTES
 from seal_jax.run.documents import Material
-from seal_jax.run.lessons import Notes, make_lesson
 from seal_jax.run.passages import Knowledge
-from seal_jax.run.plan import Most, section
-from seal_jax.run.session import Experiment, Model, Place, Prepared, Preset, Session
-from seal_jax.seal import teaching
-from seal_jax.seal.teaching import Teaching
+from seal_jax.run.session import Experiment, Place, Preset, Session
+from seal_jax.seal.teaching import Teaching, teach
 from seal_jax.types import Compute
 
 
@@ -112,36 +108,12 @@ PRESETS = {
 }
 
 
-def prepare(config: Config, data: Material, model: Model) -> Prepared:
-    """The lesson; without a document, what asking an adapter takes."""
-    speaker, how = model.speaker, config.teaching
-    if data.document is None:
-        prompts = squad.load_prompts(config.prompt, speaker.style)
-        domain = squad.make_domain(prompts, speaker.render, model.judge.grade)
-        return Prepared(domain, Shapes((8,), 1, teaching.TOGETHER, 64, 8), 8, Most(1, 1, 1))
-    notes = Notes(config.prompt, config.max_sequences, config.sampling, config.answer_tokens)
-    lesson = make_lesson(data.document, speaker, model.judge.grade, how, notes, model.compute)
-    most = Most(lesson.shapes.capacity, lesson.shapes.capacity * config.sampling.max_tokens, how.passage_tokens)
-    return Prepared(
-        lesson.domain, lesson.shapes, lesson.prompt_width, most, samples=how.candidates, about=passages.about,
-        notes=[section("Lesson", [f"{len(lesson.passages)} passages of at most {how.passage_tokens} tokens"])],
-        lesson=lesson,
-    )  # fmt: skip
-
-
 def run(here: Session, data: Material) -> dict[str, Any]:
     """Teaches the document, unless there is only an adapter to ask; then saves and asks."""
     config, lesson = data.config, here.lesson
     below = documents.begin_with(config, here)
-    taught = teaching.teach(here.lm, lesson, here.loop, config.teaching) if lesson else None
-    assert here.speaker.model is not None
-    adapted = Adapted(
-        here.lm, here.speaker.model, config.model,
-        taught.adapter if taught else documents.peft_adapter(config, here), tuple(below),
-        lesson.title if lesson else documents.topic_of(config),
-        squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens,
-        here.loop.trainer.shapes, teaching.chunk_of(here.lm, here.loop, config.teaching.candidates), taught,
-    )  # fmt: skip
+    taught = teach(here.lm, lesson, here.loop, config.teaching) if lesson else None
+    adapted = documents.adapted_model(config, here, below, taught)
     results = documents.finish(config, here, data, adapted)
     here.afterwards.append(lambda: documents.afterwards(config, adapted, here.folder.path))
     return results
@@ -160,8 +132,8 @@ def called(config: Config) -> str:
 
 
 EXPERIMENT = Experiment(
-    "adapt", __doc__ or "", PRESETS, documents.read, prepare, run, called=called, unnamed=("document", *AFTERWARDS),
-    execute=execute,
+    "adapt", __doc__ or "", PRESETS, documents.read, documents.prepare, run, called=called,
+    unnamed=("document", *AFTERWARDS), execute=execute,
 )  # fmt: skip
 
 

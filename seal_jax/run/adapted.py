@@ -88,12 +88,9 @@ class Adapted:
         Raises:
             ValueError: an empty question, or one too long for the model's context.
         """
-        about = self.topic if topic is None else topic
-        for question in questions:
-            if not question.strip():
-                raise ValueError("the question is empty; expected a sentence that ends in a question mark")
-        asked = [make_query(self.render, self.template, about, question.strip(), "") for question in questions]
-        return self.ask_queries(asked)
+        if not all(question.strip() for question in questions):
+            raise ValueError("the question is empty; expected a sentence that ends in a question mark")
+        return self.ask_queries(self.queries([Question(question.strip(), "") for question in questions], topic=topic))
 
     def ask_queries(self, queries: Sequence[Query]) -> list[Answer]:
         """The same for questions as the model reads them.
@@ -126,7 +123,7 @@ class Adapted:
         return [make_query(self.render, self.template, about, q.question, q.answer) for q in questions]
 
     def shown(self, answer: str) -> str:
-        """An answer as a person should see it: one that ended for want of tokens, amid a sentence, says so."""
+        """An answer as it is displayed: one cut off at the limit of tokens, within a sentence, ends in dots."""
         cut = len(self.lm.codec.encode_more(answer)) >= self.answer_tokens - 1 and answer[-1:] not in ".!?"
         return f"{answer} ..." if cut else answer
 
@@ -143,23 +140,19 @@ class Adapted:
         files = hub.find_model(self.name)
         base = str(files.path.absolute()) if Path(self.name).expanduser().exists() else self.name
         peft.save_peft(folder, whole, rank=whole.a[next(iter(whole.a))].shape[-1], base_model=base)
-        write_atomically(folder / ASKING, json.dumps(self._asking(), indent=1) + "\n")
+        asking = {  # to be answered elsewhere as here
+            "base_model": self.name,
+            "topic": self.topic,
+            "prompt": make_query(self.render, self.template, self.topic, "{question}", "").prompt,
+            "max_new_tokens": self.answer_tokens,
+            "sampling": "greedy",
+        }
+        write_atomically(folder / ASKING, json.dumps(asking, indent=1) + "\n")
         if merged:
             params = lora.merge(self.lm.params, self.adapter)
             text = tokenizer.load_tokenizer(files)
             weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
         return folder
-
-    def _asking(self) -> dict[str, Any]:
-        """How it has to be asked elsewhere, to answer as here."""
-        example = "{question}"
-        return {
-            "base_model": self.name,
-            "topic": self.topic,
-            "prompt": make_query(self.render, self.template, self.topic, example, "").prompt,
-            "max_new_tokens": self.answer_tokens,
-            "sampling": "greedy",
-        }
 
 
 def stacked(adapters: Sequence[Adapter], blocks: dict[str, Any]) -> Adapter:

@@ -15,24 +15,22 @@ import numpy as np
 
 from seal_jax.analysis.statistics import wilson
 from seal_jax.domains import document as documents
+from seal_jax.domains import squad
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import Passage, Question, load_questions
+from seal_jax.engine.training import Shapes
 from seal_jax.io import peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.run import plan, pretraining
+from seal_jax.run import passages, plan, pretraining
 from seal_jax.run.adapted import ASKING, Adapted, Answer
 from seal_jax.run.journal import digest, write_atomically
-from seal_jax.run.lessons import lesson_texts
-from seal_jax.run.plan import Stage
-from seal_jax.run.session import Session
+from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
+from seal_jax.run.plan import Most, Stage, section
+from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
-from seal_jax.seal.teaching import (
-    WRITING_QUESTIONS,
-    Taught,
-    figure,
-)
+from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chunk_of, figure
 from seal_jax.types import SelfEdit, Verdict
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,6 +86,33 @@ def read(config: Any) -> Material:
         lines.append(f"{len(exam)} questions of an exam: {config.exam}")
         stages.append(Stage("", ("exam",)))
     return Material(document, exam, config, everything, lines, stages)
+
+
+def prepare(config: Any, data: Material, model: Model) -> Prepared:
+    """The lesson; without a document, what asking an adapter takes."""
+    speaker, how = model.speaker, config.teaching
+    if data.document is None:
+        domain = squad.make_domain(squad.load_prompts(config.prompt, speaker.style), speaker.render, model.judge.grade)
+        return Prepared(domain, Shapes((8,), 1, TOGETHER, 64, 8), 8, Most(1, 1, 1))
+    notes = Notes(config.prompt, config.max_sequences, config.sampling, config.answer_tokens)
+    lesson = make_lesson(data.document, speaker, model.judge.grade, how, notes, model.compute)
+    most = Most(lesson.shapes.capacity, lesson.shapes.capacity * config.sampling.max_tokens, how.passage_tokens)
+    return Prepared(
+        lesson.domain, lesson.shapes, lesson.prompt_width, most, samples=how.candidates, about=passages.about,
+        notes=[section("Lesson", [f"{len(lesson.passages)} passages of at most {how.passage_tokens} tokens"])],
+        lesson=lesson,
+    )  # fmt: skip
+
+
+def adapted_model(config: Any, here: Session, below: Sequence[Adapter], taught: Taught | None) -> Adapted:
+    """The session's model with what it was taught; without a document, with the adapter that `--adapter` names."""
+    assert here.speaker.model is not None
+    return Adapted(
+        here.lm, here.speaker.model, config.model, taught.adapter if taught else peft_adapter(config, here),
+        tuple(below), here.lesson.title if here.lesson else topic_of(config),
+        squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens,
+        here.loop.trainer.shapes, chunk_of(here.lm, here.loop, config.teaching.candidates), taught,
+    )  # fmt: skip
 
 
 def begin_with(config: Any, here: Session) -> list[Adapter]:
@@ -244,25 +269,17 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
     before, after, right_before, right_after = here.folder.once(piece, ask)
     here.progress.advance(len(queries), accuracy=mean(right_after), resumed=resumed)
     task = Passage("exam", adapted.topic, "", tuple(exam))
-    for stage, answers, verdicts in (("exam, before", before, right_before), ("exam, after", after, right_after)):
-        here.miss([(task, Score(answers, verdicts, [], []), {"stage": stage})])
-    record = {
-        "questions": [question._asdict() for question in exam],
-        "before": {"answers": before, "verdicts": right_before, "accuracy": mean(right_before)},
-        "after": {"answers": after, "verdicts": right_after, "accuracy": mean(right_after)},
-    }
-    rows = [
-        compared(question, answers, verdicts)
-        for question, answers, verdicts in zip(
-            exam, zip(before, after, strict=True), zip(right_before, right_after, strict=True), strict=True
-        )
-    ]
+    record: dict[str, Any] = {"questions": [question._asdict() for question in exam]}
+    for stage, said, right in (("before", before, right_before), ("after", after, right_after)):
+        here.miss([(task, Score(said, right, [], []), {"stage": f"exam, {stage}"})])
+        record[stage] = {"answers": said, "verdicts": right, "accuracy": mean(right)}
+    answers, verdicts = zip(before, after, strict=True), zip(right_before, right_after, strict=True)
+    rows = [compared(*asked) for asked in zip(exam, answers, verdicts, strict=True)]
     title = f"Your exam: {share(right_before)} right before, {share(right_after)} after"
-    known = [verdict for verdict in right_after if verdict is not None]
-    shares = wilson(sum(known), len(known)) if known else None
-    note = "+ is right." + (
-        f" After: {100 * shares.low:.0f} to {100 * shares.high:.0f} % (Wilson, 95 %)." if shares else ""
-    )
+    note = "+ is right."
+    if known := [verdict for verdict in right_after if verdict is not None]:
+        shares = wilson(sum(known), len(known))
+        note += f" After: {100 * shares.low:.0f} to {100 * shares.high:.0f} % (Wilson, 95 %)."
     return record, {"title": title, "note": note, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
 
 

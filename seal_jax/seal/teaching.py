@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,8 @@ from seal_jax.nn.lora import Adapter
 from seal_jax.seal.outer.rest_em import select
 from seal_jax.seal.rewards import Score, ask, gold_tokens, graded, mean
 from seal_jax.seal.rounds import Loop, write_self_edits
-from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Settings, Style, require_at_least
+from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Settings, require_at_least
 
-STYLES: tuple[Style, ...] = get_args(Style)
 GROUNDED_QUESTION = 0.5  # of a question's longer words, so many must stand in its passage, or it asks of something else
 QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
 WRITING_QUESTIONS = "writing questions"  # what the display says
@@ -235,9 +234,9 @@ def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Tea
 def spread(counts: Sequence[int], most: int) -> list[int]:
     """How many of each to take so that all are at most `most`, as evenly as the counts allow."""
     taken = [0] * len(counts)
-    while sum(taken) < most and any(t < c for t, c in zip(taken, counts, strict=True)):
+    for turn in range(max(counts, default=0)):
         for i, count in enumerate(counts):
-            if taken[i] < count and sum(taken) < most:
+            if turn < count and sum(taken) < most:
                 taken[i] += 1
     return taken
 
