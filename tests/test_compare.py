@@ -120,6 +120,13 @@ def test_only_settings_that_differ_are_listed(two):
     assert settings_that_differ([runs[0]]) == []
 
 
+def test_what_changes_only_the_cost_is_listed_with_the_settings(tmp_path):
+    results, _ = sample_run()
+    other = results | {"compute": results["compute"] | {"chunk": 38}}
+    runs = read_runs([keep(tmp_path / "a", results), keep(tmp_path / "b", other)])
+    assert settings_that_differ(runs) == [("compute.chunk", ["37", "38"])]
+
+
 def test_a_setting_that_another_experiment_lacks_says_nothing(tmp_path):
     results, _ = sample_run()
     same, other = copy.deepcopy(results), copy.deepcopy(results) | {"name": "cpt"}

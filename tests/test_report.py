@@ -143,6 +143,7 @@ def sample_run(rounds: int = 1, seed: int = 0) -> tuple[dict, list[dict]]:
         "model": "smollm2-135m",
         "data": "invented",
         "seed": 0,
+        "compute": {"chunk": 37, "width_cuts": [96, 128]},
         "settings": {
             "rounds": rounds,
             "samples_per_passage": 4,
@@ -225,6 +226,7 @@ def test_page_has_every_part(tmp_path):
         "Settings",
         "Time and machine",
     ]
+    assert "chunk 37" in words  # what changes only the cost, in a group of its own
     positions = [words.index(heading) for heading in headings]
     assert positions == sorted(positions)
     for row in results["rows"]:

@@ -34,6 +34,7 @@ from seal_jax.report.results import (
     points,
     read_results,
     section,
+    settings_of,
 )
 
 COLUMNS = 5  # of a table on the page; what has more continues in a further table
@@ -203,7 +204,7 @@ def settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 def _settings(run: Run) -> Json:
     top = {"experiment": run.results.get("name")}
     top |= {name: run.results[name] for name in ("preset", "model", "data", "seed") if name in run.results}
-    return top | section(run.results, "settings")
+    return top | settings_of(run.results)
 
 
 # Rows of all runs

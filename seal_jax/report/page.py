@@ -44,6 +44,7 @@ from seal_jax.report.results import (
     points,
     read_results,
     section,
+    settings_of,
     value_text,
 )
 
@@ -125,7 +126,7 @@ def _contents(results: Json, self_edits: list[Json]) -> Json:
         "best": [_shown(edit, labels) for edit in best],
         "worst": [_shown(edit, labels) for edit in worst],
         "problems": _problems(rows, rounds, as_count(results, "ungraded")),
-        "settings": _settings(section(results, "settings")),
+        "settings": _settings(settings_of(results)),
         "timings": timings,
         "total_seconds": sum(timings.values()) if total is None else total,
         "machine": flat(section(results, "machine")),

@@ -102,6 +102,12 @@ def counted(row: Json) -> str:
 # Settings as text
 
 
+def settings_of(results: Json) -> Json:
+    """The settings of a run; what changes only its cost under "compute", as results.json has them apart."""
+    compute = section(results, "compute")
+    return section(results, "settings") | ({"compute": compute} if compute else {})
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """(dotted name, value as text), nested sections in their place."""
     pairs: list[tuple[str, str]] = []
