@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from seal_jax.engine.training import FineTuning
 from seal_jax.nn import transformer
-from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.types import Codec, LanguageModel
+from seal_jax.types import PROJECTIONS, Codec, LanguageModel
 
 WORDS = ("<end>", "describe", "colour", "?", "north", "south", "red", "blue", "green")
 

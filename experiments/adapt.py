@@ -25,14 +25,13 @@ import tyro
 
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import command, documents, session
 from seal_jax.run.adapted import COMPUTE, INNER, NOTES
 from seal_jax.run.documents import Material
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.session import Experiment, Place, Preset, Session
 from seal_jax.seal.teaching import Teaching, teach
-from seal_jax.types import Compute
+from seal_jax.types import PROJECTIONS, Compute
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,14 +21,13 @@ from typing import Any, Literal
 
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import command, passages, streams
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.run.streams import Streams
 from seal_jax.seal import continual
 from seal_jax.seal.continual import Retention
-from seal_jax.types import Compute, require_at_least
+from seal_jax.types import PROJECTIONS, Compute, require_at_least
 
 OPTIONS = ("none", "replay", "kl")
 

@@ -25,14 +25,13 @@ from typing import Any, Literal
 from seal_jax.engine.full_training import FullTuning
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import command, passages, pretraining
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.pretraining import Corpus, Text
 from seal_jax.run.session import Experiment, Preset, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.entigraph import Kind, Limits
-from seal_jax.types import Compute, require_at_least
+from seal_jax.types import PROJECTIONS, Compute, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,14 +25,13 @@ from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import load_recorded
 from seal_jax.engine.training import FineTuning
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import command, passages, plan
 from seal_jax.run.passages import Knowledge, Recorded
 from seal_jax.run.plan import Stage
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.rounds import try_self_edits
-from seal_jax.types import Compute, require_at_least
+from seal_jax.types import PROJECTIONS, Compute, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,10 +31,9 @@ from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft, tokenizer, weights
 from seal_jax.io.hub import ModelFiles, find_model
 from seal_jax.nn import transformer
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
-from seal_jax.types import LanguageModel
+from seal_jax.types import PROJECTIONS, LanguageModel
 
 from .benchmark import ours
 from .benchmark.bench import number_codec

@@ -19,14 +19,13 @@ from typing import Any, Literal
 from seal_jax.domains import squad
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import command, passages
 from seal_jax.run.passages import Evaluation, Knowledge, Recorded, Split
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.seal import entigraph, evaluation
 from seal_jax.seal.outer import SFT, Outer
 from seal_jax.seal.rounds import best_round, rounds, write_self_edits
-from seal_jax.types import Compute
+from seal_jax.types import PROJECTIONS, Compute
 
 
 @dataclasses.dataclass(frozen=True)

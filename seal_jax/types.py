@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
 
 AnyArray = jax.Array | np.ndarray  # made on the host, used on the device
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # what an adapter may be on
+
 Style = Literal["raw", "chat"]  # a prompt is text to be continued (base models), or a user's message (instruct models)
 
 Task = Any  # what a domain is about: a `Passage`, an ARC puzzle. It has an `id: str`, unique in its data set.

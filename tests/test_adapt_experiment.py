@@ -17,13 +17,12 @@ from seal_jax.domains.passages import Question, load_questions
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import command, documents, runtime, session
 from seal_jax.run.adapted import Answer
 from seal_jax.run.documents import side_by_side
 from seal_jax.seal import teaching
 from seal_jax.seal.teaching import Teaching
-from seal_jax.types import Compute
+from seal_jax.types import PROJECTIONS, Compute
 from tests import tiny
 from tests.test_cpt import earlier_run
 

@@ -272,7 +272,7 @@ def test_the_loss_is_on_the_output_grid_and_the_end_alone(embedded, tasks: dict[
     width = 8 * (max(len(sequence.ids) for sequence in sequences) // 8 + 1)
     batch = make_batch([sequences], epochs=1, batch_size=2, widths=(width,), capacity=len(sequences), seed=0)
     answers = set()
-    for ids, mask in zip(batch.tokens[0], batch.loss_mask[0], strict=True):
+    for ids, mask in zip(batch.tokens[0], batch.loss_weight[0] > 0, strict=True):
         trained = ids[mask].tolist()
         assert trained[-1] in codec.stop
         text = codec.decode(trained)
@@ -293,7 +293,7 @@ def test_with_all_tokens_the_loss_is_on_every_one(embedded, tasks: dict[str, Tas
         assert sequence.ids == tokenize(apart, codec).ids  # the same tokens, whether encoded in one piece or two
     sequences = [tokenize(example, codec) for example in whole]
     batch = make_batch([sequences], epochs=1, batch_size=2, widths=(2048,), capacity=len(sequences), seed=0)
-    np.testing.assert_array_equal(batch.loss_mask[0].sum(axis=1), batch.lengths[0])
+    np.testing.assert_array_equal(batch.loss_weight[0].sum(axis=1), batch.lengths[0])
 
 
 @pytest.mark.parametrize("name", ["3eda0437", "903d1b4a"])

@@ -18,7 +18,7 @@ from seal_jax.engine.sampler import Sampling, row_keys, sample
 from seal_jax.io import tokenizer
 from seal_jax.io.hub import find_model
 from seal_jax.nn import lora, transformer
-from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.types import PROJECTIONS
 
 STOP = (0, 6)
 PIECES = [None, b"a", b"b", b"ab", b"\xc3", b"\xa9", b"stop?", "é".encode(), b"", None, b"aba", b"c", b"a\xc3"]

@@ -20,14 +20,13 @@ from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run.journal import RunFolder
 from seal_jax.run.streams import figures, matrix, retained
 from seal_jax.seal import continual
 from seal_jax.seal.continual import DIVERGED, MERGED, Retention, run_streams, try_base
 from seal_jax.seal.rewards import Score
 from seal_jax.seal.rounds import Loop
-from seal_jax.types import Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
+from seal_jax.types import PROJECTIONS, Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 from tests.test_rounds import Silent
 

@@ -14,10 +14,9 @@ from experiments.continual import PAPER, SMOKE, Config, retention
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import session, streams
 from seal_jax.seal.continual import Retention
-from seal_jax.types import Compute
+from seal_jax.types import PROJECTIONS, Compute
 from tests import tiny
 
 OPTIONS = ("none", "replay", "replay+kl")

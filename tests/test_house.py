@@ -7,29 +7,6 @@ import pytest
 from docs import architecture
 from docs.architecture import Import
 
-# Imports between rooms that still point the wrong way. It only gets shorter.
-STILL_WRONG = {
-    "seal_jax.analysis.paper -> seal_jax.nn.lora",
-    "seal_jax.domains.arc.domain -> seal_jax.engine.batching",
-    "seal_jax.domains.arc.results -> seal_jax.analysis.statistics",
-    "seal_jax.domains.arc.results -> seal_jax.run.session",
-    "seal_jax.domains.arc.results -> seal_jax.seal.evaluation",
-    "seal_jax.domains.arc.results -> seal_jax.seal.rewards",
-    "seal_jax.graders.choose -> seal_jax.engine.inner",
-    "seal_jax.graders.choose -> seal_jax.io.hub",
-    "seal_jax.graders.choose -> seal_jax.run.runtime",
-    "seal_jax.graders.local -> seal_jax.engine.batching",
-    "seal_jax.graders.local -> seal_jax.engine.inner",
-    "seal_jax.graders.local -> seal_jax.engine.sampler",
-    "seal_jax.graders.replies -> seal_jax.run.journal",
-    "seal_jax.report.compare -> seal_jax.analysis.statistics",
-    "seal_jax.report.page -> seal_jax.analysis.statistics",
-}
-STILL_CIRCLES = [
-    ["seal_jax.domains.arc.augmentations", "seal_jax.domains.arc.easy", "seal_jax.domains.arc.tasks"],
-    ["seal_jax.graders.choose", "seal_jax.graders.endpoint"],
-]
-
 
 @pytest.fixture(scope="module")
 def edges() -> set[Import]:
@@ -42,12 +19,11 @@ def test_imports_point_down(edges: set[Import]):
         for edge in edges
         if not architecture.is_allowed(architecture.room(edge.importer), architecture.room(edge.imported))
     }
-    assert sorted(wrong - STILL_WRONG) == []
-    assert sorted(STILL_WRONG - wrong) == [], "these are gone: take them out of STILL_WRONG"
+    assert sorted(wrong) == []
 
 
 def test_no_file_imports_itself_by_way_of_others(edges: set[Import]):
-    assert architecture.circles(edges) == STILL_CIRCLES
+    assert architecture.circles(edges) == []
 
 
 def test_every_room_has_a_level_and_a_place():

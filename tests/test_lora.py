@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.types import PROJECTIONS
 
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 12)).astype(np.int32)
 

@@ -16,8 +16,7 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, init_adapters
 from seal_jax.io.architectures import NAMED
 from seal_jax.nn import transformer
-from seal_jax.nn.lora import PROJECTIONS
-from seal_jax.types import Compute, HParams, TokenBatch
+from seal_jax.types import PROJECTIONS, Compute, HParams, TokenBatch
 
 QV = ("q_proj", "v_proj")
 GIB = 2**30

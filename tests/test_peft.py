@@ -15,9 +15,8 @@ from seal_jax.io.hub import ModelFiles
 from seal_jax.io.peft import load_peft, save_peft, tensor_name, with_peft
 from seal_jax.io.weights import load_model, read_config
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.nn.transformer import graph
-from seal_jax.types import LanguageModel
+from seal_jax.types import PROJECTIONS, LanguageModel
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = read_config(GOLDEN / "llama32" / "config.json")

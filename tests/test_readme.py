@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import shlex
+from pathlib import Path
 
 import pytest
 import tyro
 
-from experiments import grade, report
+from experiments import adapt, grade, report
 from experiments.benchmark import command as benchmark
 from seal_jax.run import session
 from seal_jax.run.command import parse
@@ -43,6 +44,8 @@ def test_a_command_that_is_shown_is_understood(command: str):
         assert not arguments
     elif module in OWN_COMMAND_LINE and (arguments or module != "grade"):
         tyro.cli(OWN_COMMAND_LINE[module], args=arguments)
+    elif module == "adapt" and Path(arguments[0]).suffix:  # the document may stand without its option
+        parse(adapt.EXPERIMENT, ["--document", *arguments])
     elif module not in OWN_COMMAND_LINE:
         parse(importlib.import_module(name).EXPERIMENT, arguments)
 
@@ -56,6 +59,6 @@ def test_what_a_small_command_would_do_can_be_planned(command: str, tmp_path):
     if getattr(config, "edits", None) == () and experiment.name == "evaluate_edits":
         pytest.skip("needs files of self-edits")
     place = dataclasses.replace(place, run_folder=tmp_path / "run")
-    plan = session.describe(experiment, config, compute, place)
+    plan = (experiment.describe or session.describe)(experiment, config, compute, place)
     assert "Inner loop, at most" in plan
     assert "together" in plan

@@ -20,7 +20,6 @@ from seal_jax.engine import batching
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling, read
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run.journal import RunFolder
 from seal_jax.seal import rounds
 from seal_jax.seal.outer import Outer, imitation
@@ -28,7 +27,7 @@ from seal_jax.seal.outer.imitation import train_on
 from seal_jax.seal.outer.rest_em import select
 from seal_jax.seal.rewards import Score, Trial, log_likelihoods
 from seal_jax.seal.rounds import Loop, run_round, try_base, try_self_edits, write_self_edits
-from seal_jax.types import Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
+from seal_jax.types import PROJECTIONS, Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
 from tests import tiny
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from seal_jax.engine.sampler import Sampling, choose, row_keys, sample
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.types import PROJECTIONS
 
 N = 6  # new tokens
 PROMPTS = [[5, 17, 3, 44, 8], [9, 2], [30, 31, 32], [7]]

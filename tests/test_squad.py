@@ -19,7 +19,7 @@ from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage, Question, load_passages, shuffled
 from seal_jax.domains.squad import load_prompts, make_domain, parse, passage_only, prompt_variants
 from seal_jax.graders.lexical import grade_by_match, normalise
-from seal_jax.types import SelfEdit
+from seal_jax.types import Example, SelfEdit
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SEAL_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -427,7 +427,7 @@ def test_nothing_written_is_no_training_not_even_on_the_passage(completion: str,
 
 
 def test_the_passage_alone():
-    assert passage_only(PASSAGE).examples == (("", "Tarn\nA tarn is a lake."),)
+    assert passage_only(PASSAGE).examples == (Example("", "Tarn\nA tarn is a lake."),)
     assert passage_only(PASSAGE).problem is None
 
 

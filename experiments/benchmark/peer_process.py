@@ -42,7 +42,9 @@ def require_installed(name: str) -> None:
             return True
 
     if missing := [package for package in NEEDED if absent(package)]:
-        raise ValueError(f"--peer {name} needs {', '.join(missing)}: pip install -e '.[peers]', or leave --peer out")
+        raise ValueError(
+            f"--peer {name} needs {', '.join(missing)}: pip install 'seal_jax[peers]', or leave --peer out"
+        )
 
 
 class Peer:

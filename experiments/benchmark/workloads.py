@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seal_jax.engine.batching import Tokens
-from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.types import PROJECTIONS
 
 TARGETS = {"train_qv": ("q_proj", "v_proj"), "train_all": PROJECTIONS, "seal": ("q_proj", "v_proj")}
 SEQUENCES, TOKENS = 8, 48  # of a uniform self-edit

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
-from seal_jax.nn.lora import PROJECTIONS
+from seal_jax.types import PROJECTIONS
 
 Json = dict[str, Any]
 Method = Literal["lora", "full"]

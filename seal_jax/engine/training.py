@@ -17,7 +17,7 @@ from seal_jax.engine.inner import Optimiser, Recipe
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Loss, next_token
-from seal_jax.types import Compute, HParams, LanguageModel, Settings, require_at_least
+from seal_jax.types import PROJECTIONS, Compute, HParams, LanguageModel, Settings, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Float
@@ -39,8 +39,8 @@ class FineTuning:
     def __post_init__(self) -> None:
         require_at_least(1, rank=self.rank, epochs=self.epochs, batch_size=self.batch_size)
         require_at_least(0, learning_rate=self.learning_rate)
-        if set(self.projections) - set(lora.PROJECTIONS):
-            raise ValueError(f"projections are {self.projections}; expected some of {', '.join(lora.PROJECTIONS)}")
+        if set(self.projections) - set(PROJECTIONS):
+            raise ValueError(f"projections are {self.projections}; expected some of {', '.join(PROJECTIONS)}")
 
 
 class Shapes(NamedTuple):

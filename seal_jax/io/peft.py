@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save
 
 from seal_jax.io.weights import TENSORS, layout
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
-from seal_jax.types import LanguageModel
+from seal_jax.types import PROJECTIONS, LanguageModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seal_jax.types import AnyArray
+from seal_jax.types import PROJECTIONS, AnyArray
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Float, Int, PRNGKeyArray
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Adapter(struct.PyTreeNode):

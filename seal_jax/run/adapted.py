@@ -32,7 +32,7 @@ from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import hub, peft, tokenizer, weights
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
@@ -41,7 +41,7 @@ from seal_jax.run.session import SCHEMA, decided
 from seal_jax.seal.rewards import gold_tokens
 from seal_jax.seal.rounds import Loop
 from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, teach
-from seal_jax.types import Compute, Journal, LanguageModel, Memory, Query, Silent
+from seal_jax.types import PROJECTIONS, Compute, Journal, LanguageModel, Memory, Query, Silent
 
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 

@@ -20,7 +20,6 @@ from seal_jax.domains.passages import Passage, recorded_together
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Trainer
 from seal_jax.graders.choose import Grader
-from seal_jax.nn.lora import PROJECTIONS
 from seal_jax.run import passages, plan, runtime, session
 from seal_jax.run.journal import as_json, digest
 from seal_jax.run.passages import Knowledge
@@ -29,7 +28,7 @@ from seal_jax.run.session import Experiment, Model, Place, Prepared, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import try_self_edits, write_self_edits
-from seal_jax.types import Compute, SelfEdit, require_at_least
+from seal_jax.types import PROJECTIONS, Compute, SelfEdit, require_at_least
 from seal_jax.types import Settings as RowSettings
 
 JUDGED_BY = ("kind", "model", "dtype", "base_url")  # what of a grader its verdicts depend on

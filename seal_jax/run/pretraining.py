@@ -408,11 +408,14 @@ def prepare(config: Any, data: Corpus, model: Model) -> Prepared:
         longest_text=lambda lm: longest_text(config, lm, data),
     )  # fmt: skip
     tuning = config.full if config.method == "full" else config.inner
-    rows = [f"{'row':<34}{'sequences':>11}{'steps':>12}", *(
-        f"{name:<34}{count:>11,}{tuning.epochs * math.ceil(count / tuning.batch_size):>12,}"
+    work = {
+        name: (count, tuning.epochs * math.ceil(count / tuning.batch_size))
         for name, count in row_sequences(config).items()
-    )]  # fmt: skip
-    notes = [plan.section("Continued pre-training, at most", rows)]
+    }
+    sequences, steps = (sum(column) for column in zip(*work.values(), strict=True))
+    work["together"] = sequences, steps
+    rows = [f"{name:<34}{count:>11,}{taken:>12,}" for name, (count, taken) in work.items()]
+    notes = [plan.section("Inner loop, at most", [f"{'row':<34}{'sequences':>11}{'steps':>12}", *rows])]
     if config.method == "full" and model.speaker.model is not None:
         need = need_of_all_weights(config, model.speaker.model, model.compute, ready.shapes.widths[-1])
         lines = full_training.lines(need, runtime.free_memory(model.compute.devices))

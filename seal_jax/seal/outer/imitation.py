@@ -13,10 +13,10 @@ from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.inner import is_finite
 from seal_jax.engine.training import FineTuning, Shapes, Trainer, adapter_shapes, train
 from seal_jax.nn import lora
-from seal_jax.nn.lora import PROJECTIONS, Adapter
+from seal_jax.nn.lora import Adapter
 from seal_jax.seal.rewards import Trial
 from seal_jax.seal.rounds import Loop, RoundLog
-from seal_jax.types import Compute, Example, LanguageModel
+from seal_jax.types import PROJECTIONS, Compute, Example, LanguageModel
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool
