@@ -1,4 +1,4 @@
-"""What the paper reports (SEAL, arXiv 2506.10943), as data, and beside a run of ours.
+"""What the paper reports (SEAL, arXiv 2506.10943; paper.toml), beside a run of ours.
 
 Every figure is one that the paper prints, with the setting it was made under. `beside` puts it next to a row of a run
 and names in a few words each setting that differs. A setting that a run does not have, or that the paper does not give,
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from seal_jax.types import PROJECTIONS
@@ -37,38 +38,18 @@ class Paper:
     rounds: int = 0  # of ReST-EM before
 
 
-# Accuracy in percent. Table 2, by (passages learnt at once, how).
+_DATA = tomllib.loads((Path(__file__).parent / "paper.toml").read_text(encoding="utf-8"))
 SINGLE: tuple[int, Method] = (1, "lora")
 MANY: tuple[int, Method] = (200, "full")
-TABLE_2: dict[tuple[int, Method], dict[str, float]] = {
-    (1, "lora"): {
-        "base": 32.7, "passage": 33.5, "self_edits_round_0": 39.7, "external": 46.3, "self_edits_round_2": 47.0,
-    },
-    (200, "lora"): {
-        "base": 32.7, "passage": 32.2, "self_edits_round_0": 41.0, "external": 39.4, "self_edits_round_2": 43.8,
-    },
-    (200, "full"): {
-        "base": 32.7, "passage": 36.0, "self_edits_round_0": 50.6, "external": 59.4, "self_edits_round_2": 58.2,
-    },
-    (2067, "full"): {
-        "base": 29.0, "passage": 31.2, "self_edits_round_0": 43.4, "external": 49.2, "self_edits_round_2": 46.4,
-    },
-}  # fmt: skip
-# One passage at a time, by the prompt of the self-edits: after 0, 1 and 2 rounds.
-PROMPTS = {
-    "implications": (39.7, 43.7, 47.0),
-    "implications-long": (49.3, 52.4, 54.4),
-    "implications-very-long": (45.0, 51.5, 52.1),
-    "rewrite": (49.4, 55.3, 55.6),
-    "self-qa": (37.3, 42.8, 48.7),
-    "no-prompt": (13.8, 12.7, 18.9),
-}
-SCALE_3B = {"base": 25.1, "self_edits_round_0": 31.9, "self_edits_round_2": 37.0}  # Qwen2.5-3B, one passage at a time
-ENTIGRAPH = {"entigraph_pairs": 46.2, "entigraph_triples": 56.0}  # n = 200, full fine-tuning; triples: with the pairs
-CONTINUAL = {"base": 30.7, "after_own_edit": 41.5, "after_all_edits": 24.7}  # 64 streams of 8 passages
-STREAMS, STREAM_LENGTH = 64, 8
-ARC = {"base": 0.0, "fixed": 100.0, "self_edits_round_0": 20.0, "self_edits_round_1": 72.5}  # section 4.2, 8 tasks
-ARC_MODEL, ARC_TASKS = "Llama-3.2-1B-Instruct", 8
+TABLE_2: dict[tuple[int, Method], dict[str, float]] = {(t["n"], t["method"]): t["accuracy"] for t in _DATA["table_2"]}
+PROMPTS, SCALE_3B, ENTIGRAPH = _DATA["prompts"], _DATA["scale_3b"], _DATA["entigraph"]
+CONTINUAL, STREAMS, STREAM_LENGTH = (_DATA["continual"][name] for name in ("accuracy", "streams", "stream_length"))
+ARC, ARC_MODEL, ARC_TASKS = (_DATA["arc"][name] for name in ("accuracy", "model", "tasks"))
+ASKING, INNER, WRITING, OUTER, ARC_SETTINGS, ARC_WRITING, ARC_OUTER = (
+    {name: (words, value) for name, (words, value) in _DATA["settings"][group].items()}
+    for group in ("asking", "inner", "writing", "outer", "arc_settings", "arc_writing", "arc_outer")
+)
+CPT_COMPLETIONS = ("completions a passage", 5)
 SQUAD = ("squad", "tfds:squad")  # what --data calls the paper's passages
 
 # Names that rows of our experiments have, where they are not the paper's own.
@@ -77,67 +58,6 @@ RECORDED = {  # the files of recorded self-edits that the reference publishes, a
     "edits of base": "self_edits_round_0",
     "edits of iter2": "self_edits_round_2",
     "edits of gpt4_1": "external",
-}
-
-# What a run is compared in: its setting's dotted name -> (what a person calls it, the paper's value). Section B.1.
-ASKING: dict[str, tuple[str, Any]] = {
-    "answer_tokens": ("answer tokens", 64),
-}
-INNER: dict[str, tuple[str, Any]] = {
-    "inner.projections": ("LoRA on", ["q_proj", "v_proj"]),
-    "inner.rank": ("rank", 32),
-    "inner.alpha": ("alpha", 64),
-    "inner.learning_rate": ("learning rate", 1e-3),
-    "inner.epochs": ("epochs", 10),
-    "inner.batch_size": ("batch", 1),
-    "inner.optimiser.schedule": ("learning-rate schedule", "linear"),
-    "inner.optimiser.warmup_steps": ("warm-up steps", 0),
-    "inner.optimiser.clip_norm": ("gradient clip", 1.0),
-    "inner.optimiser.weight_decay": ("weight decay", 0.0),
-    "inner.optimiser.dropout": ("dropout", 0.0),
-}
-WRITING: dict[str, tuple[str, Any]] = {
-    "sampling.temperature": ("temperature", 1.0),
-    "sampling.top_p": ("top-p", 0.95),
-    "max_sequences": ("training sequences at most", 30),
-}
-OUTER: dict[str, tuple[str, Any]] = {
-    "outer.passages": ("passages a round", 50),
-    "outer.samples": ("self-edits a passage", 5),
-    "outer.reward_seeds": ("training seeds a reward", 3),
-    "outer.signal": ("reward:", "accuracy"),
-    "outer.select": ("selection:", "best"),
-    "outer.sft.projections": ("SFT's LoRA on", list(PROJECTIONS)),
-    "outer.sft.rank": ("SFT rank", 64),
-    "outer.sft.alpha": ("SFT alpha", 128),
-    "outer.sft.learning_rate": ("SFT learning rate", 3e-4),
-    "outer.sft.epochs": ("SFT epochs", 2),
-    "outer.sft.batch_size": ("SFT batch", 10),
-}
-CPT_COMPLETIONS = ("completions a passage", 5)
-ARC_SETTINGS: dict[str, tuple[str, Any]] = {
-    "inner.projections": ("LoRA on", ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]),
-    "inner.rank": ("rank", 128),
-    "inner.alpha": ("alpha", 16),
-    "inner.batch_size": ("batch", 2),
-    "inner.optimiser.schedule": ("learning-rate schedule", "cosine"),
-    "inner.optimiser.warmup_steps": ("warm-up steps", 11),
-    "training_set.cap": ("training sequences at most", 250),
-    "inference.leave_one_out": ("leave-one-out prompts", True),
-    "inference.permutations": ("permutations of the demonstrations", 2),
-}
-ARC_WRITING: dict[str, tuple[str, Any]] = {
-    "sampling.temperature": ("temperature", 0.8),
-    "constrained": ("constrained decoding", False),
-}
-ARC_OUTER: dict[str, tuple[str, Any]] = {
-    "outer.samples": ("self-edits a task", 15),
-    "outer.select": ("selection:", "all_correct"),
-    "outer.sft.rank": ("SFT rank", 16),
-    "outer.sft.alpha": ("SFT alpha", 16),
-    "outer.sft.learning_rate": ("SFT learning rate", 5e-5),
-    "outer.sft.epochs": ("SFT epochs", 8),
-    "outer.sft.batch_size": ("SFT batch", 5),
 }
 
 
