@@ -17,8 +17,8 @@ PICTURE = Path(__file__).with_name("architecture.svg")
 
 LEVELS = (  # from the ground up: a room imports from lower levels only
     ("types",),
-    ("nn", "domains", "graders", "analysis", "report"),
-    ("io", "engine"),
+    ("nn", "domains", "graders", "analysis"),
+    ("io", "engine", "report"),
     ("seal",),
     ("run",),
     ("experiments",),
