@@ -13,22 +13,17 @@ are paired by passage; the table of every file against every other comes after t
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tyro
 
-from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.domains import squad
-from seal_jax.domains.passages import load_recorded
 from seal_jax.engine.training import FineTuning
-from seal_jax.run import command, passages, plan
+from seal_jax.run import command, passages
 from seal_jax.run.passages import Knowledge, Recorded
-from seal_jax.run.plan import Stage
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
+from seal_jax.run.sources import Sources, load
 from seal_jax.seal import evaluation
 from seal_jax.seal.rounds import try_self_edits
 from seal_jax.types import PROJECTIONS, Compute, require_at_least
@@ -84,56 +79,6 @@ PRESETS = {
 }
 
 
-class Sources(NamedTuple):
-    """The passages that all sources share, and each source's self-edits for them."""
-
-    passages: list[squad.Passage]
-    completions: dict[str, dict[str, tuple[str, ...]]]  # source -> passage -> its self-edits
-    left_out: int  # passages that some source lacks
-    inputs: list[Any]
-    lines: list[str]
-    stages: list[Stage]
-
-
-def load(config: Config) -> Sources:
-    """Reads the sources and keeps what can be compared.
-
-    Raises:
-        ValueError: no source, two of one name, or no passage that all of them hold.
-    """
-    if not config.edits:
-        raise ValueError("--edits is missing: name files or run folders of self-edits to score")
-    sources: dict[str, list[squad.Passage]] = {}
-    for entry in config.edits:
-        label, _, path = entry.rpartition("=")
-        label = label or f"edits of {Path(path).name if Path(path).is_dir() else Path(path).stem}"
-        if label in sources or label in ("base", "passage"):
-            taken = "two sources are" if label in sources else "a row of the table is"
-            raise ValueError(f"--edits: {taken} called {label!r}; give {path} another name: LABEL={path}")
-        sources[label] = load_recorded(path, config.stage)
-    completions = {
-        label: {p.id: p.completions[: config.samples] for p in read if p.completions} for label, read in sources.items()
-    }
-    everything = {p.id for read in sources.values() for p in read}
-    shared = [p for p in next(iter(sources.values())) if all(p.id in own for own in completions.values())]
-    if not shared:
-        raise ValueError(
-            "--edits: no passage has completions in all of "
-            + ", ".join(f"{label} ({len(own)})" for label, own in completions.items())
-            + "; passages are matched by title and context"
-        )
-    chosen = squad.shuffled(shared, config.seed)[: config.passages] if config.passages else shared
-    texts = [p._replace(completions=()) for p in chosen]
-    left_out, count = len(everything) - len(shared), len(chosen)
-    lines = [f"{count} passages, {passages.questions_of(chosen)} questions; {left_out} left out", *config.edits]
-    stages = [Stage("base", (plan.BASE,))]
-    if config.passage_only:
-        stages.append(Stage("passage alone", self_edits=count, seeds=config.seeds, alone=True))
-    for label, own in completions.items():
-        stages.append(Stage(label, self_edits=sum(len(own[p.id]) for p in chosen), seeds=config.seeds))
-    return Sources(texts, completions, left_out, [passages.prompt_texts(config), sources], lines, stages)
-
-
 def prepare(config: Config, data: Sources, model: Model) -> Prepared:
     """The domain and the sizes of all programs."""
     every = {p.id: [text for own in data.completions.values() for text in own[p.id]] for p in data.passages}
@@ -157,29 +102,7 @@ def run(here: Session, data: Sources) -> dict[str, Any]:
         stages.append(evaluation.trained_stage(label, shown, trials))
         here.record(label, trials)
     table = evaluation.rows(stages, read, passages.questions_of(read), seed=config.seed)
-    return here.finish(table, tables=[differences(stages, seed=config.seed)])
-
-
-def differences(stages: Sequence[evaluation.Stage], *, seed: int) -> dict[str, Any]:
-    """Every stage against every one before it, by each reward."""
-
-    def cell(before: Sequence[float | None], after: Sequence[float | None], scale: float, form: str) -> str:
-        found = paired_bootstrap(before, after, seed=seed)
-        return (
-            "-" if found.low != found.low else "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * x for x in found[:3]), f=form)
-        )
-
-    rows = [
-        [after.name, before.name, cell(before.accuracy, after.accuracy, 100, "+.1f"),
-         cell(before.log_likelihood, after.log_likelihood, 1, "+.3f")]
-        for before, after in itertools.combinations(stages, 2)
-    ]  # fmt: skip
-    return {
-        "title": "Paired differences",
-        "note": "Over the same passages, with 95 % bootstrap intervals over passages.",
-        "columns": ["row", "against", "accuracy, points", "log-likelihood of the gold answer, nats a token"],
-        "rows": rows,
-    }
+    return here.finish(table, tables=[evaluation.differences(stages, seed=config.seed)])
 
 
 EXPERIMENT = Experiment("evaluate_edits", __doc__ or "", PRESETS, load, prepare, run)

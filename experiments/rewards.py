@@ -13,15 +13,9 @@ that it was not chosen by, less that of a self-edit drawn blindly. The paper's c
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from seal_jax.analysis.reliability import choose_best, reward_reliability
-from seal_jax.analysis.statistics import paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
 from seal_jax.engine.training import FineTuning
@@ -30,14 +24,11 @@ from seal_jax.run.passages import Knowledge, Recorded
 from seal_jax.run.plan import Stage
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.seal.outer.best_of_n import rate_self_edits
-from seal_jax.seal.rewards import Score, Trial
+from seal_jax.seal.reward_table import reward_table
 from seal_jax.seal.rounds import try_self_edits, write_self_edits
 from seal_jax.types import Compute, require_at_least
 
 from . import squad as main_job
-
-TIES_BROKEN = "accuracy, then likelihood"  # the default: ReSTEM.break_ties
-PAPERS_SEEDS = 3  # training runs behind a reward of the paper's: what costs are compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,76 +139,7 @@ def run(here: Session, data: Data) -> dict[str, Any]:
     trials = try_self_edits(here.lm, read, edits, base, loop, seeds=config.seeds, name="rewards")
     here.record("rewards", trials)
     rated = rate_self_edits(read, edits, base, loop, name="rewards") if loop.rate else None
-    return here.finish([], tables=[reward_table(trials, base, rated, config)])
-
-
-def rewards_by_seed(trials: Sequence[Sequence[Trial]], signal: str, seeds: int) -> np.ndarray:
-    """[P, E, S]; NaN where a self-edit trained nothing, or diverged, and past the self-edits of a passage."""
-    values = np.full((len(trials), max(map(len, trials)), seeds), np.nan)
-    for p, row in enumerate(trials):
-        for k, trial in enumerate(row):
-            if not trial.problem:
-                found = [getattr(score, signal) for score in trial.scores]
-                values[p, k] = [math.nan if value is None else value for value in found]
-    return values
-
-
-def reward_table(
-    trials: Sequence[Sequence[Trial]],
-    base: Sequence[Score],
-    rated: Sequence[Sequence[Trial]] | None,
-    config: Config,
-) -> dict[str, Any]:
-    """Reward x seeds -> reliability, cost, and what choosing by it is worth."""
-    accuracy = rewards_by_seed(trials, "accuracy", config.seeds)
-    counts = [k for k in (1, 2, PAPERS_SEEDS) if k <= config.seeds]
-    rows = []
-    likelihood = rewards_by_seed(trials, "log_likelihood", config.seeds)
-    compared = {
-        signal: (rewards_by_seed(trials, signal, config.seeds), [getattr(score, signal) for score in base])
-        for signal in ("accuracy", "log_likelihood", "probability")
-    }
-    # Likelihoods are negative and some nats, accuracies a whole question apart: only equal accuracies change places.
-    compared[TIES_BROKEN] = (accuracy + 1e-6 * likelihood, compared["accuracy"][1])
-    for signal in ("accuracy", TIES_BROKEN, "log_likelihood", "probability"):
-        rewards, untrained = compared[signal][0], np.array(compared[signal][1], float)
-        for seeds in counts:
-            found = reward_reliability(rewards, seeds=seeds, seed=config.seed)
-            choice = choose_best(rewards, accuracy, untrained, seeds=seeds)
-            rows.append(
-                [
-                    signal.replace("_", "-"),
-                    seeds,
-                    f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]",
-                    f"{100 * choice.ties:.0f} %",
-                    f"{100 * choice.below_base:.0f} %",
-                    _gain(choice.average, choice.chosen, config.seed),
-                    f"{seeds / PAPERS_SEEDS:.2f}",
-                ]
-            )
-    if rated is not None:
-        rating = np.array([[math.nan if t.rating is None else t.rating for t in row] for row in rated])
-        same = np.repeat(rating[:, :, None], config.seeds, axis=2)
-        choice = choose_best(same, accuracy, np.full(len(rated), -np.inf), seeds=1)
-        gain = _gain(choice.average, choice.chosen, config.seed)
-        rows.append(["proxy", 0, None, f"{100 * choice.ties:.0f} %", None, gain, "0, and a judge"])
-    edits = sum(len(row) for row in trials)
-    return {
-        "title": "Rewards",
-        "note": (
-            f"{len(trials)} passages, {edits} self-edits, {config.seeds} training seeds each; 95 % bootstrap intervals "
-            "over passages. Reliability: the share of the variance between a passage's self-edits that is not noise "
-            "of the seed. Gain: accuracy of the winner under the seeds it was not chosen by, less that of a self-edit "
-            "drawn blindly. Cost: training runs, the paper's (accuracy, 3 seeds) being 1."
-        ),
-        "columns": ["reward", "seeds", "reliability", "ties", "winner not above base", "gain, points", "cost"],
-        "rows": rows,
-    }
-
-
-def _gain(average: np.ndarray, chosen: np.ndarray, seed: int) -> str | None:
-    found = paired_bootstrap(average, chosen, seed=seed)
-    return None if found.low != found.low else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in found[:3]))
+    return here.finish([], tables=[reward_table(trials, base, rated, most=config.seeds, seed=config.seed)])
 
 
 EXPERIMENT = Experiment("rewards", __doc__ or "", PRESETS, choose, prepare, run)

@@ -24,7 +24,7 @@ from seal_jax.run.passages import Evaluation, Knowledge, Recorded, Split
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.seal import entigraph, evaluation
 from seal_jax.seal.outer import SFT, Outer
-from seal_jax.seal.rounds import best_round, rounds, write_self_edits
+from seal_jax.seal.rounds import rounds, write_self_edits
 from seal_jax.types import PROJECTIONS, Compute
 
 
@@ -141,11 +141,7 @@ def run(here: Session, data: Split) -> dict[str, Any]:
         label = f"SEAL, after RL round {number}" if number else "Trained on its self-edits, before RL"
         row(f"self_edits_round_{number}", label, stage, edits)
 
-    chosen = {}
-    if validated:
-        best = best_round(validated)
-        stages[-len(validated) + best] = passages.mark_chosen(stages[-len(validated) + best], len(data.validation))
-        chosen = {"validation": {"reward": validated, "chosen_round": best, "passages": len(data.validation)}}
+    stages, chosen = passages.choose_round(stages, validated, len(data.validation))
     rows = evaluation.rows(stages, held_out, passages.questions_of(held_out), seed=config.seed)
     return here.finish(rows, rounds=records, **chosen)
 

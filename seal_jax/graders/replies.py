@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ class Replies:
         self._mutex = threading.Lock()  # between the threads of this process
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab+", buffering=0)
+        weakref.finalize(self, self._file.close)
         self.refresh()
 
     def __contains__(self, key: str) -> bool:

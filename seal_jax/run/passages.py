@@ -17,7 +17,7 @@ from seal_jax.run.runtime import Speaker
 from seal_jax.run.session import Model, Prepared, RunConfig, Session
 from seal_jax.seal import evaluation, rewards
 from seal_jax.seal.rewards import mean
-from seal_jax.seal.rounds import Round, write_self_edits
+from seal_jax.seal.rounds import Round, best_round, write_self_edits
 from seal_jax.types import Domain, LanguageModel, require_at_least
 
 
@@ -296,6 +296,15 @@ def validate(here: Session, state: Round, passages: Sequence[Passage]) -> float 
     return mean(getattr(trial, here.config.outer.signal) for row in trials for trial in row)
 
 
-def mark_chosen(stage: evaluation.Stage, passages: int) -> evaluation.Stage:
-    """The row of the round that validation chose, with its label."""
-    return stage._replace(label=f"{stage.label} (chosen on {passages} validation passages)")
+def choose_round(
+    stages: Sequence[evaluation.Stage], validated: Sequence[float | None], passages: int
+) -> tuple[list[evaluation.Stage], dict[str, Any]]:
+    """The stages, the row of the round that validation chose with its label, and what results.json says of it."""
+    rows = list(stages)
+    if not validated:
+        return rows, {}
+    best = best_round(validated)
+    place = len(rows) - len(validated) + best
+    label = f"{rows[place].label} (chosen on {passages} validation passages)"
+    rows[place] = rows[place]._replace(label=label)
+    return rows, {"validation": {"reward": list(validated), "chosen_round": best, "passages": passages}}

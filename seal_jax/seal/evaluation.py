@@ -87,6 +87,28 @@ def scores_by_seed(trials: Sequence[Sequence[Trial]]) -> list[Score]:
     return [trial.scores[s % len(trial.scores)] for row in trials for trial in row for s in range(seeds)]
 
 
+def differences(stages: Sequence[Stage], *, seed: int) -> dict[str, Any]:
+    """Every stage against every one before it, by each reward."""
+
+    def cell(before: Sequence[float | None], after: Sequence[float | None], scale: float, form: str) -> str:
+        found = paired_bootstrap(before, after, seed=seed)
+        return (
+            "-" if found.low != found.low else "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * x for x in found[:3]), f=form)
+        )
+
+    rows = [
+        [after.name, before.name, cell(before.accuracy, after.accuracy, 100, "+.1f"),
+         cell(before.log_likelihood, after.log_likelihood, 1, "+.3f")]
+        for before, after in itertools.combinations(stages, 2)
+    ]  # fmt: skip
+    return {
+        "title": "Paired differences",
+        "note": "Over the same passages, with 95 % bootstrap intervals over passages.",
+        "columns": ["row", "against", "accuracy, points", "log-likelihood of the gold answer, nats a token"],
+        "rows": rows,
+    }
+
+
 def first_and_last(losses: Sequence[float], epochs: int) -> tuple[float | None, float | None]:
     """Mean losses of the first and of the last of so many epochs; None without any."""
     each = max(1, len(losses) // epochs)
