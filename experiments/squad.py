@@ -113,8 +113,7 @@ def run(here: Session, data: Split) -> dict[str, Any]:
         trials = here.try_edits(held_out, edits, base, name=stage, row=name)
         stages.append(evaluation.trained_stage(name, label, trials))
 
-    alone = [[squad.passage_only(passage)] for passage in held_out]
-    row("passage", "Trained on the passage alone", "passage alone", alone)
+    row("passage", "Trained on the passage alone", "passage alone", [[squad.passage_only(p)] for p in held_out])
     if data.external:
         recorded = [[loop.domain.parse(p, text) for text in data.external[p.id]] for p in held_out]
         row("external", "Trained on external synthetic data", "external", recorded)
@@ -127,8 +126,7 @@ def run(here: Session, data: Split) -> dict[str, Any]:
         row(f"entigraph_{kind}", label, f"entigraph {kind}", written)
 
     validated: list[float | None] = []  # accuracy on the validation passages, before RL and after each round
-    records = []
-    learner = here.lm if config.writer else None
+    records, learner = [], here.lm if config.writer else None
     for state in rounds(here.writer.lm, data.rounds, outer.make(), loop, samples=outer.samples, learner=learner):
         number, here.lm = state.number, state.learner
         if state.log:
