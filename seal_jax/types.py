@@ -34,7 +34,7 @@ class Example(NamedTuple):
 
     prompt: str  # "" where every token is trained on
     completion: str
-    weight: float = 1.0  # of its tokens in the loss; negative: made less likely
+    weight: float = 1.0  # of its tokens in the loss; negative: made less likely; 0 still takes its optimiser step
 
 
 class Settings(NamedTuple):
