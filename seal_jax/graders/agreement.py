@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Hashable, Sequence
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from seal_jax.types import Verdict
 FIELDS = {"question": str, "gold": str, "answer": str, "correct": bool, "log_likelihood": float}
 OPTIONAL = ("correct", "log_likelihood")
 SHOWN = 5  # ungraded answers that are printed
-RESAMPLES = 1000  # bootstrap samples of the questions: the error's own error is then 2 %
+RESAMPLES = 1000  # bootstrap samples of the passages: the error's own error is then 2 %
 
 
 class Agreement(NamedTuple):
@@ -30,33 +32,34 @@ class Agreement(NamedTuple):
     recall: float  # of what the judge calls right, what the grader does
     called_right: float  # the accuracy that the grader reports
     kappa_error: float  # standard error of kappa
+    passages: int  # that the answers are about
 
 
 def agreement(
-    verdicts: Sequence[Verdict], correct: Sequence[bool], questions: Sequence[Hashable] | None = None
+    verdicts: Sequence[Verdict], correct: Sequence[bool], passages: Sequence[Hashable] | None = None
 ) -> Agreement:
     """Compares a grader's verdicts with a judge's.
 
     Args:
         verdicts: the grader's; None where it has none.
         correct: the judge's, one for each.
-        questions: which question each answer is to. Answers to one question are right and wrong together, so the error
-            of kappa is from a bootstrap over questions (seed 0). By default each answer is to another question.
+        passages: which passage each answer is about. Answers about one passage are right and wrong together, so the
+            error of kappa is from a bootstrap over passages (seed 0). By default each answer is about another.
 
     Raises:
         ValueError: the lengths differ, or there is no answer with a verdict.
     """
     if len(verdicts) != len(correct):
         raise ValueError(f"{len(verdicts)} verdicts against {len(correct)} of the judge; expected one for each")
-    questions = range(len(correct)) if questions is None else questions
-    if len(questions) != len(correct):
-        raise ValueError(f"{len(questions)} questions for {len(correct)} answers; expected one for each")
+    passages = range(len(correct)) if passages is None else passages
+    if len(passages) != len(correct):
+        raise ValueError(f"{len(passages)} passages for {len(correct)} answers; expected one for each")
     graded = [i for i, verdict in enumerate(verdicts) if verdict is not None]
     if not graded:
         raise ValueError(f"none of {len(verdicts)} answers has a verdict; expected at least one to compare")
     index: dict[Hashable, int] = {}
-    asked = [index.setdefault(questions[i], len(index)) for i in graded]
-    tables = np.zeros((len(index), 2, 2))  # of a question's answers: the grader's verdict by the judge's, right first
+    asked = [index.setdefault(passages[i], len(index)) for i in graded]
+    tables = np.zeros((len(index), 2, 2))  # of a passage's answers: the grader's verdict by the judge's, right first
     np.add.at(tables, (asked, [int(not verdicts[i]) for i in graded], [int(not correct[i]) for i in graded]), 1)
     (both, only_grader), (only_judge, neither) = table = tables.sum(axis=0)
     n, rng = len(graded), np.random.default_rng(0)
@@ -70,6 +73,7 @@ def agreement(
         recall=float(both / (both + only_judge)) if both + only_judge else 0.0,
         called_right=float((both + only_grader) / n),
         kappa_error=float(np.std(resampled, ddof=1)),
+        passages=len(index),
     )
 
 
@@ -86,10 +90,10 @@ def compare(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> tupl
     lines = [f"{len(rows)} answers: " + ", ".join(f"{n} {name}" for name, n in counts.items())]
     figures: dict[str, float | None] = dict.fromkeys(("agreement", "kappa", "kappa_error", "precision", "recall"))
     if "correct" in rows[0] and len(missing) < len(rows):
-        found = agreement(verdicts, [row["correct"] for row in rows], [row["question"] for row in rows])
+        found = agreement(verdicts, [row["correct"] for row in rows], [passage_of(row["question"]) for row in rows])
         figures = {name: x if math.isfinite(x := getattr(found, name)) else None for name in figures}
         lines.append(
-            f"against the recorded verdicts (n = {found.n}): agreement {100 * found.agreement:.1f} %, "
+            f"against the recorded verdicts (n = {found.n} on {found.passages} passages): agreement {100 * found.agreement:.1f} %, "
             f"Cohen's kappa {found.kappa:.3f} (standard error {found.kappa_error:.3f}), "
             f"precision {100 * found.precision:.1f} %, recall {100 * found.recall:.1f} %"
         )
@@ -147,11 +151,28 @@ def _is_a(kind: type, value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
 
 
-def halves(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Splits by question, so that no question is in both: the half to tune a grader on, the half to report it on."""
+def split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Splits by passage: what the lexical grader was tuned on, and what it was not.
+
+    The 946 questions of the recorded answers are listed by passage in data/passages.txt, each as the first 8 hex digits
+    of its SHA-256; where the passage is not known, the line holds questions on one subject. A line whose first number
+    is a multiple of 3 was not tuned on, nor was any question that is not listed.
+    """
     tuned: list[dict[str, Any]] = []
     held_out: list[dict[str, Any]] = []
     for row in rows:
-        digest = hashlib.sha256(row["question"].encode()).digest()
-        (tuned if digest[-1] % 2 == 0 else held_out).append(row)
+        passage = passage_of(row["question"])
+        (tuned if not passage.startswith("question") and int(passage, 16) % 3 else held_out).append(row)
     return tuned, held_out
+
+
+def passage_of(question: str) -> str:
+    """A name of the passage that a recorded question is on; of the question itself where it is not listed."""
+    digest = hashlib.sha256(question.encode()).hexdigest()[:8]
+    return _passages().get(digest, f"question {digest}")
+
+
+@cache
+def _passages() -> dict[str, str]:
+    lines = resources.files(__package__).joinpath("data/passages.txt").read_text(encoding="utf-8").splitlines()
+    return {digest: line.split()[0] for line in lines for digest in line.split()}
