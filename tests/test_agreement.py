@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seal_jax.graders.agreement import agreement, halves, read_answers
+from seal_jax.graders.agreement import agreement, passage_of, read_answers, split
 
 
 def verdicts(both: int, only_grader: int, only_judge: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -46,7 +46,7 @@ def test_ungraded_answers_are_left_out_and_counted():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="1 verdicts against 2"):
         agreement([True], [True, False])
-    with pytest.raises(ValueError, match="1 questions for 2"):
+    with pytest.raises(ValueError, match="1 passages for 2"):
         agreement([True, True], [True, False], ["q"])
 
 
@@ -69,13 +69,17 @@ def test_answers_to_one_question_count_together():
     assert agreement(grader * 4, judge * 4).kappa_error == pytest.approx(once.kappa_error / 2, rel=0.2)
 
 
-def test_no_question_is_in_both_halves():
-    rows = [{"question": f"q{i % 40}", "answer": str(i)} for i in range(200)]
-    tuned, held_out = halves(rows)
-    assert tuned and held_out and len(tuned) + len(held_out) == len(rows)
-    assert not {row["question"] for row in tuned} & {row["question"] for row in held_out}
-    assert halves(rows[::-1])[1] == held_out[::-1]  # the split is by what is asked, not by where it stands
-    assert {row["question"] for row in tuned[:3]} == {"q0", "q4", "q6"}  # and stays the same
+def test_no_passage_is_in_both_parts():
+    tuned_on, held_back = (
+        ["Who did he fire?", "What does ATP mean?"],
+        ["Who defeated Philip?", "Who were the big four?"],
+    )
+    rows = [{"question": question, "answer": str(i)} for i, question in enumerate([*tuned_on, *held_back, "new?"] * 3)]
+    tuned, held_out = split(rows)
+    assert {row["question"] for row in tuned} == set(tuned_on)
+    assert {row["question"] for row in held_out} == {*held_back, "new?"}  # what is not listed was not tuned on
+    assert split(rows[::-1])[1] == held_out[::-1]  # the split is by what is asked, not by where it stands
+    assert not {passage_of(row["question"]) for row in tuned} & {passage_of(row["question"]) for row in held_out}
 
 
 def write(path: Path, *lines: str) -> Path:

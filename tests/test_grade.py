@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import grade
-from seal_jax.graders.agreement import agreement, halves
+from seal_jax.graders.agreement import agreement, split
 from tests import judge_server, tiny
 from tests.judge_server import KEY, JudgeServer, refuse
 
@@ -24,6 +24,8 @@ ROWS = [
     ("Cy", "Di", False),
     ("Elm", "Elm", False),
 ]
+
+TUNED_ON = ["Who did he fire?", "What does ATP mean?"]  # of the questions listed in data/passages.txt
 
 
 def write(folder: Path, rows=ROWS, *, correct: bool = True, likelihoods=None) -> Path:
@@ -81,8 +83,10 @@ def test_by_recorded_likelihood(tmp_path):
 def test_parts_and_limit(tmp_path):
     path = write(tmp_path, [("Ada", "Ada", True)] * 40)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    tuned, held_out = halves(rows)
-    assert 5 < len(tuned) < 35
+    rows = [*rows, *[{**rows[0], "question": question} for question in TUNED_ON]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tuned, held_out = split(rows)
+    assert len(tuned) == len(TUNED_ON) and len(held_out) == 40
     for part, kept in (("all", rows), ("tuned", tuned), ("held-out", held_out)):
         figures, graded = run(path, "--part", part)
         assert figures["part"] == part and [row["question"] for row in graded] == [row["question"] for row in kept]

@@ -42,6 +42,7 @@ SCOPE = 6  # words within which "not" denies what follows it
 _NEGATIONS, _SCOPE_ENDS, _AUXILIARIES, _HEDGES = (
     frozenset(LISTS[name].split()) for name in ("negations", "negations_end", "auxiliaries", "hedges")
 )
+_EXCLUSIVE = [frozenset(words.split()) for words in LISTS["exclusive"]]
 _LIST_ITEM = re.compile(r"\s*(?:\d+[.)]|[-*•])\s")
 _ANSWER_LABEL = re.compile(r"\s*(?:answer|a)\s*:\s*", re.I)
 _SEPARATOR = re.compile(r"[,;/\n]|\b(?:and|or)\b")
@@ -120,7 +121,9 @@ def compare(question: str, gold: str, answer: str) -> bool | list[float]:
 
 def _bare(text: str) -> str:
     """Without case, accents, articles, outer quotes and the stop at the end."""
-    text = " ".join(_ANSWER_LABEL.sub("", plain(text), count=1).casefold().split()).strip(" .,;:!?\"'`“”()[]*_")
+    text = " ".join(_ANSWER_LABEL.sub("", plain(text), count=1).replace("**", "").casefold().split()).strip(
+        " .,;:!?\"'`“”()[]"
+    )
     return re.sub(r"^(?:the|an?) (?=\S)", "", text)
 
 
@@ -147,6 +150,11 @@ def _decide(
         return False
     for kind in DATE:  # November 2008 against July 2008; the year alone is no contradiction
         if any(wanted.words[k].kind == kind for k in missing) and any(word.kind == kind for word in words):
+            return False
+    for one_of in _EXCLUSIVE:  # spring against autumn, north against south
+        if any(wanted.words[k].text in one_of and wanted.weights[k] for k in missing) and any(
+            word.text in one_of and word.text not in wanted.asked for word in words
+        ):
             return False
     if len(_SEPARATOR.findall(text)) - len(_SEPARATOR.findall(gold)) > MAX_ITEMS:
         return False
@@ -206,7 +214,8 @@ def _denied_after(i: int, words: Sequence[Word], at: set[int]) -> bool:
         return False
     if words[j].text in ("incorrect", "wrong", "false"):
         return True
-    return words[j].text in ("not", "never") and (j + 1 == len(words) or words[j + 1].text not in _SCOPE_ENDS)
+    following = words[j + 1] if j + 1 < len(words) and words[j + 1].clause == words[j].clause else None
+    return words[j].text in ("not", "never") and (following is None or following.text not in _SCOPE_ENDS)
 
 
 def _left_open(gold: str, wanted: Gold, found: Sequence[Found], words: Sequence[Word]) -> bool:

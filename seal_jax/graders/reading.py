@@ -63,7 +63,8 @@ _CLOCK = r"(?:[01]?\d|2[0-4])"
 _NOON = r"\s*(?:[ap]\.?\s?m\b\.?|o['’]clock\b(?:\s*[ap]\.?\s?m\b\.?)?)"
 _TOKEN = re.compile(
     rf"""
-    (?P<date>(?<!\d)\d{{4}}([-/.])\d{{1,2}}\2\d{{1,2}}(?!\d)|(?<!\d)\d{{1,2}}([-/.])\d{{1,2}}\3(?:\d{{4}}|\d{{2}})(?!\d))
+    (?P<formula>(?<!\w)(?-i:[A-Z][a-z]?\d+[A-Z]\w*|\d{{1,3}}[ADEGHIJNOPQRSTUXYZ])(?!\w))
+  | (?P<date>(?<!\d)\d{{4}}(?P<by>[-/.])\d{{1,2}}(?P=by)\d{{1,2}}(?!\d)|(?<!\d)\d{{1,2}}(?P<between>[-/.])\d{{1,2}}(?P=between)(?:\d{{4}}|\d{{2}})(?!\d))
   | (?P<eastern>\d{{1,4}}\s?[年년](?:\s?\d{{1,2}}\s?[月월](?:\s?\d{{1,2}}\s?[日号號일])?)?|\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日号號일])
   | (?P<time>(?<![\d.,:]){_CLOCK}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)(?:{_NOON})?|(?<![\d.,:]){_CLOCK}(?:[.][0-5]\d)?{_NOON}
             |(?<!\d){_CLOCK}h[0-5]\d\b|(?<!\d)[0-2]\d[0-5]\d\s?(?:hours|hrs)\b)
@@ -90,6 +91,9 @@ _HAN_NUMBER = re.compile(
     r"(?<![一-鿿\d])[〇零一二三四五六七八九十百千万萬億亿两兩]+(?=[年月日号個个名人歳岁度分点時时回次件本枚%]|[^一-鿿]|$)"
 )
 _HAN_SCALE = re.compile(r"(\d+(?:\.\d+)?)\s?([千万萬億亿兆천만억조])")
+_EASTERN_TIME = re.compile(
+    r"(午前|上午|午後|下午|오전|오후)?\s?(\d{1,2})\s?[時时点點시](?!\w*間|間|间|간)\s?(半|반|(\d{1,2})[分분])?"
+)
 _HAN = {c: n for n, digits in enumerate("〇一二三四五六七八九") for c in digits} | {"零": 0, "两": 2, "兩": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 10**3, "천": 10**3, "万": 10**4, "萬": 10**4, "만": 10**4}
 _HAN_SCALES |= {"億": 10**8, "亿": 10**8, "억": 10**8, "兆": 10**12, "조": 10**12}
@@ -123,13 +127,26 @@ def read(text: str) -> list[Word]:
     """The words of a text, in order."""
     text = plain(text)
     if not text.isascii():
-        text = _HAN_SCALE.sub(lambda match: f"{float(match[1]) * _HAN_SCALES[match[2]]:.15g}", text)
-        text = _HAN_NUMBER.sub(lambda match: str(_han_number(match[0])), text)
+        text = in_digits(text)
         text = _NO_BLANKS.sub(lambda match: f" {match[0]} ", text)
     text = _POSSESSIVE.sub("", text)
     for pattern, same in _SAME_PHRASES:
         text = pattern.sub(same, text)
     return _Reader(text).words
+
+
+def in_digits(text: str) -> str:
+    """The text with numbers in Chinese characters as digits: 三十五人, 5万."""
+    text = _HAN_NUMBER.sub(lambda match: str(_han_number(match[0])), text) if _EASTERN_TIME.search(text) else text
+    text = _EASTERN_TIME.sub(_eastern_time, text)
+    text = _HAN_SCALE.sub(lambda match: f"{float(match[1]) * _HAN_SCALES[match[2]]:.15g}", text)
+    return _HAN_NUMBER.sub(lambda match: str(_han_number(match[0])), text)
+
+
+def _eastern_time(match: re.Match[str]) -> str:
+    minute = 30 if match[3] == "半" or match[3] == "반" else int(match[4] or 0)
+    half = {"午前": " am ", "上午": " am ", "오전": " am ", None: ""}.get(match[1], " pm ")
+    return f" {match[2]}:{minute:02d}{half}"
 
 
 def _han_number(digits: str) -> int:
@@ -327,6 +344,9 @@ class _Reader:
     def _initials(self, match: re.Match[str]) -> None:
         self._add(_SAME.get(match[0].replace(".", "").lower(), match[0].replace(".", "").lower()), "name")
 
+    def _formula(self, match: re.Match[str]) -> None:
+        self._add(match[0].lower(), "name")
+
     def _symbolic(self, match: re.Match[str]) -> None:
         self._add(match[0].lower(), "name")
 
@@ -379,6 +399,8 @@ class _Reader:
         """Does a number stand beside "May" or "Jan"? A capital is enough after "in", or alone."""
         before = self.words[-1] if self.words else None
         following = self._next()
+        if following == "the" and self._next(1)[:1].isdigit():
+            return True
         if following[:1].isdigit() or following == "." and self._next(1)[:1].isdigit():
             return True
         if before and (
@@ -405,12 +427,10 @@ class _Reader:
             follows_and = n > 0 and word == "and" and last in _SCALES
             if value is not None:
                 if current is not None and last not in _SCALES and last != "and":
-                    if current >= 20 and current % 10 == 0 and 0 < value < 10 and current < 100:
-                        current += value
+                    if current % 100 >= 20 and current % 10 == 0 and 0 < value < 10:
+                        current += value  # ninety-nine; nineteen eighty-four
                     elif not total and 10 <= current < 100 and value >= 10 and word in _NUMBERS and last in _NUMBERS:
                         current = current * 100 + value  # nineteen eighty
-                    elif not total and current % 10 == 0 and 1000 <= current < 10000 and value < 10:
-                        current += value  # nineteen eighty-four
                     else:
                         break
                 else:
