@@ -1,7 +1,6 @@
 """Grades recorded answers with any grader and, where a judge's verdicts are recorded too, says how far they agree.
 
     python -m experiments.grade --answers FILE.jsonl                    # by rule: thousands of answers a second
-    python -m experiments.grade --answers FILE.jsonl --part tuned --fit trees.json    # fits the rule's trees again
     python -m experiments.grade --answers FILE.jsonl --grader.kind likelihood --threshold -0.7
     python -m experiments.grade --answers FILE.jsonl --grader.kind model --grader.model smollm2-135m --limit 200
     python -m experiments.grade --answers FILE.jsonl --grader.kind endpoint --grader.model gpt-4.1-2025-04-14
@@ -22,10 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 
-from seal_jax.graders import lexical, trees
 from seal_jax.graders.agreement import compare, read_answers, split
 from seal_jax.graders.choose import Connection, Grader
 from seal_jax.run import runtime
@@ -47,10 +44,7 @@ class Config:
     threshold: float = round(math.log(0.5), 4)
     """Kind likelihood: an answer is right from this many nats a token on; log 0.5: the gold token beats all others."""
     part: Literal["all", "tuned", "held-out"] = "all"
-    """Of the answers, split by passage (`agreement.split`): what the lexical grader was tuned on, or what it was not."""
-    fit: Path | None = (
-        None  # fit the lexical grader's trees to the recorded verdicts, and write them here; grade nothing
-    )
+    """Of the answers, split by passage (`agreement.split`): what the lexical grader was tuned on, or was not."""
     limit: int | None = None  # grade this many answers, from the first
     json: Path | None = None  # write the figures here
     out: Path | None = None  # write every line here again, with its `verdict` (true, false, or null where ungraded)
@@ -78,8 +72,6 @@ def read(config: Config) -> list[dict[str, Any]]:
 def run(config: Config, say: Callable[[str], None]) -> None:
     """Grades, prints and writes what was asked for."""
     rows, started = read(config), time.perf_counter()
-    if config.fit:
-        return write_atomically(config.fit, fitted(config, rows))
     judge, verdicts = None, list[Verdict]()
     if config.grader.kind == "likelihood":
         verdicts = [row["log_likelihood"] >= config.threshold for row in rows]
@@ -104,20 +96,6 @@ def run(config: Config, say: Callable[[str], None]) -> None:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text)
-
-
-def fitted(config: Config, rows: Sequence[dict[str, Any]]) -> str:
-    """Trees for seal_jax/graders/data/trees.json, fitted to the answers that nothing else decides."""
-    if "correct" not in rows[0]:
-        raise ValueError(
-            f"{config.answers}: no line has a field 'correct'; --fit needs a judge's verdict on every line"
-        )
-    found = [lexical.compare(row["question"], row["gold"], row["answer"]) for row in rows]
-    figures = [(one, row["correct"]) for one, row in zip(found, rows, strict=True) if not isinstance(one, bool)]
-    if len({right for _, right in figures}) < 2:
-        raise ValueError(f"{config.answers}: {len(figures)} answers that need trees, of one verdict; expected both")
-    weighed, right = zip(*figures, strict=True)
-    return trees.to_json(trees.fit(np.array(weighed), np.array(right)), lexical.FIGURES)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -144,7 +144,7 @@ def made(folder: Path) -> str:
         {"question": q["question"], "gold": q["answer"], "answer": f"It is {q['answer']}.", "correct": n % 3 > 0}
         for n, q in enumerate(question for passage in passages for question in passage["questions"])
     ]
-    for name in ("FILE", "answers.jsonl", "graded_answers.jsonl"):
+    for name in ("FILE", "answers.jsonl", "graded_answers_all.jsonl"):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "notes.md").write_text("# Isle\n\n" + passages[0]["context"] + "\n", encoding="utf-8")
     (folder / "report.pdf").write_bytes(pdf(passages[1]["context"]))

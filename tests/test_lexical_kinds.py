@@ -1,4 +1,4 @@
-"""What a gold answer and an answer must agree in, kind by kind: `gold | answer`, with = where it is right, ! where not."""
+"""What a gold answer and an answer must agree in, kind by kind: `gold | answer`; = is right, ! is wrong."""
 
 from __future__ import annotations
 

@@ -93,8 +93,9 @@ def compare(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> tupl
         found = agreement(verdicts, [row["correct"] for row in rows], [passage_of(row["question"]) for row in rows])
         figures = {name: x if math.isfinite(x := getattr(found, name)) else None for name in figures}
         lines.append(
-            f"against the recorded verdicts (n = {found.n} on {found.passages} passages): agreement {100 * found.agreement:.1f} %, "
-            f"Cohen's kappa {found.kappa:.3f} (standard error {found.kappa_error:.3f}), "
+            f"against the recorded verdicts (n = {found.n} on {found.passages} passages): "
+            f"agreement {100 * found.agreement:.1f} %, Cohen's kappa {found.kappa:.3f} "
+            f"(standard error {found.kappa_error:.3f}), "
             f"precision {100 * found.precision:.1f} %, recall {100 * found.recall:.1f} %"
         )
     if missing:

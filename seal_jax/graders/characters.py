@@ -1,4 +1,4 @@
-"""Answers in scripts that put no blanks between words, or endings on them: the gold answer's characters are looked for."""
+"""Scripts that put no blanks between words, or endings on them: the gold answer's characters are looked for."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def _has(gold: str, said: str) -> bool:
     at = said.find(gold)
     while at >= 0:
         before, after = said[:at], said[at + len(gold) :]
-        if _is_a_word(gold, before, after, said):
-            if not _DENIED_BEFORE.search(before) and not _DENIED_AFTER.match(after):
-                return True
+        denied = _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after)
+        if not denied and _is_a_word(gold, before, after, said):
+            return True
         at = said.find(gold, at + 1)
     return False
 

@@ -192,12 +192,10 @@ def _same_number(wanted: Word, word: Word) -> bool:
             share.unit and share.unit.dimension == "share" and 0 < part < 1 and _close(float(share.text), 100 * part)
         )
     if ours.dimension != theirs.dimension or ours.dimension in _IDENTITY or ours.factor == theirs.factor:
-        celsius = [_celsius(float(w.text), w.unit.factor) for w in (wanted, word) if w.unit]
-        return (
-            ours.dimension == theirs.dimension == "temperature"
-            and None not in celsius
-            and abs(celsius[0] - celsius[1]) < 0.6
-        )  # type: ignore[operator]
+        if not ours.dimension == theirs.dimension == "temperature":
+            return False
+        first, second = (_celsius(float(w.text), unit.factor) for w, unit in ((wanted, ours), (word, theirs)))
+        return first is not None and second is not None and abs(first - second) < 0.6
     return _close(float(wanted.text) * ours.factor, float(word.text) * theirs.factor)
 
 

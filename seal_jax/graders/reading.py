@@ -64,8 +64,10 @@ _NOON = r"\s*(?:[ap]\.?\s?m\b\.?|o['’]clock\b(?:\s*[ap]\.?\s?m\b\.?)?)"
 _TOKEN = re.compile(
     rf"""
     (?P<formula>(?<!\w)(?-i:[A-Z][a-z]?\d+[A-Z]\w*|\d{{1,3}}[ADEGHIJNOPQRSTUXYZ])(?!\w))
-  | (?P<date>(?<!\d)\d{{4}}(?P<by>[-/.])\d{{1,2}}(?P=by)\d{{1,2}}(?!\d)|(?<!\d)\d{{1,2}}(?P<between>[-/.])\d{{1,2}}(?P=between)(?:\d{{4}}|\d{{2}})(?!\d))
-  | (?P<eastern>\d{{1,4}}\s?[年년](?:\s?\d{{1,2}}\s?[月월](?:\s?\d{{1,2}}\s?[日号號일])?)?|\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日号號일])
+  | (?P<date>(?<!\d)\d{{4}}(?P<by>[-/.])\d{{1,2}}(?P=by)\d{{1,2}}(?!\d)
+            |(?<!\d)\d{{1,2}}(?P<between>[-/.])\d{{1,2}}(?P=between)(?:\d{{4}}|\d{{2}})(?!\d))
+  | (?P<eastern>\d{{1,4}}\s?[年년](?:\s?\d{{1,2}}\s?[月월](?:\s?\d{{1,2}}\s?[日号號일])?)?
+            |\d{{1,2}}\s?[月월]\s?\d{{1,2}}\s?[日号號일])
   | (?P<time>(?<![\d.,:]){_CLOCK}:[0-5]\d(?::[0-5]\d)?(?!\d|:\d)(?:{_NOON})?|(?<![\d.,:]){_CLOCK}(?:[.][0-5]\d)?{_NOON}
             |(?<!\d){_CLOCK}h[0-5]\d\b|(?<!\d)[0-2]\d[0-5]\d\s?(?:hours|hrs)\b)
   | (?P<power>(?<![\w.])(?:(?:\d+(?:\.\d+)?)\s?[x×*·]\s?)?10\^[-+]?\d+|(?<![\w.])\d+(?:\.\d+)?e[-+]?\d+\b)
@@ -73,10 +75,12 @@ _TOKEN = re.compile(
   | (?P<decade>(?<!\d)'?\d{{2,4}}'?s\b)
   | (?P<version>(?!\d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\d))\d+(?:\.\d+){{2,}})
   | (?P<pair>(?<![\w.-])[$€£¥]?{_NUMBER}%?\s?[-:]\s?[$€£¥]?{_NUMBER}(?![\d:]|-\d|\.\d|,\d{{3}}))
-  | (?P<number>(?:(?P<sign>(?<![\w)\]])[-+](?=[$€£¥]?\.?\d)|[<>≤≥])\s?)?(?:(?P<money>\b[A-Z]{{1,3}}[$€£¥₹₩₽]|[$€£¥₹₩₽])\s?(?P<sign2>-)?)?
+  | (?P<number>(?:(?P<sign>(?<![\w)\]])[-+](?=[$€£¥]?\.?\d)|[<>≤≥])\s?)?(?:(?P<money>\b[A-Z]{{1,3}}[$€£¥₹₩₽]
+            |[$€£¥₹₩₽])\s?(?P<sign2>-)?)?
             (?P<digits>{_NUMBER})(?P<suffix>(?:st|nd|rd|th|k|m|b|bn|mn|tn)\b)?)
   | (?P<initials>\b(?:[A-Za-z]\.){{2,}})
-  | (?P<symbolic>(?<!\w)[A-Za-z]{{1,3}}&[A-Za-z]{{1,3}}(?!\w)|(?<!\w)[A-Za-z]{{1,2}}(?:\+\+|[+*#-](?![\w]))|(?<!\w)[A-Za-z]+\#(?!\w))
+  | (?P<symbolic>(?<!\w)[A-Za-z]{{1,3}}&[A-Za-z]{{1,3}}(?!\w)|(?<!\w)[A-Za-z]{{1,2}}(?:\+\+|[+*#-](?![\w]))
+            |(?<!\w)[A-Za-z]+\#(?!\w))
   | (?P<word>[^\W\d_]+)
   | (?P<money_alone>[$€£¥₹₩₽%°])
   | (?P<stop>[;,.!?:()—\n])
@@ -170,7 +174,7 @@ class _Reader:
 
     def __init__(self, text: str):
         self.text, self.words, self.clause, self.bound = text, list[Word](), 0, 0
-        self.tokens = [match for match in _TOKEN.finditer(text)]
+        self.tokens = list(_TOKEN.finditer(text))
         self.i = 0
         while self.i < len(self.tokens):
             match = self.tokens[self.i]
@@ -203,7 +207,8 @@ class _Reader:
                 day, month = month, day
             year += 0 if year >= 100 else 1900 if year > 30 else 2000
         if month > 12:
-            return self._add(match[0], "name")
+            self._add(match[0], "name")
+            return
         self._add_date(year, month, day, ordinal="-" not in match[0] and day <= 12)
 
     def _add_date(self, year: int | None, month: int | None, day: int | None, ordinal: bool = False) -> None:
@@ -213,7 +218,7 @@ class _Reader:
 
     def _eastern(self, match: re.Match[str]) -> None:
         found = {unit: int(n) for n, unit in re.findall(r"(\d+)\s?(\D)", match[0])}
-        pick = lambda units: next((n for unit, n in found.items() if unit in units), None)  # noqa: E731
+        pick = lambda units: next((n for unit, n in found.items() if unit in units), None)
         self._add_date(pick("年년"), pick("月월"), pick("日号號일"))
 
     def _time(self, match: re.Match[str]) -> None:
@@ -236,7 +241,8 @@ class _Reader:
     def _fraction(self, match: re.Match[str]) -> None:
         *whole, top, bottom = (int(n) for n in re.findall(r"\d+", match[0]))
         if not bottom:
-            return self._add(match[0], "name")
+            self._add(match[0], "name")
+            return
         self._add_number(sum(whole) + top / bottom, match.end())
 
     def _decade(self, match: re.Match[str]) -> None:
@@ -267,7 +273,8 @@ class _Reader:
         digits, suffix = match["digits"], (match["suffix"] or "")
         value = _value(digits)
         if suffix.lower() in ("st", "nd", "rd", "th"):
-            return self._ordinal(value)
+            self._ordinal(value)
+            return
         sign = match["sign"] or match["sign2"] or ""
         value = -value if sign == "-" else value
         if sign and sign in "<>≤≥":
@@ -284,7 +291,8 @@ class _Reader:
     def _ordinal(self, value: float) -> None:
         if self._next() in ("century", "centuries", "c"):
             self.i += 1
-            return self._add(f"{value:.15g}", "century")
+            self._add(f"{value:.15g}", "century")
+            return
         self._add(f"{value:.15g}", "number", ordinal=True)
 
     def _add_number(self, value: float, end: int, unit: Unit | None = None, year: bool = False) -> None:
@@ -294,7 +302,8 @@ class _Reader:
             value, end, self.i = value + 0.5, self.tokens[self.i + 2].end(), self.i + 3
         if (self._next(), self._next(1)) == ("o", "clock") and 1 <= value <= 12:
             self.i += 2
-            return self._add(f"{value:.0f}:00", "time", Unit("?", 1))
+            self._add(f"{value:.0f}:00", "time", Unit("?", 1))
+            return
         while (
             len(following := self._next()) > 1
             and following in _SCALES
@@ -316,12 +325,14 @@ class _Reader:
         if before and before.text in ("ad", "bc") and unit is None:
             unit = UNITS[before.text]
             self.words.pop()
-        if self._next() == "below" and (self._next(1) == "zero" or unit and unit.dimension == "temperature"):
+        if self._next() == "below" and (self._next(1) == "zero" or (unit and unit.dimension == "temperature")):
             value, self.i = -value, self.i + (2 if self._next(1) == "zero" else 1)
         if unit and unit.dimension == "era":
-            return self._add(f"{value:.15g}", "year", unit)
+            self._add(f"{value:.15g}", "year", unit)
+            return
         if year and not scaled:
-            return self._add(f"{value:.15g}", "year")
+            self._add(f"{value:.15g}", "year")
+            return
         self._add(f"{value:.15g}", "number", unit)
 
     def _unit(self, end: int) -> tuple[Unit | None, int]:
@@ -401,13 +412,11 @@ class _Reader:
         following = self._next()
         if following == "the" and self._next(1)[:1].isdigit():
             return True
-        if following[:1].isdigit() or following == "." and self._next(1)[:1].isdigit():
+        if following[:1].isdigit() or (following == "." and self._next(1)[:1].isdigit()):
             return True
         if before and (
             before.kind in ("number", "day")
-            or before.text == "of"
-            and len(self.words) > 1
-            and self.words[-2].kind == "number"
+            or (before.text == "of" and len(self.words) > 1 and self.words[-2].kind == "number")
         ):
             return True
         if match[0].lower() != "may" or not match[0][0].isupper():
@@ -546,7 +555,7 @@ def _is_day(word: Word) -> bool:
 def _pairs(words: Sequence[Word]) -> list[Word]:
     """The words again, with "24 to 10" and "between 24 and 10" as pairs, "quarter past five" as a time."""
     kept: list[Word] = []
-    for k, word in enumerate(words):
+    for word in words:
         kept.append(word)
         if word.kind != "number" or len(kept) < 3:
             continue
