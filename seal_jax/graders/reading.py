@@ -426,7 +426,8 @@ class _Reader:
 
     def _number_in_words(self, match: re.Match[str]) -> bool:
         """Twenty-one, one hundred and five, nineteen eighty-four, two and a half, three quarters, the sixteenth."""
-        total, current, k, last = 0.0, None, self.i - 1, ""
+        total, k, last = 0.0, self.i - 1, ""
+        current: float | None = None
         ordinal = fraction = False
         texts = [self.tokens[j][0].lower() for j in range(k, min(k + 14, len(self.tokens)))]
         n = 0
@@ -461,7 +462,7 @@ class _Reader:
                 break
         if current is None:
             return self._fraction_in_words(texts)
-        value = total + current
+        number = total + current
         following = texts[n] if n < len(texts) else ""
         if following == "point" and n + 1 < len(texts) and texts[n + 1] in _NUMBERS:
             decimals = ""
@@ -469,24 +470,24 @@ class _Reader:
             while n < len(texts) and texts[n] in _NUMBERS and _NUMBERS[texts[n]] < 10:
                 decimals += str(_NUMBERS[texts[n]])
                 n += 1
-            value = float(f"{value:.0f}.{decimals or 0}")
+            number = float(f"{number:.0f}.{decimals or 0}")
         elif following in _FRACTIONS and not ordinal:
-            value, n, fraction = value / _FRACTIONS[following], n + 1, True
+            number, n, fraction = number / _FRACTIONS[following], n + 1, True
         elif texts[n : n + 3] == ["and", "a", "half"]:
-            value, n = value + 0.5, n + 3
+            number, n = number + 0.5, n + 3
         elif (
             texts[n : n + 1] == ["and"]
             and n + 2 < len(texts)
             and texts[n + 1] in _NUMBERS
             and texts[n + 2] in _FRACTIONS
         ):
-            value, n = value + _NUMBERS[texts[n + 1]] / _FRACTIONS[texts[n + 2]], n + 3
+            number, n = number + _NUMBERS[texts[n + 1]] / _FRACTIONS[texts[n + 2]], n + 3
         self.i = k + n
         if ordinal:
-            self._ordinal(value)
+            self._ordinal(number)
         else:
-            year = 1000 <= value <= 2100 and not total and last not in _SCALES and not fraction
-            self._add_number(value, self.tokens[self.i - 1].end(), None, year)
+            year = 1000 <= number <= 2100 and not total and last not in _SCALES and not fraction
+            self._add_number(number, self.tokens[self.i - 1].end(), None, year)
         return True
 
     def _fraction_in_words(self, texts: Sequence[str]) -> bool:
