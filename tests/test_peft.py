@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 from pathlib import Path
@@ -94,6 +95,8 @@ def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank(tmp_path):
         {"peft_type": "IA3"},
         {"init_lora_weights": "pissa"},
         {"trainable_token_indices": [5]},
+        {"task_type": "SEQ_CLS"},
+        {"an_option_of_tomorrow": True},
     ],
 )
 def test_an_option_that_is_not_computed_is_refused(option, tmp_path):
@@ -189,3 +192,76 @@ def test_peft_loads_ours_and_computes_the_same_logits(params, tmp_path):
     ours = np.asarray(parity.logits(graph(MODEL), lora.merge(params, adapter), tokens[None]))[0]
     assert np.abs(theirs - plain).max() > 1  # the adapter does something
     assert np.abs(ours - theirs).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"r": 0}, r"\$\.r: Expected `int` >= 1; found 0"),
+        ({"r": None}, r"\$\.r: Expected `int`, got `null`"),
+        ({"r": "32"}, r"\$\.r: Expected `int`, got `str`"),
+        ({"lora_alpha": None}, r"\$\.lora_alpha: Expected `float`, got `null`"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is NaN"),
+        ({"target_modules": ["q_proj"]}, "target_modules and the weights of .* differ in v_proj"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(config, said, tmp_path):
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: .*{said}|{said}"):
+        load_peft(altered(tmp_path, config=config), MODEL)
+
+
+@pytest.mark.parametrize("content", ["[1]", '"x"', "[" * 100_000, '{"r": 1, "r": 2}'])
+def test_a_configuration_that_is_none_is_refused(content, tmp_path):
+    folder = altered(tmp_path)
+    (folder / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"adapter_config\.json: "):
+        load_peft(folder, MODEL)
+
+
+def test_fields_that_change_nothing_pass(tmp_path):
+    idle = {"auto_mapping": {"unsloth_fixed": True}, "lora_dropout": 0.1, "peft_version": "1", "eva_config": {"rho": 2}}
+    load_peft(altered(tmp_path, config=idle | {"inference_mode": True, "a_field_not_in_use": None}), MODEL)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(value, tmp_path):
+    with pytest.raises(ValueError, match=rf"tensor '{Q1}' holds NaN or infinities"):
+        load_peft(altered(tmp_path, tensors=lambda t: t[Q1].__setitem__((0, 0), value)), MODEL)
+
+
+def test_a_tiny_alpha_is_kept(params, tmp_path):
+    save_peft(tmp_path, trained(params, ("q_proj",), alpha=2e-5), rank=3, base_model="")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("base", "names", "refused"),
+    [
+        ("org/another", ["HuggingFaceTB/SmolLM2-135M-Instruct"], True),
+        ("Qwen/Qwen3-4B", ["Qwen/Qwen3-4B"], False),
+        ("unsloth/Qwen3-4B-bnb-4bit", ["Qwen/Qwen3-4B"], False),  # a copy in another format
+        ("/home/me/my-model", ["Qwen/Qwen3-4B"], False),  # a path says nothing
+        ("org/another", ["./my-model"], False),
+        (None, ["Qwen/Qwen3-4B"], False),
+    ],
+)
+def test_an_adapter_for_another_base_is_refused(base, names, refused, tmp_path):
+    folder = altered(tmp_path, config={"base_model_name_or_path": base})
+    if refused:
+        with pytest.raises(ValueError, match="base_model_name_or_path = 'org/another', and the model is HuggingFaceTB"):
+            load_peft(folder, MODEL, names)
+    else:
+        load_peft(folder, MODEL, names)
+
+
+@pytest.mark.peers
+def test_every_option_of_peft_is_in_the_table():
+    peft = pytest.importorskip("peft")
+    from seal_jax.io import fields
+
+    written = {"r": 8, "lora_alpha": 8} | peft.LoraConfig(task_type="CAUSAL_LM").to_dict()
+    known = {*fields.ADAPTER.record.__struct_fields__, *fields.ADAPTER.refused}
+    missing = [
+        n for n in written if n not in known and not any(fnmatch.fnmatchcase(n, p) for p in fields.ADAPTER.ignored)
+    ]
+    assert missing == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from seal_jax.io.hub import ModelFiles, find_model
-from seal_jax.io.tokenizer import _SPLITS, chat, encode, load_tokenizer, stop_tokens, vocabulary
+from seal_jax.io.tokenizer import (
+    _SPLITS,
+    MARK,
+    chat,
+    encode,
+    load_tokenizer,
+    make_codec,
+    require_rows,
+    stop_tokens,
+    vocabulary,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 SMOLLM2 = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))
@@ -283,3 +294,136 @@ def test_pieces_of_other_tokenizers_are_refused():
         vocabulary(PreTrainedTokenizerFast(tokenizer_object=core))
     with pytest.raises(ValueError, match="it decodes with no decoder"):
         vocabulary(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text is text: special tokens are read in the template alone
+
+
+SPOKEN = "Turns end with <|end|>, texts begin with <|begin|>.<|end|>"
+TURNS = (
+    "<|begin|>{% for m in messages %}user: {{ m.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("split", ["smollm", "qwen2", "llama-bpe"])
+def test_special_tokens_written_out_are_text_but_in_the_template(split, tmp_path):
+    files, _ = byte_level_gguf(tmp_path / "t.gguf", split, chat_template=TURNS, add_bos_token=False)
+    tokenizer = load_tokenizer(files)
+    codec = make_codec(tokenizer, files)
+    begin, end = tokenizer.convert_tokens_to_ids(["<|begin|>", "<|end|>"])
+    for read in (codec.encode, codec.encode_more):
+        assert not {begin, end} & set(read(SPOKEN))
+        assert codec.decode(read(SPOKEN)) == SPOKEN
+    prompt = chat(tokenizer, f"  {SPOKEN} ")
+    assert prompt == f"<|begin|>user: {SPOKEN}<|end|>assistant: "  # as transformers renders it
+    ids = codec.encode(prompt)
+    assert [i for i in ids if i in (begin, end)] == [begin, end]
+    assert tokenizer.decode(ids) == prompt
+    assert codec.encode(chat(tokenizer, "The cat")) == encode(tokenizer, str(chat(tokenizer, "The cat")))
+
+
+def test_sentencepiece_reads_written_out_tokens_as_text_too(tmp_path):
+    golden = json.loads((GOLDEN / "sentencepiece.json").read_text(encoding="utf-8"))
+    files = write_tokenizer(
+        tmp_path / "t.gguf", golden["tokens"], golden["types"], model="llama", scores=golden["scores"],
+        bos_token_id=1, eos_token_id=2, unk_token_id=0, chat_template="<s>{{ messages[0].content }}</s>",
+    )  # fmt: skip
+    tokenizer = load_tokenizer(files)
+    codec = make_codec(tokenizer, files)
+    ids = codec.encode("a </s> b <s>")
+    assert ids[0] == 1
+    assert not {1, 2} & set(ids[1:])
+    assert codec.decode(ids) == "a </s> b <s>"
+    prompt = codec.encode(chat(tokenizer, "a </s> b"))
+    assert (prompt[0], prompt[-1], sum(i in (1, 2) for i in prompt)) == (1, 2, 2)
+
+
+def test_a_completion_ends_with_the_end_token_and_text_that_looks_like_it_does_not(tmp_path):
+    files, _ = byte_level_gguf(tmp_path / "t.gguf", "qwen2")
+    tokenizer = load_tokenizer(files)
+    codec = make_codec(tokenizer, files)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert codec.encode_more(codec.end) == [end]
+    assert codec.encode_more("The cat" + codec.end) == [*codec.encode_more("The cat"), end]
+    assert codec.encode_more("say <|end|>" + codec.end).count(end) == 1
+    assert end not in codec.encode_more(f"{MARK}<|end|>{MARK}")  # the mark cannot be smuggled in
+
+
+def test_a_model_without_an_end_token_is_refused(tmp_path):
+    core = trained("smollm")
+    tokens = [token for token, _ in sorted(core.get_vocab().items(), key=lambda item: item[1])]
+    merges = [" ".join(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
+    files = write_tokenizer(tmp_path / "t.gguf", tokens, [1] * len(tokens), pre="smollm", merges=merges)
+    with pytest.raises(ValueError, match="no token ends an answer"):
+        make_codec(load_tokenizer(files), files)
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+def test_an_id_past_the_tokens_is_refused(key, tmp_path):
+    files, _ = byte_level_gguf(tmp_path / "t.gguf", "qwen2", **{key: 99_999})
+    with pytest.raises(ValueError, match=rf"tokenizer\.ggml\.{key} is 99999; there are 403 tokens|{key}"):
+        load_tokenizer(files)
+
+
+def test_a_token_listed_twice_is_refused(tmp_path):
+    files = write_tokenizer(tmp_path / "t.gguf", ["a", "b", "a"], [1, 1, 1], pre="qwen2", merges=[])
+    with pytest.raises(ValueError, match="token 'a' is listed twice, as 0 and 2"):
+        load_tokenizer(files)
+
+
+def test_a_merge_of_tokens_that_are_not_there_is_refused(tmp_path):
+    files = write_tokenizer(tmp_path / "t.gguf", ["a", "b"], [1, 1], pre="qwen2", merges=["a z"])
+    with pytest.raises(ValueError, match=r"t\.gguf: its tokenizer cannot be rebuilt"):
+        load_tokenizer(files)
+
+
+def test_an_empty_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="the tokenizer is empty: 3 tokens"):
+        load_tokenizer(ModelFiles("m", "safetensors", tmp_path, "test"))
+
+
+def test_tokens_past_the_embedding_are_named():
+    tokenizer = with_template(None)
+    size = len(tokenizer)
+    require_rows(tokenizer, size, "m")
+    tokenizer.add_tokens(["zorblax"])
+    with pytest.raises(ValueError, match=f"m: 1 tokens .* first is 'zorblax', id {size}"):
+        require_rows(tokenizer, size, "m")
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": "2"}', "{eos", "[]", '{"eos_token_id": 99999}'])
+def test_end_tokens_that_are_none_are_refused(content, tmp_path):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
+        stop_tokens(with_template(None), ModelFiles("m", "safetensors", tmp_path, "test"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('a system message is needed') }}", "TemplateError: a system message is needed"),
+        ("{% for m in messages %}", "TemplateSyntaxError"),
+        ("{{ messages[0].nothing.at_all }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{" * 3 + "(" * 5000, "chat template cannot be rendered"),
+        ("always the same", "does not show a user's message"),
+    ],
+)
+def test_templates_that_cannot_be_rendered_are_refused(template, said):
+    with pytest.raises(ValueError, match=said):
+        chat(with_template(template), "Hi")
+
+
+def test_a_template_that_reads_a_message_as_parts_gets_parts():
+    template = "{% for m in messages %}{% for c in m['content'] %}[{{ c['text'] }}]{% endfor %}{% endfor %}"
+    assert chat(with_template(template), "Hi there") == "[Hi there]"
+
+
+def test_a_template_that_asks_for_the_day_is_told_a_fixed_one():
+    template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
+    assert chat(with_template(template), "Hi") == "26 July 2024: Hi"
+    assert chat(with_template(template), "Hi", datetime.date(2026, 1, 2)) == "02 January 2026: Hi"

@@ -132,8 +132,8 @@ def test_linear_scaling_stretches_positions(make_tiny):
 
 
 def test_an_unknown_rope_scaling_is_refused(make_tiny):
-    with pytest.raises(ValueError, match="'yarn': expected 'linear' or 'llama3'"):
-        make_tiny(rope_scaling=RopeScaling("yarn", 4.0)).logits(draw(1, 4))
+    with pytest.raises(ValueError, match="'longrope': expected 'linear', 'llama3' or 'yarn'"):
+        make_tiny(rope_scaling=RopeScaling("longrope", 4.0)).logits(draw(1, 4))
 
 
 def test_bfloat16_runs_and_is_near_float32(make_tiny):

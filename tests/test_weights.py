@@ -16,8 +16,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from seal_jax.io.hub import ModelFiles, find_model
-from seal_jax.io.weights import load_model, read_config, save_model
-from seal_jax.nn.transformer import ModelConfig, RopeScaling, graph
+from seal_jax.io.weights import load_model, read_config, read_shape, save_model
+from seal_jax.nn.transformer import ModelConfig, RopeScaling, graph, rope_frequencies
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("llama32", "llama2", "qwen2", "qwen3")
@@ -147,10 +147,10 @@ def test_config_fields():
         ),
         ("llama2", {"attention_bias": True}, "attention_bias"),
         ("llama2", {"mlp_bias": True}, "mlp_bias"),
-        ("llama2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
+        ("llama2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
         ("llama2", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ("llama2", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ("llama2", {"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "RoPE scaling 'yarn'"),
+        ("llama2", {"rope_parameters": {"rope_type": "longrope", "factor": 4}}, "RoPE scaling 'longrope'"),
         ("llama2", {"rope_parameters": {"rope_type": "linear"}}, "field 'factor' is missing"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "use_sliding_window"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
@@ -310,7 +310,8 @@ def write_gguf(path: Path, name: str, quantisation: str = "F32", metadata=(), te
         writer.add_rope_scaling_factor(raw["rope_parameters"]["factor"])
     for key, value in dict(metadata).items():
         if key != "architecture":
-            writer.add_uint32(key, value) if isinstance(value, int) else writer.add_string(key, value)
+            kind = {bool: "bool", int: "uint32", float: "float32", str: "string"}[type(value)]
+            getattr(writer, f"add_{kind}")(key, value)
     if raw["rope_parameters"]["rope_type"] == "llama3":
         weights["rope_freqs.weight"] = llama32_divisors()
     weights |= tensors or {}
@@ -387,9 +388,9 @@ def test_an_altered_gguf_file_is_named(tmp_path):
     ("change", "said"),
     [
         ({"metadata": {"architecture": "gemma3"}}, "architecture 'gemma3' is not supported; expected one of"),
-        ({"metadata": {"llama.expert_count": 8}}, "llama.expert_count is 8"),
+        ({"metadata": {"llama.expert_count": 8}}, "llama.expert_count = 8 is not supported"),
         ({"metadata": {"llama.rope.dimension_count": 4}}, "llama.rope.dimension_count is 4"),
-        ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "RoPE scaling 'yarn'"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "RoPE scaling 'longrope'"),
         ({"metadata": {"split.count": 2}}, "one of 2 parts"),
         ({"without": ["blk.2.ffn_up.weight"]}, r"'blk\.2\.ffn_up\.weight' is missing"),
         ({"without": ["token_embd.weight"]}, r"'token_embd\.weight' is missing"),
@@ -403,3 +404,197 @@ def test_an_altered_gguf_file_is_named(tmp_path):
 def test_gguf_files_that_are_refused(change, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         load_model(gguf_files(write_gguf(tmp_path / "m.gguf", "llama32", **change)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Yarn, and files that say something else than they hold
+
+
+@pytest.mark.parametrize(
+    ("fields", "attention"),
+    [
+        ({}, 0.1 * np.log(4) + 1),
+        ({"attention_factor": 1.3}, 1.3),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, (0.2 * np.log(4) + 1) / (0.05 * np.log(4) + 1)),
+        ({"mscale": 2.0}, 0.1 * np.log(4) + 1),  # both, or none
+    ],
+)
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_yarn_is_read_from_both_places(place, fields, attention, tmp_path):
+    raw = json.loads((GOLDEN / "qwen2" / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "truncate": False, **fields}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {place: yarn}))  # rope_scaling goes before rope_parameters
+    scaling = read_config(tmp_path / "config.json").rope_scaling
+    assert (scaling.kind, scaling.factor, scaling.original_context_length) == ("yarn", 4.0, 1024)
+    assert scaling.attention_factor == pytest.approx(attention)
+    assert (scaling.beta_fast, scaling.beta_slow, scaling.truncate) == (32.0, 1.0, False)
+
+
+def test_yarn_keeps_fast_pairs_and_slows_the_others():
+    """Equation 20 of the paper, pair by pair."""
+    scaling = RopeScaling("yarn", 4.0, original_context_length=1024, beta_fast=8.0, beta_slow=2.0, truncate=False)
+    config = read_config(GOLDEN / "qwen3" / "config.json")
+    config = dataclasses.replace(config, rope_theta=10_000.0, head_dim=32, rope_scaling=scaling)
+    plain = 10_000.0 ** -(np.arange(0, 32, 2) / 32)
+    low, high = (32 * np.log(1024 / (turns * 2 * np.pi)) / (2 * np.log(10_000)) for turns in (8, 2))
+    slowed = np.clip((np.arange(16) - low) / (high - low), 0, 1)
+    assert 0 < slowed[(slowed > 0) & (slowed < 1)].size < 16
+    np.testing.assert_allclose(rope_frequencies(config), plain * (1 - slowed) + plain / 4 * slowed, rtol=1e-5)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"truncate": False, "beta_fast": 16, "beta_slow": 2},
+        {"mscale": 1.2, "mscale_all_dim": 0.7},
+        {"attention_factor": 0.9},
+    ],
+)
+def test_yarn_is_that_of_transformers(name, changes, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(GOLDEN / name, tmp_path, dirs_exist_ok=True)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_scaling": yarn}))
+    tokens = np.load(GOLDEN / name / "expected.npz")["tokens"][:200]
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+        theirs = model(torch.tensor(tokens)[None]).logits[0].numpy()
+    config, params = load_model(folder_files(tmp_path))
+    difference = np.abs(make_logits(config)(params, tokens[None])[0] - theirs).max()
+    print(f"{name}: largest difference of a logit {difference:.1e}")
+    assert difference < 1e-5 * max(1, np.abs(theirs).max())
+
+
+def test_yarn_is_saved_and_loaded_again(tmp_path):
+    config, params = load_model(folder_files(GOLDEN / "qwen2"))
+    config = dataclasses.replace(config, rope_scaling=RopeScaling("yarn", 4.0, attention_factor=1.1, truncate=False))
+    save_model(tmp_path, config, params)
+    assert read_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"rope.scale_linear": 4.0}, RopeScaling("linear", 4.0)),
+        ({"rope.scaling.factor": 2.0}, RopeScaling("linear", 2.0)),
+        ({"rope.scaling.factor": 0.0}, None),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 2.0}, None),
+        (
+            {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 512,
+                "rope.scaling.attn_factor": 2.0,
+                "rope.scaling.yarn_beta_fast": 16.0,
+            },
+            RopeScaling(
+                "yarn", 4.0, original_context_length=512, attention_factor=2 * (0.1 * np.log(4) + 1), beta_fast=16.0
+            ),
+        ),
+    ],
+)
+def test_rope_scaling_of_a_gguf_is_llama_cpps(keys, expected, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", "qwen2", metadata={f"qwen2.{key}": value for key, value in keys.items()})
+    assert read_shape(gguf_files(path)).rope_scaling == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.causal", False),
+        ("attention.sliding_window", 64),
+        ("final_logit_softcapping", 30.0),
+        ("rope.scaling.yarn_log_multiplier", 0.1),
+        ("a_key_of_tomorrow", 1),
+    ],
+)
+def test_keys_of_a_gguf_that_are_not_understood_are_refused(key, value, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", "qwen3", metadata={f"qwen3.{key}": value})
+    with pytest.raises(ValueError, match=rf"m\.gguf: qwen3\.{key} = {value}"):
+        read_shape(gguf_files(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("qwen2", {"is_causal": False}, "is_causal = False is not supported"),
+        (
+            "llama2",
+            {"attention_multiplier": 0.5},
+            "attention_multiplier = 0.5: a field that this program does not know",
+        ),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": ...},
+            "use_sliding_window = True with sliding_window",
+        ),
+        ("qwen2", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters: full_attention"),
+        ("llama2", {"hidden_size": "32"}, r"\$\.hidden_size: Expected `int`"),
+        ("llama2", {"num_key_value_heads": 3}, "num_key_value_heads = 3 does not divide"),
+        ("llama2", {"rope_theta": float("nan")}, "rope_theta is NaN"),
+    ],
+)
+def test_fields_that_are_not_understood_are_refused(name, changes, said, tmp_path):
+    raw = json.loads((GOLDEN / name / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
+    with pytest.raises(ValueError, match=said):
+        read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "qwen3"])
+def test_fields_that_change_nothing_pass(name, tmp_path):
+    """Those that transformers writes, and those of published models."""
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+    raw = json.loads((GOLDEN / name / "config.json").read_text())
+    written = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[raw["model_type"]]().to_dict()
+    idle = {
+        "_name_or_path": "x/y", "use_cache": False, "pretraining_tp": 2, "attention_dropout": 0.1, "dtype": "float16",
+        "unsloth_version": "1", "is_llama_config": True, "auto_map": {"AutoModel": "x.Y"}, "hidden_act": "swish",
+        "id2label": {"0": "a"}, "_attn_implementation_autoset": True, "a_field_not_in_use": None, "another": [],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(written | idle | raw | {"hidden_act": "swish"}))
+    assert read_config(tmp_path / "config.json") == read_config(GOLDEN / name / "config.json")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+def test_weights_that_are_no_numbers_are_named(value, dtype, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def spoil(tensors):
+        tensors[name] = tensors[name].astype(dtype)
+        tensors[name][3, 4] = value
+
+    with pytest.raises(ValueError, match=rf"model\.safetensors: tensor '{name}' holds NaN or infinities"):
+        load_model(altered(tmp_path, "llama32", spoil))
+
+
+def test_weights_stored_as_codes_are_refused(tmp_path):
+    change = {"model.norm.weight": np.ones(32, np.int8)}
+    with pytest.raises(ValueError, match=r"'model\.norm\.weight' is of type I8"):
+        load_model(altered(tmp_path, "llama32", lambda t: t.update(change)))
+
+
+def test_a_newer_file_goes_before_an_index_of_older_shards(tmp_path):
+    for file in (GOLDEN / "qwen2").iterdir():
+        shutil.copy(file, tmp_path)
+    config, params = load_model(folder_files(GOLDEN / "qwen2"))
+    newer = jax.tree.map(lambda w: w * 2, params)
+    save_model(tmp_path, config, newer)
+    assert_same(load_model(folder_files(tmp_path))[1], newer, rtol=0)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": {}}', '{"weight_map": {"a": "../x.safetensors"}}', "{"])
+def test_an_index_that_is_none_is_refused(index, tmp_path):
+    for file in (GOLDEN / "qwen2").iterdir():
+        shutil.copy(file, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json: "):
+        load_model(folder_files(tmp_path))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 
 from seal_jax.domains.passages import Passage, identify, slug
@@ -27,6 +28,21 @@ MOST_TEXT = 4 * 2**20  # bytes of a text: some 700,000 words, more than one adap
 MOST_PDF = 64 * 2**20  # bytes of a PDF, pictures included
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable("table")
+MOST_LINKS = 1000  # brackets in one paragraph: looking for links takes time with their square
+
+
+def _read_inline(state: StateCore) -> None:
+    """Emphasis, links and code within paragraphs; one with too many brackets is taken as plain text."""
+    for token in state.tokens:
+        if token.type == "inline":
+            token.children = []
+            if token.content.count("[") > MOST_LINKS:
+                token.children = [Token("text", "", 0, content=token.content)]
+            else:
+                state.md.inline.parse(token.content, state.md, state.env, token.children)
+
+
+_MARKDOWN.core.ruler.at("inline", _read_inline)
 _METADATA = re.compile(r"\s|-\s|#|$|[^\s:]+\s*:")  # how a line of YAML begins: indented, an item, a comment, a key
 _ITEM = re.compile(r"^\s*(?:[-*+•|>]|\d{1,3}[.)])\s*\S")  # a list item, a quotation or a row of a table: its own line
 _RULE = re.compile(r"^[\s|:*_=-]*$")  # a horizontal rule, the line under the head of a table
@@ -284,9 +300,12 @@ def _passage(title: str, text: str) -> Passage:
 
 def _packed(pieces: Sequence[str], count: Callable[[str], int], budget: int, even: float) -> Iterator[str]:
     """Joins neighbouring pieces until a passage is long enough or the next piece does not fit."""
-    text, size = "", 0
+    text, size, near = "", 0, 0.8 * min(even, budget)
     for piece in pieces:
         longer = (text + piece).strip()
+        if text and size + (most := len(piece.encode())) < near:  # no token is less than a byte: no need to count yet
+            text, size = longer, size + most
+            continue
         grown = count(longer)
         if text and (size >= 0.95 * even or grown > budget):
             yield text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -41,12 +42,21 @@ def convert(value: Any, kind: type[T], where: str, form: str) -> T:
     """
     try:
         return msgspec.convert(value, kind)
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply; expected {form}") from error
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of half a surrogate pair
         said, _, path = str(error).replace(r"`str` matching regex '\\S'", "text that is not blank").partition(" - at `")
         path = path.rstrip("`") or "$"
         found = value
         for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path):
-            found = found[name or int(index)]
+            try:
+                found = found[name or int(index)]
+            except (
+                KeyError,
+                IndexError,
+                TypeError,
+            ):  # a key that is no plain word, or the values of an object, `[...]`
+                break
         raise ValueError(f"{where}: {path}: {said}; found {describe(found)}. Expected {form}") from error
 
 
@@ -59,7 +69,6 @@ def describe(value: Any) -> str:
 def _without_duplicates(items: list[tuple[str, Any]]) -> Mapping[str, Any]:
     found = dict(items)
     if len(found) < len(items):
-        names = [name for name, _ in items]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = next(name for name, times in Counter(name for name, _ in items).items() if times > 1)
         raise ValueError(f"an object has the name {twice!r} twice")
     return found

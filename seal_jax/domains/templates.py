@@ -22,6 +22,9 @@ class Templates(msgspec.Struct, forbid_unknown_fields=True):
     chat: Text
 
 
+MOST_BYTES = 2**20
+_DOTTED = re.compile(rb"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){32}""")
+
 F = TypeVar("F", bound=Templates)
 
 
@@ -42,9 +45,15 @@ def read_templates(path: str | Path, style: Style, placeholders: tuple[str, ...]
         raise ValueError(f"style is {style!r}; expected 'raw' (base models) or 'chat' (instruct models)")
     if not path.is_file():
         raise FileNotFoundError(f"no prompt file {path}")
+    content = path.read_bytes()
+    if len(content) > MOST_BYTES or _DOTTED.search(content):  # memory grows with the square of a key's parts
+        raise ValueError(
+            f"{path}: {len(content):,} bytes, or a key of many parts; expected texts under the keys {kind.form}, at "
+            f"most {MOST_BYTES:,} bytes"
+        )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        table = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of thousands of digits
         raise ValueError(f"{path}: not TOML: {error}") from error
     file = convert(table, kind, str(path), f"texts under the keys {kind.form}")
     template: str = getattr(file, style)

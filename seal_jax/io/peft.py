@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from seal_jax.io.weights import TENSORS, layout
+from seal_jax.domains import records
+from seal_jax.io import fields
+from seal_jax.io.fields import ADAPTER, AdapterFields
+from seal_jax.io.weights import TENSORS, layout, open_safetensors, read_floats
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
@@ -26,31 +30,9 @@ from seal_jax.types import PROJECTIONS, LanguageModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-# Fields of adapter_config.json that change what an adapter computes, or what it was trained against, and the value with
-# which they do not. `use_rslora` and `init_lora_weights` are read below.
-_PLAIN: dict[str, Any] = {
-    "peft_type": "LORA",
-    "fan_in_fan_out": False,
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layer_replication": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "alora_invocation_tokens": None,
-    "use_qalora": False,
-    "use_bdlora": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "velora_config": None,
-    "monteclora_config": None,
-}
 # These only choose the first values; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")  # a path begins with a dot or a slash
 
 
 def tensor_name(projection: str, layer: int, side: str) -> str:
@@ -80,7 +62,7 @@ def save_peft(folder: Path, adapter: Adapter, *, rank: int, base_model: str) -> 
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": rank,
-        "lora_alpha": round(float(adapter.scale) * rank, 4),  # scale is a float32: 16 / 3 · 3 is not quite 16
+        "lora_alpha": float(f"{float(adapter.scale) * rank:.6g}"),  # scale is a float32: 16 / 3 · 3 is not quite 16
         "lora_dropout": 0.0,
         "target_modules": sorted(adapter.a),
         "bias": "none",
@@ -92,30 +74,48 @@ def save_peft(folder: Path, adapter: Adapter, *, rank: int, base_model: str) -> 
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_peft(folder: Path, config: ModelConfig) -> Adapter:
+def load_peft(folder: Path, config: ModelConfig, names: Collection[str] = ()) -> Adapter:
     """One adapter for a model of `config` from PEFT's files: plain LoRA, on the same projections in every layer.
+
+    Args:
+        names: what the model is called (`hub.names`); an adapter that was made for another is refused.
 
     Raises:
         FileNotFoundError: one of the two files is not there.
         ValueError: a file that cannot be read, an option that changes what is computed (DoRA, biases, patterns, ...), a
-            tensor that is missing, left over, or of another shape than `config` calls for.
+            tensor that is missing, left over, not of numbers, or of another shape than `config` calls for.
     """
     require_files(folder)
-    file = folder / WEIGHTS
-    rank, scale = _read_config(folder / CONFIG)
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error}); fetch or save it again") from error
+    file, about = folder / WEIGHTS, _read_config(folder / CONFIG)
+    rank = about.r
+    scale = about.lora_alpha / (math.sqrt(rank) if about.use_rslora else rank)
+    if _is_another(about.base_model_name_or_path, names):
+        raise ValueError(
+            f"{folder / CONFIG}: base_model_name_or_path = {about.base_model_name_or_path!r}, and the model is "
+            f"{' or '.join(names)}. Name the model that the adapter was trained for; if it is this one, write its name "
+            "there"
+        )
+    with open_safetensors(file) as handle:
+        tensors = {name: read_floats(handle, name, file) for name in handle.keys()}  # noqa: SIM118
     projections = [name for name in PROJECTIONS if any(f".{name}.lora_" in key for key in tensors)]
     if not projections:
         raise ValueError(f"{file}: no LoRA weights of {list(PROJECTIONS)}; found {sorted(tensors)[:3]}")
+    if isinstance(about.target_modules, list):
+        targets = {name.rpartition(".")[2] for name in about.target_modules}
+        if odd := sorted(targets ^ set(projections)):
+            raise ValueError(
+                f"{folder / CONFIG}: target_modules and the weights of {file.name} differ in {', '.join(odd)}; one of "
+                "the two files belongs to another adapter"
+            )
 
     def read(projection: str, layer: int, side: str) -> np.ndarray:
         d_in, d_out = shapes[("blocks", projection, "kernel")]
         name, expected = tensor_name(projection, layer, side), (rank, d_in) if side == "A" else (d_out, rank)
         if name not in tensors:
-            raise ValueError(f"{file}: tensor {name!r} is missing; the model has {config.num_layers} layers")
+            raise ValueError(
+                f"{file}: tensor {name!r} is missing; the model has {config.num_layers} layers, and the "
+                f"file holds {min(tensors, default='no more')}"
+            )
         tensor = tensors.pop(name)
         if tensor.shape != expected:
             raise ValueError(f"{file}: tensor {name!r} is {tensor.shape}, expected {expected} from r and the model")
@@ -151,21 +151,26 @@ def fingerprint(folder: Path) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
-def _read_config(file: Path) -> tuple[int, float]:
-    """Rank and scale, once nothing else matters."""
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        rank, alpha = raw["r"], raw["lora_alpha"]
-    except KeyError as error:
-        raise ValueError(f"{file}: field {error} is missing; expected the configuration of a LoRA adapter") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); fetch or save it again") from error
-    for field, plain in _PLAIN.items():
-        if raw.get(field, plain) != plain and raw[field]:  # null, false and {} all say "not used"
-            raise ValueError(f"{file}: {field} = {raw[field]!r}; this program reads plain LoRA ({field} = {plain!r})")
-    if raw.get("init_lora_weights", True) not in _INITIALISATIONS:
+def _is_another(base: str | None, names: Collection[str]) -> bool:
+    """Whether an adapter's base is surely another model: both are names on Hugging Face, and not the same one.
+
+    A path says nothing, and copies in other formats bear the name with something added ("unsloth/Qwen3-4B-bnb-4bit").
+    """
+    hub_names = [name for name in names if _HUB_NAME.fullmatch(name)]
+    if not base or not hub_names or not _HUB_NAME.fullmatch(base):
+        return False
+    model = base.lower().rpartition("/")[2]
+    others = [name.lower().rpartition("/")[2] for name in hub_names]
+    return not any(model.startswith(other) or other.startswith(model) for other in others)
+
+
+def _read_config(file: Path) -> AdapterFields:
+    """The fields of adapter_config.json, once nothing else matters."""
+    raw = records.decode(file.read_bytes(), dict[str, Any], str(file), ADAPTER.form)
+    found = fields.read(ADAPTER, AdapterFields, raw, str(file))
+    if found.init_lora_weights not in _INITIALISATIONS and found.init_lora_weights is not None:
         raise ValueError(
-            f"{file}: init_lora_weights = {raw['init_lora_weights']!r} also changed the base weights; convert the "
+            f"{file}: init_lora_weights = {found.init_lora_weights!r} also changed the base weights; convert the "
             "adapter to plain LoRA first (PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    return rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
+    return found

@@ -6,14 +6,20 @@ file's metadata.
 
 from __future__ import annotations
 
+import datetime
+import functools
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from seal_jax.io import gguf
+from seal_jax.domains import records
+from seal_jax.io import fields, gguf
+from seal_jax.io.fields import TOKENIZER, TokenizerFields
 from seal_jax.io.hub import ModelFiles
 from seal_jax.types import Codec
 
@@ -32,81 +38,232 @@ _SPLITS = {
 }
 _SPLIT_NAMES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 
+_NONE = (-1, 2**32 - 1)  # how an id says that there is none
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # llama.cpp's token types
 
 # What ends an answer, in whichever family; only those that are in the vocabulary as one token count.
 END_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
 
 
+MARK = "\ufdd0"  # around a special token that is meant: a code point that no text has (Unicode: for internal use)
+_MESSAGE = "\ufdd1message\ufdd1"  # stands for the message while a template is looked at
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"\\]*)\1\s*\)""")
+DAY = datetime.date(2024, 7, 26)  # today, to a template that asks: a prompt must not change with the day
+
+
+class Marked(str):
+    """A text that knows which of its pieces may hold special tokens: what a chat template wrote, and the token that
+    ends a completion. What is put into a template may not, nor may any other text: there `<|im_end|>` is words.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]  # a text, and whether special tokens are read in it
+
+    def __new__(cls, *pieces: tuple[str, bool]) -> Marked:
+        made = super().__new__(cls, "".join(text for text, _ in pieces))
+        made.pieces = pieces
+        return made
+
+    def __add__(self, other: str) -> Marked:
+        return Marked(*self.pieces, *_pieces(other))
+
+    def __radd__(self, other: str) -> Marked:
+        return Marked(*_pieces(other), *self.pieces)
+
+
+def _pieces(text: str) -> tuple[tuple[str, bool], ...]:
+    return text.pieces if isinstance(text, Marked) else ((text, False),)
+
+
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerFast:
     """The model's tokenizer with its special tokens and chat template. Code from a repository is never run.
 
-    Raises ValueError where a GGUF's tokenizer is of a kind that is not rebuilt here.
+    Raises ValueError where there is none, where it holds no tokens, or where a GGUF's is of a kind not rebuilt here.
     """
     if files.kind == "gguf":
-        return _from_gguf(files)
+        return _from_gguf(files.path)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
+        words = set(tokenizer.get_vocab()) - _special_tokens(tokenizer)
+    except Exception as error:  # transformers and tokenizers raise what they please
         raise ValueError(
-            f"{files.path}: no readable tokenizer beside the weights ({error}); fetch the model again"
+            f"{files.path}: no readable tokenizer beside the weights ({type(error).__name__}: {error}); fetch the "
+            "model again, or upgrade transformers and tokenizers if its tokenizer.json is newer than they are"
         ) from error
+    if not words:
+        raise ValueError(
+            f"{files.path}: the tokenizer is empty: {len(tokenizer)} tokens, all of them special. Its tokenizer.json "
+            "or tokenizer.model is missing: fetch the model again"
+        )
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ValueError(f"{files.path}: its tokenizer is written in Python; expected one with a tokenizer.json")
+    return tokenizer
+
+
+def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
+    """Raises ValueError, which begins with `name`, for a token past the `rows` of the model's embedding."""
+    past = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    if past:
+        raise ValueError(
+            f"{name}: {len(past)} tokens of the tokenizer have no row in the embedding of {rows:,}: the first is "
+            f"{past[0][1]!r}, id {past[0][0]:,}. Use the tokenizer that the model was trained with, or resize its "
+            "embedding (transformers: model.resize_token_embeddings)"
+        )
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    return {token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids, with one BOS in front if this tokenizer's convention is to have one, also where the text (a rendered
-    chat template) begins with it already. No EOS is added."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    chat template) begins with it already. No EOS is added. Special tokens are read wherever they are written."""
+    return _with_bos(tokenizer, tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False))
+
+
+def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer.encode("")[:1] == [bos] and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    return ids
+    return [bos, *ids] if bos is not None and tokenizer.encode("")[:1] == [bos] and ids[:1] != [bos] else ids
 
 
 def make_codec(tokenizer: PreTrainedTokenizerBase, files: ModelFiles) -> Codec:
-    """The tokenizer as the loop uses it."""
+    """The tokenizer as the loop uses it. Special tokens are read in what a chat template wrote, and nowhere else.
+
+    Raises ValueError for a model without a token that ends an answer.
+    """
+    special = re.compile("|".join(map(re.escape, sorted(_special_tokens(tokenizer), key=len, reverse=True))) or "(?!)")
+    stop = stop_tokens(tokenizer, files)
+    if not stop:
+        raise ValueError(
+            f"{files.path}: no token ends an answer: the tokenizer has no end token, and generation_config.json or the "
+            "metadata names none. Add eos_token_id to it"
+        )
+    end = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(stop[0])
+    marking = functools.cache(lambda: _marking(tokenizer.backend_tokenizer))  # takes a moment, and is seldom needed
+
+    def read(text: str) -> list[int]:
+        if not any(special.search(piece) for piece, meant in _pieces(text) if not meant):
+            return tokenizer.encode(str(text), add_special_tokens=False, split_special_tokens=False)
+        marked = [
+            special.sub(rf"{MARK}\g<0>{MARK}", piece) if meant else piece.replace(MARK, "")
+            for piece, meant in _pieces(text)
+        ]
+        return list(marking().encode("".join(marked), add_special_tokens=False).ids)
+
     return Codec(
-        encode=lambda text: encode(tokenizer, text),
-        encode_more=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        encode=lambda text: _with_bos(tokenizer, read(text)),
+        encode_more=read,
         decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-        end=tokenizer.eos_token or "",
-        stop=stop_tokens(tokenizer, files),
+        end=Marked((end, True)),
+        stop=stop,
         vocabulary=lambda: vocabulary(tokenizer),
     )
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def _marking(core: Tokenizer) -> Tokenizer:
+    """The same tokenizer but that its special tokens are written between two MARKs: without, they are ordinary text."""
+    saved = json.loads(core.to_str())
+    renamed = {
+        token["content"]: f"{MARK}{token['content']}{MARK}" for token in saved["added_tokens"] if token["special"]
+    }
+    for token in saved["added_tokens"]:
+        token["content"] = renamed.get(token["content"], token["content"])
+    model = saved["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(token, token): index for token, index in model["vocab"].items()}
+    else:
+        model["vocab"] = [[renamed.get(token, token), score] for token, score in model["vocab"]]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    return Tokenizer.from_str(json.dumps(saved))
+
+
+def chat(tokenizer: PreTrainedTokenizerBase, text: str, day: datetime.date = DAY) -> Marked:
     """`text` as a user's message in the model's chat template, up to where the answer begins.
 
-    Raises ValueError for a base model, which has no template.
+    Raises ValueError for a base model, which has no template, and for a template that cannot be rendered.
     """
     if not tokenizer.chat_template:
         raise ValueError("this model has no chat template (a base model?); use its completion prompts instead")
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,  # Qwen3 answers at once; other templates ignore it
-        date_string="26 Jul 2024",  # Llama 3.2's default; without it the prompt, and every figure, changes with the day
-    )
+    where = tokenizer.name_or_path or "this model"
+    for as_parts in (False, True):  # some templates read a message as a list of parts
+        frame = _rendered(tokenizer, _MESSAGE, as_parts, day, where)
+        if _MESSAGE in frame:
+            break
+    else:
+        raise ValueError(
+            f"{where}: its chat template does not show a user's message; use its completion prompts instead"
+        )
+    whole, around = _rendered(tokenizer, text, as_parts, day, where), frame.split(_MESSAGE)
+    for shown in (text, text.strip()):
+        if shown.join(around) == whole:
+            inside = [piece for part in around[1:] for piece in ((shown, False), (part, True))]
+            return Marked((around[0], True), *inside)
+    if any(token in text for token in _special_tokens(tokenizer)):
+        raise ValueError(
+            f"{where}: its chat template changes with the message, so that special tokens written out in it cannot be "
+            "told from the template's; use its completion prompts instead"
+        )
+    return Marked((whole, True))
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, as_parts: bool, day: datetime.date, where: str) -> str:
+    content = [{"type": "text", "text": text}] if as_parts else text
+    try:
+        template = _TODAY.sub(lambda call: repr(day.strftime(call[2])), tokenizer.get_chat_template())
+        if "strftime_now(" in template:
+            raise ValueError("it asks for today's date in a form that is not written out")
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # Qwen3 answers at once; other templates ignore it
+            date_string=day.strftime("%d %b %Y"),  # Llama 3.2's
+        )
+    except Exception as error:  # Jinja's, or the template's own
+        raise ValueError(
+            f"{where}: its chat template cannot be rendered for one message of a user ({type(error).__name__}: "
+            f"{error}); mend it (chat_template.jinja, or chat_template in tokenizer_config.json), or use the model's "
+            "completion prompts (--style raw)"
+        ) from error
+
+
+class _Ends(msgspec.Struct):
+    """generation_config.json and config.json, as far as they say what ends an answer."""
+
+    eos_token_id: list[int] | int | None = None
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, files: ModelFiles) -> tuple[int, ...]:
-    """Ids that end an answer, ascending: EOS, generation_config.json's and config.json's, and ends of turn."""
-    found = {tokenizer.eos_token_id}
+    """Ids that end an answer, ascending: EOS, generation_config.json's and config.json's, and ends of turn.
+
+    Raises ValueError for an id that is no token's.
+    """
+    named = {"the tokenizer": tokenizer.eos_token_id}
     if files.kind == "gguf":
-        reader = gguf.open_gguf(files.path)
-        found |= {gguf.field(reader, f"tokenizer.ggml.{name}_token_id", None) for name in ("eos", "eot", "eom")}
+        found = gguf.open_gguf(files.path).fields
+        named |= {key: found.get(key) for key in (f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))}
     else:
         for file in (files.path / "generation_config.json", files.path / "config.json"):
             if file.is_file():
-                eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-                found |= set(eos) if isinstance(eos, list) else {eos}
+                named[file.name] = records.decode(
+                    file.read_bytes(), _Ends, str(file), "{eos_token_id: id}"
+                ).eos_token_id
     vocabulary = tokenizer.get_vocab()
-    found |= {vocabulary[token] for token in END_TOKENS if token in vocabulary}
-    return tuple(sorted(found - {None}))
+    known = set(vocabulary.values())
+    ends = {vocabulary[token] for token in END_TOKENS if token in vocabulary}
+    for where, ids in named.items():
+        for index in ids if isinstance(ids, list) else [ids]:
+            if index is None or index in _NONE:
+                continue
+            if index not in known:
+                raise ValueError(
+                    f"{files.path}: {where}: eos_token_id is {index}; the tokenizer has no token of that id"
+                )
+            ends.add(index)
+    return tuple(sorted(ends))
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
@@ -158,51 +315,86 @@ def _spell_sentencepiece(token: str) -> bytes:
 # GGUF
 
 
-def _from_gguf(files: ModelFiles) -> PreTrainedTokenizerFast:
+def _from_gguf(path: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
-    reader = gguf.open_gguf(files.path)
-
-    def get(name: str, *default: Any) -> Any:
-        return gguf.field(reader, f"tokenizer.{name}", *default)
-
-    split = ""
-    kind, tokens, types = get("ggml.model"), get("ggml.tokens"), get("ggml.token_type")
-    if kind == "gpt2":
-        split = get("ggml.pre", "absent")
-        split = _SPLIT_NAMES.get(split, split)
-        if split not in _SPLITS:
-            raise ValueError(
-                f"{files.path}: pre-tokenizer {split!r} is not known here; expected one of {sorted(_SPLITS)}. Load the "
-                "model from its Hugging Face folder instead"
-            )
-        core = _byte_level(tokens, get("ggml.merges"), split)
-    elif kind == "llama":
-        core = _sentencepiece(tokens, get("ggml.scores"), types, get("ggml.add_space_prefix", True))
-    else:
+    metadata, start = gguf.open_gguf(path).fields, "tokenizer."
+    found = fields.read(
+        TOKENIZER,
+        TokenizerFields,
+        {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)},
+        str(path),
+        start,
+    )
+    kind, tokens, types = found.ggml__model, found.ggml__tokens, found.ggml__token_type
+    split = _SPLIT_NAMES.get(found.ggml__pre, found.ggml__pre) if kind == "gpt2" else ""
+    if kind not in ("gpt2", "llama"):
         raise ValueError(
-            f"{files.path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' (byte-level BPE) or 'llama' "
-            "(sentencepiece). Load the model from its Hugging Face folder instead"
+            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2' (byte-level BPE) or 'llama' (sentencepiece). "
+            "Load the model from its Hugging Face folder instead"
         )
+    if split and split not in _SPLITS:
+        raise ValueError(
+            f"{path}: pre-tokenizer {split!r} is not known here; expected one of {sorted(_SPLITS)}. Load the model "
+            "from its Hugging Face folder instead"
+        )
+    _check_tokens(found, path)
+    try:
+        if kind == "gpt2":
+            core = _byte_level(tokens, found.ggml__merges or [], split)
+        else:
+            core = _sentencepiece(tokens, found.ggml__scores or [], types, found.ggml__add_space_prefix)
+    except Exception as error:  # tokenizers raises plain Exceptions, such as for a merge of tokens that are not there
+        raise ValueError(f"{path}: its tokenizer cannot be rebuilt ({error}); fetch the file again") from error
     core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in _of_type(tokens, types, _CONTROL)])
     core.add_tokens([AddedToken(t, normalized=False, special=False) for t in _of_type(tokens, types, _USER_DEFINED)])
 
     special = {}
-    for name, key in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")]:
-        if (index := get(f"ggml.{key}_token_id", None)) is not None:
+    for name, index in [
+        ("bos", found.ggml__bos_token_id),
+        ("eos", found.ggml__eos_token_id),
+        ("unk", found.ggml__unknown_token_id),
+        ("pad", found.ggml__padding_token_id),
+    ]:
+        if index is not None and index not in _NONE:
             special[f"{name}_token"] = tokens[index]
     # Where the file does not say, llama.cpp's rule for this kind of vocabulary holds.
-    has_bos = get("ggml.add_bos_token", kind == "llama" or split == "llama-bpe")
+    has_bos = found.ggml__add_bos_token
+    if has_bos is None:
+        has_bos = kind == "llama" or split == "llama-bpe"
     if has_bos and (bos := special.get("bos_token")):
         core.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"], special_tokens=[(bos, core.token_to_id(bos))]
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        chat_template=get("chat_template", None),
+        chat_template=found.chat_template,
         clean_up_tokenization_spaces=False,
+        name_or_path=str(path),
         **special,
     )
+
+
+def _check_tokens(found: TokenizerFields, path: Path) -> None:
+    """Raises ValueError for a token that is listed twice, lists of unequal length, and ids without a token."""
+    tokens, size = found.ggml__tokens, len(found.ggml__tokens)
+    if len(set(tokens)) < size:
+        first: dict[str, int] = {}
+        again = next(i for i, token in enumerate(tokens) if first.setdefault(token, i) != i)
+        raise ValueError(
+            f"{path}: token {tokens[again]!r} is listed twice, as {first[tokens[again]]} and {again}; which one a text "
+            "would become is not said. Convert the model anew"
+        )
+    lists = {"token_type": found.ggml__token_type} | (
+        {"scores": found.ggml__scores} if found.ggml__model == "llama" else {}
+    )
+    for name, values in lists.items():
+        if len(values or ()) != size:
+            raise ValueError(f"{path}: tokenizer.ggml.{name} has {len(values or ()):,} values for {size:,} tokens")
+    for key in ("bos", "eos", "unknown", "padding"):
+        index = getattr(found, f"ggml__{key}_token_id")
+        if index is not None and index not in _NONE and not 0 <= index < size:
+            raise ValueError(f"{path}: tokenizer.ggml.{key}_token_id is {index}; there are {size:,} tokens")
 
 
 def _of_type(tokens: list[str], types: list[int], wanted: int) -> list[str]:

@@ -11,18 +11,22 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from jax.typing import DTypeLike
+from msgspec import UNSET
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from seal_jax.io import gguf
+from seal_jax.domains import records
+from seal_jax.io import fields, gguf
+from seal_jax.io.fields import CONFIG, ROPE, ConfigFields, RopeFields
 from seal_jax.io.hub import ModelFiles
-from seal_jax.nn.transformer import ModelConfig, RopeScaling
+from seal_jax.nn.transformer import ModelConfig, RopeScaling, yarn_attention_factor
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")  # config.json's model_type; SmolLM2 is a llama
 
@@ -95,11 +99,14 @@ def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict[str, Any
     config, unused = checkpoint.config, set(checkpoint.files)
     params: dict[str, Any] = {}
 
+    def missing(name: str) -> ValueError:
+        return ValueError(
+            f"{where}: tensor {name!r} is missing; the checkpoint is incomplete or of another architecture"
+        )
+
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in checkpoint.files:
-            raise ValueError(
-                f"{where}: tensor {name!r} is missing; the checkpoint is incomplete or of another architecture"
-            )
+            raise missing(name)
         tensor = checkpoint.read(name)
         if tensor.shape != shape:
             raise ValueError(
@@ -112,12 +119,15 @@ def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict[str, Any
         name, is_kernel = TENSORS[path][checkpoint.column], path[-1] == "kernel"
         stored = shape[::-1] if is_kernel else shape
         if path[0] == "blocks":
+            first = read(name.format(0), stored)  # before memory is taken for as many as the config says
+            if (last := name.format(config.num_layers - 1)) not in checkpoint.files:
+                raise missing(last)
             leaf = np.empty((config.num_layers, *shape), dtype)
             for i, layer in enumerate(leaf):
-                layer[...] = read(name.format(i), stored).T
+                layer[...] = (read(name.format(i), stored) if i else first).T
         else:
-            leaf = np.empty(shape, dtype)
             tensor = read(name, stored)
+            leaf = np.empty(shape, dtype)
             leaf[...] = tensor.T if is_kernel else tensor
         node = params
         for key in path[:-1]:
@@ -154,19 +164,18 @@ def _to_jax(tree: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _open_gguf(path: Path) -> Iterator[Checkpoint]:
-    reader = gguf.open_gguf(path)
-    config = gguf.read_config(reader, path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    file = gguf.open_gguf(path)
+    config = gguf.read_config(file, path)
     permuted: dict[str, int] = {}  # rows to put back, and of how many heads
-    if gguf.field(reader, "general.architecture") == "llama":
+    if file.fields["general.architecture"] == "llama":
         for i in range(config.num_layers):
             permuted |= {f"blk.{i}.attn_q.weight": config.num_heads, f"blk.{i}.attn_k.weight": config.num_kv_heads}
 
     def read(name: str) -> np.ndarray:
-        weight = gguf.read_tensor(tensors[name])
+        weight = finite(gguf.read_tensor(file.tensors[name]), name, path)
         return gguf.unpermute(weight, permuted[name]) if name in permuted else weight
 
-    yield Checkpoint(config, dict.fromkeys(tensors, path), read, column=1)
+    yield Checkpoint(config, dict.fromkeys(file.tensors, path), read, column=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,17 +186,31 @@ def _open_gguf(path: Path) -> Iterator[Checkpoint]:
 def _open_safetensors(folder: Path) -> Iterator[Checkpoint]:
     config = read_config(folder / "config.json")
     with contextlib.ExitStack() as stack:
-        handles = {file: stack.enter_context(_open_shard(file)) for file in _shards(folder)}
-        files = {name: file for file, handle in handles.items() for name in handle.keys()}  # noqa: SIM118
-        yield Checkpoint(config, files, lambda name: handles[files[name]].get_tensor(name), column=0)
+        files, handles = _open_folder(folder, stack)
+        yield Checkpoint(config, files, lambda name: read_floats(handles[files[name]], name, files[name]), column=0)
 
 
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted({folder / name for name in _read_json(index)["weight_map"].values()})
-    elif (folder / "model.safetensors").is_file():
-        shards = [folder / "model.safetensors"]
+class _Index(msgspec.Struct):
+    """model.safetensors.index.json."""
+
+    weight_map: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+
+
+INDEX_FORM = "{weight_map: {tensor: file}}"
+
+
+def _open_folder(folder: Path, stack: contextlib.ExitStack) -> tuple[dict[str, Path], dict[Path, Any]]:
+    """Which file holds each tensor, and the open files. As transformers has it, model.safetensors goes before an index
+    of shards, which older weights may have left in the folder."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    listed: dict[str, str] = {}
+    if single.is_file():
+        shards = [single]
+    elif index.is_file():
+        listed = records.decode(index.read_bytes(), _Index, str(index), INDEX_FORM).weight_map
+        if odd := sorted(name for name in listed.values() if name != Path(name).name or not name):
+            raise ValueError(f"{index}: $.weight_map: {odd[0]!r} is no file beside the index; expected {INDEX_FORM}")
+        shards = sorted({folder / name for name in listed.values()})
     else:
         shards = sorted(folder.glob("*.safetensors"))
         if len(shards) != 1:
@@ -195,10 +218,14 @@ def _shards(folder: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise FileNotFoundError(f"{shard}: missing, though {index.name} lists it; fetch the model again")
-    return shards
+    handles = {file: stack.enter_context(open_safetensors(file)) for file in shards}
+    files = {name: file for file, handle in handles.items() for name in handle.keys()}  # noqa: SIM118
+    files |= {name: folder / file for name, file in listed.items() if name in handles[folder / file].keys()}  # noqa: SIM118
+    return files, handles
 
 
-def _open_shard(file: Path) -> Any:
+def open_safetensors(file: Path) -> Any:
+    """An open safetensors file of NumPy arrays. Raises ValueError where its header does not fit it."""
     try:
         return safe_open(file, framework="numpy")
     except SafetensorError as error:
@@ -208,11 +235,31 @@ def _open_shard(file: Path) -> Any:
         ) from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); fetch the model again") from error
+def read_floats(handle: Any, name: str, file: Path) -> np.ndarray:
+    """One tensor of an open safetensors file. Raises ValueError for weights stored as codes, NaN and infinities."""
+    kind = handle.get_slice(name).get_dtype()
+    if kind not in ("F64", "F32", "F16", "BF16"):
+        raise ValueError(
+            f"{file}: tensor {name!r} is of type {kind}; expected F32, F16 or BF16. Quantised weights are not read: "
+            "fetch the model as it was before it was quantised"
+        )
+    return finite(handle.get_tensor(name), name, file)
+
+
+def finite(tensor: np.ndarray, name: str, file: Path) -> np.ndarray:
+    """The tensor. Raises ValueError if it holds NaN or an infinity: nothing computed with it would be a number."""
+    if tensor.dtype.itemsize == 2:  # the exponent's bits, all of them; faster than arithmetic of half precision
+        exponent = np.uint16(0x7C00 if tensor.dtype == np.float16 else 0x7F80)
+        odd = bool(tensor.size) and (np.ascontiguousarray(tensor).view(np.uint16) & exponent).max() == exponent
+    else:
+        with np.errstate(all="ignore"):
+            odd = not np.isfinite(tensor.sum()) and not np.isfinite(tensor).all()  # a sum is cheap, and may overflow
+    if odd:
+        raise ValueError(
+            f"{file}: tensor {name!r} holds NaN or infinities; the file was damaged, or saved by a run that diverged: "
+            "fetch it or save it again"
+        )
+    return tensor
 
 
 def read_shape(files: ModelFiles) -> ModelConfig:
@@ -226,75 +273,113 @@ def read_config(file: Path) -> ModelConfig:
     """config.json to our config. Where a key is absent, transformers' own default for that architecture holds.
 
     Read directly, not through transformers, because both spellings of RoPE are in use (`rope_theta` + `rope_scaling`,
-    and since transformers 5 `rope_parameters`), and what we do not compute has to be refused by name.
+    and since transformers 5 `rope_parameters`), and what we do not compute has to be refused by name (fields.py).
     """
-    raw = _read_json(file)
-    kind = raw.get("model_type")
-    if kind not in MODEL_TYPES:
+    return to_model(read_fields(file), str(file))
+
+
+def read_fields(file: Path) -> ConfigFields:
+    """config.json as its fields. Raises ValueError for one that is missing, refused, not known, or of another type."""
+    raw = records.decode(file.read_bytes(), dict[str, Any], str(file), CONFIG.form)
+    if (kind := raw.get("model_type")) not in MODEL_TYPES:
         raise ValueError(f"{file}: model_type {kind!r} is not supported; expected one of {MODEL_TYPES}")
-    try:
-        _refuse_unsupported(raw, file)
-        width, layers, heads = raw["hidden_size"], raw["num_hidden_layers"], raw["num_attention_heads"]
-        head_dim = raw.get("head_dim") or (128 if kind == "qwen3" else width // heads)
-        kv_heads = raw.get("num_key_value_heads") or (heads if kind == "llama" else 32)
-        theta, scaling = _read_rope(raw, file)
-        return ModelConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=width,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            intermediate_size=raw["intermediate_size"],
-            rope_theta=theta,
-            rope_scaling=scaling,
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            qkv_bias=kind == "qwen2",
-            qk_norm=kind == "qwen3",
-            tie_embeddings=raw.get("tie_word_embeddings", False),
-            context_length=raw.get("max_position_embeddings", 2048 if kind == "llama" else 32768),
-        )
-    except KeyError as error:
-        raise ValueError(f"{file}: field {error} is missing") from error
+    return fields.read(CONFIG, ConfigFields, raw, str(file))
 
 
-def _refuse_unsupported(raw: dict[str, Any], file: Path) -> None:
-    window = raw.get("use_sliding_window") and raw.get("sliding_window") is not None
-    windowed = window and raw.get("max_window_layers", 28) < raw["num_hidden_layers"]
-    refused = {
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "attention_bias": raw["model_type"] != "qwen2"
-        and raw.get("attention_bias", False),  # it puts one on o_proj too
-        "mlp_bias": raw.get("mlp_bias", False),
-        "quantization_config": raw.get("quantization_config") is not None,
-        "layer_types": any(kind != "full_attention" for kind in raw.get("layer_types") or ()),
-        "use_sliding_window": windowed,
-    }
-    for field, is_refused in refused.items():
-        if is_refused:
-            raise ValueError(f"{file}: {field} = {raw[field]!r} is not supported by this decoder")
+def to_model(config: ConfigFields, where: str) -> ModelConfig:
+    """What the fields of config.json mean together. Raises ValueError, which begins with `where`."""
+    kind, heads = config.model_type, config.num_attention_heads
+    if kind == "llama":
+        kv_heads = config.num_key_value_heads or heads
+    else:
+        kv_heads = 32 if config.num_key_value_heads is UNSET else config.num_key_value_heads or heads
+    head_dim = config.head_dim or (128 if kind == "qwen3" else config.hidden_size // heads)
+    context = config.max_position_embeddings or (2048 if kind == "llama" else 32_768)
+    for refused, said in [
+        (heads % kv_heads, f"num_key_value_heads = {kv_heads} does not divide num_attention_heads = {heads}"),
+        (not head_dim or head_dim % 2, f"head_dim = {head_dim}: a head has an even number of dimensions"),
+        (
+            config.hidden_act not in ("silu", "swish"),
+            f"hidden_act = {config.hidden_act!r} is not supported by this decoder",
+        ),
+        (
+            kind != "qwen2" and config.attention_bias,  # it puts one on o_proj too
+            "attention_bias = True is not supported by this decoder",
+        ),
+        (
+            any(layer != "full_attention" for layer in config.layer_types or ()),
+            f"layer_types = {records.describe(config.layer_types)} is not supported by this decoder",
+        ),
+        (
+            _has_windows(config),
+            f"use_sliding_window = True with sliding_window = {config.sliding_window} is not supported by this decoder",
+        ),
+    ]:
+        if refused:
+            raise ValueError(f"{where}: {said}")
+    theta, scaling = _read_rope(config, context, where)
+    return ModelConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=config.intermediate_size,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_norm_eps=config.rms_norm_eps,
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        tie_embeddings=config.tie_word_embeddings,
+        context_length=context,
+    )
 
 
-def _read_rope(raw: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling from either spelling."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError(f"{file}: partial_rotary_factor is not 1; this decoder rotates whole heads")
+def _has_windows(config: ConfigFields) -> bool:
+    """Whether some layer sees a window, by transformers' rule for Qwen2 and Qwen3."""
+    window = 4096 if config.sliding_window is UNSET else config.sliding_window
+    if config.model_type == "llama" or not config.use_sliding_window or window is None:
+        return False
+    return (config.max_window_layers or 0) < config.num_hidden_layers
+
+
+def _read_rope(config: ConfigFields, context: int, where: str) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from either spelling. As in transformers, `rope_scaling` goes before `rope_parameters`."""
+    name = "rope_scaling" if config.rope_scaling else "rope_parameters"
+    raw, where = config.rope_scaling or config.rope_parameters or {}, f"{where}: {name}"
+    rope = fields.read(ROPE, RopeFields, raw, where)
+    theta = rope.rope_theta or config.rope_theta or 10_000.0
+    kind = rope.rope_type or rope.type or "default"
+    original = config.original_max_position_embeddings or rope.original_max_position_embeddings or context
     if kind == "default":
         return theta, None
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor=float(rope["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            "llama3",
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_context_length=int(rope["original_max_position_embeddings"]),
+    if kind not in ("linear", "llama3", "yarn"):
+        raise ValueError(
+            f"{where}: RoPE scaling {kind!r} is not supported; expected 'default', 'linear', 'llama3' or 'yarn'"
         )
-    raise ValueError(f"{file}: RoPE scaling {kind!r} is not supported; expected 'default', 'linear' or 'llama3'")
+    needed = {"llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ("factor",))
+    for field in needed:
+        if field not in raw or (raw[field] is None and kind != "yarn"):
+            raise ValueError(f"{where}: field {field!r} is missing; RoPE scaling {kind!r} needs it")
+    factor = rope.factor or context / original
+    if kind == "llama3":
+        low, high = rope.low_freq_factor or 1.0, rope.high_freq_factor or 4.0
+        if low >= high:
+            raise ValueError(f"{where}: low_freq_factor = {low}; expected less than high_freq_factor = {high}")
+        return theta, RopeScaling("llama3", factor, low, high, int(original))
+    if kind == "linear":
+        return theta, RopeScaling("linear", factor)
+    attention = rope.attention_factor
+    if attention is None:
+        attention = yarn_attention_factor(factor)
+        if rope.mscale and rope.mscale_all_dim:
+            attention = yarn_attention_factor(factor, rope.mscale) / yarn_attention_factor(factor, rope.mscale_all_dim)
+    return theta, RopeScaling(
+        "yarn", factor, original_context_length=int(original), attention_factor=attention,
+        beta_fast=rope.beta_fast or 32.0, beta_slow=rope.beta_slow or 1.0,
+        truncate=True if rope.truncate is UNSET else bool(rope.truncate),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -346,6 +431,14 @@ def _describe(config: ModelConfig, params: dict[str, Any], tokenizer: Any) -> di
     scaling: dict[str, Any] | None = None
     if config.rope_scaling is not None:
         scaling = {"rope_type": config.rope_scaling.kind, "factor": config.rope_scaling.factor}
+        if config.rope_scaling.kind == "yarn":
+            scaling |= {
+                "original_max_position_embeddings": config.rope_scaling.original_context_length,
+                "attention_factor": config.rope_scaling.attention_factor,
+                "beta_fast": config.rope_scaling.beta_fast,
+                "beta_slow": config.rope_scaling.beta_slow,
+                "truncate": config.rope_scaling.truncate,
+            }
         if config.rope_scaling.kind == "llama3":
             scaling |= {
                 "low_freq_factor": config.rope_scaling.low_freq_factor,

@@ -26,11 +26,15 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
 class RopeScaling:
     """How rotary frequencies are stretched to a longer context."""
 
-    kind: str  # "linear" | "llama3"
+    kind: str  # "linear" | "llama3" | "yarn"
     factor: float
-    low_freq_factor: float = 1.0  # this and the next two: llama3 only
+    low_freq_factor: float = 1.0  # this and the next: llama3 only
     high_freq_factor: float = 4.0
-    original_context_length: int = 8192
+    original_context_length: int = 8192  # llama3 and yarn
+    attention_factor: float = 1.0  # this and the rest: yarn only; queries and keys are multiplied by it
+    beta_fast: float = 32.0  # turns in the original context from which on a pair keeps its frequency
+    beta_slow: float = 1.0  # turns up to which it is slowed by the whole factor
+    truncate: bool = True  # the pairs between the two are counted in whole ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +86,48 @@ class KV(NamedTuple):
 
 
 def rope_frequencies(config: ModelConfig) -> Float[Array, "H/2"]:
-    """Radians that a position turns each pair of dimensions by. llama3 slows the slow pairs and blends in between."""
+    """Radians that a position turns each pair of dimensions by. llama3 and yarn (arXiv 2309.00071, section 3.2) slow
+    the slow pairs and blend in between."""
     inverse = config.rope_theta ** -(jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
         return inverse
     if scaling.kind == "linear":
         return inverse / scaling.factor
+    if scaling.kind == "yarn":
+        low, high = _yarn_range(config.rope_theta, config.head_dim, scaling)
+        slowed = jnp.clip((jnp.arange(config.head_dim // 2, dtype=jnp.float32) - low) / (high - low), 0, 1)
+        return inverse / scaling.factor * slowed + inverse * (1 - slowed)
     if scaling.kind != "llama3":
-        raise ValueError(f"RoPE scaling {scaling.kind!r}: expected 'linear' or 'llama3'")
+        raise ValueError(f"RoPE scaling {scaling.kind!r}: expected 'linear', 'llama3' or 'yarn'")
     turns = scaling.original_context_length * inverse / (2 * math.pi)  # full turns within the original context
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = jnp.clip(blend, 0, 1)
     return inverse / scaling.factor * (1 - blend) + inverse * blend
 
 
-def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
-    """Turns each pair (i, i + H/2) by its angle: Hugging Face's order of dimensions."""
+def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
+    """What queries and keys are multiplied by (arXiv 2309.00071, equation 22). `weight` is a config's `mscale`."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _yarn_range(theta: float, head_dim: int, scaling: RopeScaling) -> tuple[float, float]:
+    """The pair up to which frequencies are kept, and the one from which on they are divided by the whole factor."""
+    low, high = (
+        head_dim * math.log(scaling.original_context_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        for turns in (scaling.beta_fast, scaling.beta_slow)
+    )
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    return low, high if high != low else high + 0.001  # as transformers does
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], scale: float = 1.0) -> Float[Array, "B T N H"]:
+    """Turns each pair (i, i + H/2) by its angle: Hugging Face's order of dimensions. Yarn also scales it."""
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    if scale != 1.0:
+        cos, sin = cos * scale, sin * scale
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -179,7 +207,9 @@ class Block(nnx.Module):
         v = self.v_proj(h, lora.get("v_proj")).reshape(heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, angles), rotate(k, angles)
+        scaling = self.config.rope_scaling
+        scale = 1.0 if scaling is None else scaling.attention_factor
+        q, k = rotate(q, angles, scale), rotate(k, angles, scale)
         kv = KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
         if past is None:
             attended = jax.nn.dot_product_attention(

@@ -215,7 +215,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     below: tuple[Adapter, ...] = ()
     if start is not None:
         start = Path(start).expanduser()
-        below = (peft.load_peft(start, config),)
+        below = (peft.load_peft(start, config, hub.names(model)),)
         lm = lm._replace(params=lora.merge(lm.params, below[0]))
     lesson = make_lesson(read, speaker, grade_by_match, teaching, notes, compute)
     sizes = Writing(teaching.candidates, lesson.prompt_width, notes.sampling.max_tokens, notes.answer_tokens)

@@ -19,7 +19,7 @@ from seal_jax.domains import squad
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import Passage, Question, load_questions
 from seal_jax.engine.training import Shapes
-from seal_jax.io import peft
+from seal_jax.io import hub, peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.run import passages, plan, pretraining
@@ -129,7 +129,7 @@ def peft_adapter(config: Any, here: Session) -> Adapter:
     """The adapter that `--adapter` names."""
     assert config.adapter is not None
     assert here.speaker.model is not None
-    return peft.load_peft(config.adapter, here.speaker.model)
+    return peft.load_peft(config.adapter, here.speaker.model, hub.names(config.model))
 
 
 def topic_of(config: Any) -> str:

@@ -97,7 +97,7 @@ def load(name: str, *, dtype: str, style: str, devices: int | None, with_weights
     """A model by name, on the devices. Without weights, for a plan: nothing is fetched.
 
     Raises:
-        ValueError: a chat style for a model without a chat template.
+        ValueError: a chat style for a model without a chat template; files of it that are refused.
         FileNotFoundError: there is no such model.
     """
     if not with_weights and not hub.locate(name).cached:
@@ -112,11 +112,12 @@ def load(name: str, *, dtype: str, style: str, devices: int | None, with_weights
         params = place(params, mesh)
     else:
         config, params = weights.read_shape(files), {}
+    tokenizer.require_rows(text, config.vocab_size, str(files.path))
     chat = (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None
+    spoken, render = in_style(style, chat, name)
+    render("a template that cannot be rendered is refused now, and not in the middle of a run")
     return Speaker(
-        LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh),
-        config,
-        *in_style(style, chat, name),
+        LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh), config, spoken, render
     )
 
 
