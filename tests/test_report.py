@@ -556,6 +556,14 @@ def test_best_and_worst_are_the_extremes_of_what_the_model_wrote(tmp_path):
         assert title not in most
 
 
+def test_an_answer_that_was_cut_off_says_so(tmp_path):
+    results, self_edits = sample_run(rounds=0)
+    edit = self_edits[-1] | {"gain": 2.0}
+    edit["answers"] = [edit["answers"][0] | {"after": "It was built in 18", "after_cut": True, "before_cut": False}]
+    words = Page(write_report(write_sample_run(tmp_path, results, [edit]))).words()
+    assert "It was built in 18 … (cut off)" in words and words.count("(cut off)") == 1
+
+
 def blank(value):
     """Every leaf null: what a run would leave if nothing could be measured."""
     if isinstance(value, dict):

@@ -282,9 +282,9 @@ def gain_of(edit: SelfEdit) -> float | None:
 
 
 def _card(edit: SelfEdit, labels: dict[str, str]) -> dict[str, Any]:
-    def tried(answer: Answer) -> list[tuple[str, str, str]]:
-        verdicts = [_mark(answer.before_correct), _mark(answer.after_correct)]
-        return list(zip(("Before", "After"), verdicts, (answer.before, answer.after), strict=True))
+    def tried(answer: Answer) -> list[tuple[str, str, str, bool]]:
+        before = ("Before", _mark(answer.before_correct), answer.before, answer.before_cut)
+        return [before, ("After", _mark(answer.after_correct), answer.after, answer.after_cut)]
 
     verdicts = {verdict for answer in edit.answers for verdict in (answer.before_correct, answer.after_correct)}
     return {

@@ -182,6 +182,8 @@ class Answer(Record, frozen=True):
     after: str = ""
     before_correct: bool | None = None
     after_correct: bool | None = None
+    before_cut: bool = False  # ended at the limit of tokens
+    after_cut: bool = False
 
 
 class SelfEdit(Record, frozen=True):
