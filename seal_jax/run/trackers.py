@@ -27,9 +27,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import msgspec
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -43,6 +44,9 @@ KEY_SHAPE = 8  # characters from which a secret is removed from texts; a shorter
 
 SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")  # environment variables that hold one
 SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]+@|(?<=[?&])(\w*(?:key|token|secret|password))=[^&\s]+", re.IGNORECASE)
+
+
+Id = Annotated[str, msgspec.Meta(min_length=1)]  # of a run, at a tracker
 
 
 @dataclass(frozen=True)
@@ -296,12 +300,12 @@ def trackio(run: Run) -> Sink:
     return Sink(log, lambda ok: service.finish())
 
 
-def nowhere(run: Run) -> Sink:
-    """No tracker."""
-    return Sink(lambda tag, step, values: None, lambda ok: None)
-
-
-SINKS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio, "none": nowhere}
+SINKS: dict[str, Callable[[Run], Sink]] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+    "trackio": trackio,
+    "none": lambda run: Sink(lambda *entry: None, lambda ok: None),
+}
 
 
 def run_id(path: Path, kind: str) -> str:
@@ -311,13 +315,10 @@ def run_id(path: Path, kind: str) -> str:
         ValueError: the file is damaged.
     """
     try:
-        ids: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        ids = msgspec.json.decode(path.read_bytes(), type=dict[str, Id]) if path.exists() else {}
     except ValueError:
-        ids = None
-    if not isinstance(ids, dict) or not all(isinstance(id, str) and id for id in ids.values()):
-        raise ValueError(
-            f'{path} is damaged; expected {{"{kind}": ID}}. Remove it: the run then begins a new one at {kind}'
-        )
+        remove = f"Remove it: the run then begins a new one at {kind}"
+        raise ValueError(f'{path} is damaged; expected {{"{kind}": ID}}. {remove}') from None
     if kind not in ids:
         ids[kind] = secrets.token_hex(4)  # no part of the run's randomness: two runs of one seed are two runs there
         write_atomically(path, json.dumps(ids) + "\n")
