@@ -20,7 +20,7 @@ from rich.text import Text
 
 from seal_jax.report.blocks import Block, Cell, Section, by_run, estimated, holds, shown, table
 from seal_jax.report.figures import Figure, dots
-from seal_jax.report.results import Results, Row, difference, read_results
+from seal_jax.report.results import Difference, Estimate, Results, Row, difference, read_results
 from seal_jax.report.story import FEW, headline, say, unit_of
 from seal_jax.report.text import DASH, NO_BREAK, clock, flat, percent, points
 
@@ -113,9 +113,8 @@ def settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     A setting that a run of another experiment lacks says nothing; one that a run of the same experiment lacks does.
     """
     kinds = [run.results.name for run in runs]
-    values_of = [
-        dict(flat({"experiment": run.results.name, **run.results.identity, **run.results.all_settings})) for run in runs
-    ]
+    everything = [{"experiment": r.name, **r.identity, **r.all_settings} for r in (run.results for run in runs)]
+    values_of = [dict(flat(settings)) for settings in everything]
     found = []
     for name in dict.fromkeys(itertools.chain(*values_of)):
         values = [of_run.get(name) for of_run in values_of]
@@ -137,17 +136,15 @@ def comparison_headline(runs: Sequence[Run]) -> str:
         return f"{len(runs)} runs that have no row in common."
     key = [key for key, some in having.items() if len(some) == most][-1]
     first, *others = having[key]
-    ranked = sorted(having[key], key=lambda run: _mean(run, key) or 0.0, reverse=True)
+    ranked = sorted(having[key], key=lambda run: _mean(run, key) or 0.0, reverse=True) if most > 2 else having[key]
     figures = [f"{percent(_mean(run, key))} in {run.label}" for run in (ranked[0], ranked[-1])]
     changes = [difference(first.rows[key], run.rows[key]) for run in others]
     if most > 2:
         of = f"Of {most} runs" if most == len(runs) else f"Of the {most} runs (of {len(runs)}) that have it"
         caution = f" They were not all asked about the same {key.unit}s." if any(c.remark for c in changes) else ""
         return f"{of}, “{labels[key]}” is highest, {figures[0]}, and lowest, {figures[1]}.{caution}"
-    change = changes[0]
-    unknown = change.verdict == "unknown" and change.remark
-    verdict = unknown or say("runs", change, f"{key.unit}s")
-    figures = [f"{percent(_mean(run, key))} in {run.label}" for run in (first, *others)]
+    unknown = changes[0].verdict == "unknown" and changes[0].remark
+    verdict = unknown or say("runs", changes[0], f"{key.unit}s")
     return f"“{labels[key]}” is at {figures[0]} and at {figures[1]}: {verdict}."
 
 
@@ -161,21 +158,15 @@ def comparison_text(runs: Sequence[Run]) -> str:
     console.print(comparison_headline(runs))
     accuracy, against, settings = _sections(runs)
     for section in (accuracy, against, settings) if shared_rows(runs) else (accuracy,):
-        tables = [block.body for block in section.blocks if isinstance(block, Block) and block.kind == "table"]
-        for number, body in enumerate(tables):
-            console.print(
-                "" if number else f"\n{section.title}",
-                *([section.note] if section.note and not number else []),
-                sep="\n",
-            )
+        console.print("", section.title, *filter(None, [section.note]), sep="\n")
+        for body in (block.body for block in section.blocks if isinstance(block, Block) and block.kind == "table"):
             grid = rich.table.Table(box=None, pad_edge=False)
             for heading, _ in body["columns"]:
                 grid.add_column(Text(heading), overflow="fold", justify="right" if grid.columns else "left")
             for label, cells in body["rows"]:
-                grid.add_row(
-                    Text(label), *(Text("\n".join(filter(None, cell[:2])).replace(NO_BREAK, "")) for cell in cells)
-                )
-            console.print(grid)
+                texts = ("\n".join(filter(None, cell[:2])).replace(NO_BREAK, "") for cell in cells)
+                grid.add_row(Text(label), *map(Text, texts))
+            console.print(grid, "")
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
 
@@ -229,20 +220,16 @@ def _sections(runs: Sequence[Run]) -> tuple[Section, Section, Section]:
 def _overview(runs: Sequence[Run], beside: Path) -> Block:
     rows, links = [], []
     for run in runs:
-        results, page = run.results, run.folder / "report.html"
-        unit = unit_of(results.rows)
-        passages, questions = (
-            max((getattr(r, n) or 0 for r in results.rows), default=0) for n in ("passages", "questions")
-        )
+        results, page, unit = run.results, run.folder / "report.html", unit_of(run.results.rows)
+        passages = max((row.passages for row in results.rows), default=0)
+        questions = max((row.questions or 0 for row in results.rows), default=0)
         asked = f"{f'{questions} about ' if questions or unit != 'task' else ''}{passages} {unit}s"
         ungraded = f"{results.ungraded} answers without a verdict" if results.ungraded else ""
-        named = [" · ".join(filter(None, [results.name, results.preset]))]
-        named += ["/".join(name.split("/")[-2:]) for name in (results.model, results.data)]  # of a path as a hub id has
-        cells = [
-            *(Cell(name or DASH) for name in named),
-            Cell(asked if results.rows else "no rows of accuracy", ungraded),
-        ]
-        rows.append((run.label, [*cells, Cell(clock(results.seconds))]))
+        names = [" · ".join(filter(None, [results.name, results.preset]))]
+        names += ["/".join(name.split("/")[-2:]) for name in (results.model, results.data)]  # of a path as a hub id has
+        cells = [Cell(name or DASH) for name in names]
+        cells += [Cell(asked if results.rows else "no rows of accuracy", ungraded), Cell(clock(results.seconds))]
+        rows.append((run.label, cells))
         links.append(quote(os.path.relpath(page, beside).replace(os.sep, "/")) if page.is_file() else "")
     return table(["Run", "Experiment", "Model", "Data", "Questions", "Time"], rows, links=links)
 
@@ -260,24 +247,19 @@ def _accuracy(runs: Sequence[Run]) -> Section:
         drawn = [(name, run.rows[key].accuracy, "muted" if run is runs[0] else "accent") for name, run, key in members]
         figure = dots(f"Accuracy: {title}", drawn, max(ends, default=0.0))
         blocks += [Block("heading", title) if title and figure else None, figure]
-    of, unit = "tries that solved their task" if units_of(runs) == "task" else "", units_of(runs)
-    note = f"The share of {of or 'questions answered right, with no passage in view'}, and its 95 % interval"
+    unit = units_of(runs)
+    of = "tries that solved their task" if unit == "task" else "questions answered right, with no passage in view"
+    note = f"The share of {of}, and its 95 % interval"
     note += " (where a count stands, Wilson's)" * any(row.interval == "Wilson" for row in rows)
     few = min([row.passages for row in rows if not row.interval], default=FEW) < FEW
     note += f"; with fewer than {FEW} {unit}s it is somewhat too narrow." if few else "."
     note += " The dashed line is the first of a figure." * any(blocks)
     if len({run.results.name for run in runs}) > 1:
-        note += (
-            " The runs are of different experiments: a row of the same name may have been made under other settings."
-        )
-    found = [
-        (
-            label,
-            [estimated(row.accuracy, percent, row.count) for row in (run.rows.get(key, Row()) for run in runs)]
-            + [Cell(percent(figures.get(key))) for figures in papers.values()],
-        )
-        for key, label in labels.items()
-    ]
+        note += " The runs are of different experiments: rows of one name may have been made under other settings."
+    found = []
+    for key, label in labels.items():
+        cells = [estimated(row.accuracy, percent, row.count) for row in (run.rows.get(key, Row()) for run in runs)]
+        found.append((label, cells + [Cell(percent(figures.get(key))) for figures in papers.values()]))
     blocks += by_run("Row", [*(run.label for run in runs), *(f"Paper: {where}" for where in papers)], found)
     return Section("Accuracy", note, blocks)
 
@@ -285,13 +267,14 @@ def _accuracy(runs: Sequence[Run]) -> Section:
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[Cell]]]:
     """The other runs against the first, in what both have."""
     labels, first = row_labels(runs), runs[0].rows
-    rows = []
-    for key in shared_rows(runs):
-        changes = [
-            difference(first[key], run.rows[key]) if key in first and key in run.rows else None for run in runs[1:]
-        ]
-        rows.append((labels[key], [estimated(c.estimate, points, c.remark) if c else Cell(DASH) for c in changes]))
-    return rows
+
+    def cell(run: Run, key: RowKey) -> Cell:
+        change = (
+            difference(first[key], run.rows[key]) if key in first and key in run.rows else Difference(Estimate(), 0)
+        )
+        return estimated(change.estimate, points, change.remark)
+
+    return [(labels[key], [cell(run, key) for run in runs[1:]]) for key in shared_rows(runs)]
 
 
 def _seconds(runs: Sequence[Run]) -> list[tuple[str, list[Cell]]]:
