@@ -46,6 +46,7 @@ SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")  # environm
 SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]+@|(?<=[?&])(\w*(?:key|token|secret|password))=[^&\s]+", re.IGNORECASE)
 
 
+SERVICES = ("wandb", "trackio")  # packages of their own, in which a run has an id
 Id = Annotated[str, msgspec.Meta(min_length=1)]  # of a run, at a tracker
 
 
@@ -106,7 +107,7 @@ class MetricsWriter:
         require(tracker)
         self._folder, self._kind, self._say = Path(folder), tracker.kind, say
         self._folder.mkdir(parents=True, exist_ok=True)
-        id = run_id(self._folder / "tracker.json", tracker.kind) if tracker.kind in ("wandb", "trackio") else ""
+        id = run_id(self._folder / "tracker.json", tracker.kind) if tracker.kind in SERVICES else ""
         self._lines = (self._folder / "metrics.jsonl").open("a+b")
         self._lines.seek(0)
         self._lines.truncate(self._lines.read().rfind(b"\n") + 1)
@@ -129,10 +130,9 @@ class MetricsWriter:
         A value is a number (a scalar of NumPy or JAX too) or None; one that is not finite becomes null, because JSON
         has no other word for it, and is kept from the tracker, where it would be called `phase/name`.
         """
-        numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
-        finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
-        entry = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
-        entry["values"] = {name: finite.get(name) for name in numbers}
+        finite = {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
+        numbers = {name: finite.get(name) for name in values}
+        entry = {"time": round(time.time(), 3), "phase": phase, "step": int(step), "values": numbers}
         self._lines.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._lines.flush()
         if finite and self._tracking.is_alive():
@@ -173,33 +173,26 @@ def require(config: Tracker) -> None:
     Raises:
         ValueError: it is not so; says what to do.
     """
-    if config.kind in ("tensorboard", "none"):
+    if config.kind not in SERVICES:
         return
-    package, found = None, "it has no `init`, so it is some other folder or file of that name"
     try:
         package = importlib.import_module(config.kind)
-    except ImportError as error:
-        found = str(error)
-    if not hasattr(package, "init"):  # a folder `wandb`, which W&B leaves behind, is importable too
+        package.init  # noqa: B018  # a folder `wandb`, which W&B leaves behind, is importable too
+    except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"--tracker.kind {config.kind} needs a package that is not installed ({found}): "
+            f"--tracker.kind {config.kind} needs a package that is not installed ({error}): "
             f"pip install 'seal_jax[{config.kind}]', or use --tracker.kind tensorboard"
-        )
+        ) from None
     if not config.project or re.search(r"[/\\#?%:]", config.project):
         raise ValueError(
             f"--tracker.project is {config.project!r}; expected a name without any of / \\ # ? % :, such as seal_jax"
         )
-    if config.kind == "wandb":
-        _require_login(package)
-
-
-def _require_login(wandb: Any) -> None:
-    """Makes sure that W&B will not ask for a key in the middle of a run."""
-    try:
-        # Silent, W&B asks nothing and prints nothing: a missing key is then an error.
-        settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    if config.kind != "wandb":
+        return
+    try:  # W&B must not ask for a key in the middle of a run: silent, it asks nothing, and a missing key is an error
+        settings = package.setup(settings=package.Settings(silent=True)).settings
         if settings.mode in ("online", "run", "shared"):
-            wandb.login(verify=False)  # verifying would wait for the network
+            package.login(verify=False)  # verifying would wait for the network
     except Exception as error:
         raise ValueError(
             f"--tracker.kind wandb: {_reason(error)} Run `wandb login` once, or put a key into the environment "
