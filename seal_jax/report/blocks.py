@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -52,15 +53,20 @@ def estimated(
 
 
 def table(
-    columns: Sequence[str | tuple[str, str]], rows: Iterable[tuple[str, Sequence[Cell]]], prose: Sequence[int] = (),
-    *, links: Sequence[str] = (), fixed: bool = False,
+    columns: Sequence[str | tuple[str, str]], rows: Sequence[tuple[str, Sequence[Cell]]], prose: Sequence[int] = (),
+    *, links: Sequence[str] = (), fixed: bool = False, sparse: bool = False,
 ) -> Block:  # fmt: skip
     """A table: a column is its heading, or (heading, the shorter one beside a cell on a phone); `prose` are sentences.
 
-    A row is its label and its cells. `links` are of the labels; `fixed` makes the columns equally wide.
+    A row is its label and its cells. `links` are of the labels; `fixed` makes the columns equally wide; `sparse` leaves
+    out those that have nothing to say.
     """
     names = [column if isinstance(column, tuple) else (column, column) for column in columns]
-    return Block("table", {"columns": names, "rows": list(rows), "prose": prose, "links": links, "fixed": fixed})
+    if sparse:
+        said = [any(cells[i][:2] != (DASH, "") for _, cells in rows) for i in range(len(names) - 1)]
+        names = [names[0], *itertools.compress(names[1:], said)]
+        rows = [(label, list(itertools.compress(cells, said))) for label, cells in rows]
+    return Block("table", {"columns": names, "rows": rows, "prose": prose, "links": links, "fixed": fixed})
 
 
 def by_run(corner: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]) -> list[Block]:

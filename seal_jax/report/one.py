@@ -67,41 +67,34 @@ def _task(results: Results) -> str:
 def _accuracy(results: Results, held_out: str) -> Section:
     rows, unit = results.rows, story.unit_of(results.rows)
     kind = "Stage" if story.is_staged(results) else "Row"
-    share = "solved" if unit == "task" else "of questions answered right"
-    note = (
-        f"Each {kind.lower()} on the same {held_out}{unit}s. A dot is the share {share}; its bar, the 95 % interval; "
-        "the dashed line, the first row."
-    )
+    of = "solved" if unit == "task" else "of questions answered right"
+    note = f"Each {kind.lower()} on the same {held_out}{unit}s. A dot is the share {of}; its bar, the 95 % interval;"
+    note += " the dashed line, the first row."
     dots = [(row.title, row.accuracy, "muted" if row.name == BASE else "accent") for row in rows]
-    columns = _columns(rows, unit)
-    cells = [(row.title, [cell(row) for _, cell in columns]) for row in rows]
-    drawn = figures.dots("Accuracy of each stage with its 95 % interval", dots)
-    blocks = [drawn, table([kind, *(heading for heading, _ in columns)], cells), _paper(rows)]
-    return Section("Accuracy", note, blocks if rows else [])
-
-
-def _columns(rows: Sequence[Row], unit: str) -> list[tuple[tuple[str, str], Callable[[Row], Cell]]]:
-    """(heading, the one on a phone) and what stands there for a row: the figures that some row has."""
-    counts = any(row.count for row in rows)
-    share, questions = "Share" if counts else "Accuracy", "Test inputs" if unit == "task" else "Questions"
+    share = "Share" if any(row.count for row in rows) else "Accuracy"
+    questions = "Test inputs" if unit == "task" else "Questions"
     base = "base" if any(row.name == BASE for row in rows) else "first row"
-    likely = "Log-likelihood"
-    columns: list[tuple[bool, str, str, Callable[[Row], Cell]]] = [
-        (True, share, share, lambda row: estimated(row.accuracy)),
-        (counts, "Solved", "Solved", lambda row: Cell(row.count or DASH)),
-        (any(row.paper for row in rows), "Paper", "Paper",
-         lambda row: Cell(percent(row.paper.accuracy if row.paper else None))),
-        (story.has(rows, "versus_previous"), "Against the row above, points", "Row above",
-         lambda row: estimated(row.versus_previous, points)),
-        (story.has(rows, "versus_base"), f"Against the {base}, points", base.capitalize(),
-         lambda row: estimated(row.versus_base, points, repeated=row.versus_previous.row == BASE)),
-        (story.has(rows, "log_likelihood"), f"{likely} of the gold answer, nats a token", likely,
-         lambda row: estimated(row.log_likelihood, decimal)),
-        (True, f"{unit.capitalize()}s", f"{unit.capitalize()}s", lambda row: Cell(str(row.passages or DASH))),
-        (unit != "task" or any(row.questions is not None for row in rows), questions, questions,
-         lambda row: Cell(DASH if row.questions is None else str(row.questions))),
+    columns: list[str | tuple[str, str]] = [
+        kind, share, "Solved", "Paper", ("Against the row above, points", "Row above"),
+        (f"Against the {base}, points", base.capitalize()),
+        ("Log-likelihood of the gold answer, nats a token", "Log-likelihood"), f"{unit.capitalize()}s", questions,
     ]  # fmt: skip
-    return [((heading, short), cell) for there, heading, short, cell in columns if there]
+    cells = [(row.title, _cells(row)) for row in rows]
+    drawn = figures.dots("Accuracy of each stage with its 95 % interval", dots)
+    return Section("Accuracy", note, [drawn, table(columns, cells, sparse=True), _paper(rows)] if rows else [])
+
+
+def _cells(row: Row) -> list[Cell]:
+    above = row.versus_previous
+    return [
+        estimated(row.accuracy),
+        Cell(row.count or DASH),
+        Cell(percent(row.paper.accuracy if row.paper else None)),
+        estimated(above, points),
+        estimated(row.versus_base, points, repeated=above.row == BASE),
+        estimated(row.log_likelihood, decimal),
+        *(Cell(str(number) if number is not None else DASH) for number in (row.passages, row.questions)),
+    ]
 
 
 def _paper(rows: Sequence[Row]) -> Block | None:
@@ -176,16 +169,14 @@ def _validation(results: Results) -> Block | None:
 
 def _writing(results: Results) -> list[Block]:
     """Length and diversity of the self-edits, a row a round; figures that no round has are left out."""
-    rounds = results.rounds
-    figures_of = {name: how for name, how in WRITING.items() if any(getattr(r, name) is not None for r in rounds)}
     rows = [
-        (f"Round {entry.round}", [Cell(text(getattr(entry, name))) for name, (_, text) in figures_of.items()])
-        for entry in rounds
+        (f"Round {entry.round}", [Cell(text(getattr(entry, name))) for name, (_, text) in WRITING.items()])
+        for entry in results.rounds
     ]
     repeats = "repeats and shared words are looked for among those of one"
     note = f"Means over a round's self-edits; {repeats} {_task(results)}."
-    written = table(["Round", *(title for title, _ in figures_of.values())], rows)
-    return [Block("heading", "What was written"), Block("text", note), written] if figures_of else []
+    written = table(["Round", *(title for title, _ in WRITING.values())], rows, sparse=True)
+    return [Block("heading", "What was written"), Block("text", note), written] if written.body["columns"][1:] else []
 
 
 def _losses(results: Results, self_edits: Sequence[SelfEdit], labels: dict[str, str]) -> Section:
@@ -227,10 +218,8 @@ def _puzzle(item: Puzzle) -> dict[str, Any]:
 
     demonstrations = []
     for number, pair in enumerate((pair for pair in item.pairs if isinstance(pair, list) and len(pair) == 2), 1):
-        named = zip(pair, ("input", "output"), strict=True)
-        demonstrations.append(
-            [drawn(grid, f"Demonstration {number}, {name}", DEMONSTRATION_SIDE) for grid, name in named]
-        )
+        named = zip(pair, (f"Demonstration {number}, input", f"Demonstration {number}, output"), strict=True)
+        demonstrations.append([drawn(grid, name, DEMONSTRATION_SIDE) for grid, name in named])
     tested = [("Input", drawn(item.input, "Input")), ("Expected", drawn(item.expected, "Expected"))]
     expected, attempts = arc_grids.as_grid(item.expected), []
     for attempt in item.attempts:

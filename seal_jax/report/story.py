@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from seal_jax.report.results import BASE, Difference, Estimate, Part, Results, Row, difference
+from seal_jax.report.results import BASE, Difference, Part, Results, Row, difference
 from seal_jax.report.text import NO_BREAK, percent
 
 BEFORE_RL, AFTER_ROUND = "self_edits_round_0", "self_edits_round_"
@@ -168,13 +168,7 @@ def intervals(rows: Sequence[Row]) -> str:
         return f"Intervals are 95{NO_BREAK}% {bootstrap}"
     over = "tries" if any(row.tried > row.passages for row in shown) else f"{unit}s"
     caution = f" (at these {unit}s: others may differ by more)" if over == "tries" else ""
-    compared = any(has(rows, name, low=True) for name in ("versus_previous", "versus_base"))
+    compared = any(versus.low is not None for row in rows for versus in (row.versus_previous, row.versus_base))
     others = ["rows without a count"] * any(not row.interval for row in shown) + ["differences"] * compared
     said = f"Intervals are 95{NO_BREAK}% {' and '.join(named)} intervals over {over}{caution}"
     return f"{said}; those of {' and of '.join(others)} are {bootstrap}" if others else f"{said}."
-
-
-def has(rows: Sequence[Row], name: str, *, low: bool = False) -> bool:
-    """Whether a row has this estimate, and its interval where `low` is asked for."""
-    values: list[Estimate] = [getattr(row, name) for row in rows]
-    return any((value.low if low else value.mean) is not None for value in values)
