@@ -1,4 +1,4 @@
-"""Runs as the pages read them: results.json and self_edits.jsonl as typed records, and numbers as a person reads them.
+"""Runs as the pages read them: results.json and self_edits.jsonl as typed records, and what two rows differ in.
 
 What a file lacks, or holds in another form, is the default of its field: a run of another version has a page too.
 """
@@ -233,9 +233,10 @@ def difference(before: Row, after: Row, *, seed: int = 0) -> Difference:
     if not shared:
         return Difference(Estimate(), 0, f"not the same {after.unit}s")
     values = [[row.per_passage[passage] for passage in shared] for row in (before, after)]
-    change = msgspec.convert(paired_bootstrap(*values, seed=seed).as_json(), Estimate)
+    change = paired_bootstrap(*values, seed=seed)
+    remark = f"over the {len(shared)} {after.unit}s in both"
     whole = len(shared) == len(before.per_passage) == len(after.per_passage)
-    return Difference(change, len(shared), "" if whole else f"over the {len(shared)} {after.unit}s in both")
+    return Difference(msgspec.convert(change.as_json(), Estimate), change.passages, "" if whole else remark)
 
 
 # Files
