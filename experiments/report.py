@@ -1,5 +1,6 @@
-"""Finished runs side by side, on one page.
+"""A finished run, or several side by side, on one page.
 
+    python -m experiments.report runs/squad-demo
     python -m experiments.report runs/squad-demo runs/squad-rewrite
     python -m experiments.report runs/squad-*/ --out squad.html
 
@@ -16,18 +17,19 @@ from pathlib import Path
 
 import tyro
 
-from seal_jax.report.compare import comparison_text, read_runs, write_comparison
+from seal_jax.report.compare import comparison_text, read_runs
+from seal_jax.report.page import write_page
 from seal_jax.run.invocation import shell_command
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Compares finished runs."""
+    """Shows a finished run, or compares several."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs, or their results.json."""
     out: Path | None = None
-    """The page (default: comparison.html beside the first run's folder)."""
+    """The page (default: report.html in the folder of a single run, or comparison.html beside the first run's)."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,8 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     command = tyro.cli(Command, prog=shell_command("report"), args=arguments, description=__doc__)
     try:
         runs = read_runs(command.runs)
-        out = command.out or runs[0].folder.parent / "comparison.html"
-        write_comparison(runs, out)
+        folder = runs[0].folder
+        out = command.out or (folder / "report.html" if len(runs) == 1 else folder.parent / "comparison.html")
+        write_page(runs, out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

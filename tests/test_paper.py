@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from experiments import arc, squad
-from seal_jax.analysis.paper import PROMPTS, TABLE_2, beside, paper_row
+from seal_jax.analysis.paper import TABLES, beside, paper_row
 from seal_jax.run.journal import as_json
 
 
@@ -75,8 +75,10 @@ def test_no_figure_where_the_paper_has_none(experiment, name):
 
 
 def test_the_tables_agree_where_they_overlap():
+    tables = {table.where: table.accuracy for table in TABLES}
     for rounds in (0, 2):
-        assert PROMPTS["implications"][rounds] == TABLE_2[1, "lora"][f"self_edits_round_{rounds}"]
+        row = f"self_edits_round_{rounds}"
+        assert tables["prompt variants, implications"][row] == tables["table 2, n = 1, LoRA"][row]
 
 
 @pytest.mark.parametrize("name", ["base", "passage", "self_edits_round_0", "self_edits_round_1", "self_edits_round_2"])
@@ -156,7 +158,7 @@ def test_cpt_names_n_and_method():
 def test_continual_counts_streams():
     assert differs("after_all_edits", settings(stream_length=4), "continual", passages=8, unit="stream") == [
         "64 streams there, 8 here",
-        "streams of 8 there, of 4 here",
+        "streams of 8 there, 4 here",
     ]
 
 

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
-from seal_jax.report import plots
-from seal_jax.report.page import holds, write_report
+from seal_jax.report import figures
+from seal_jax.report.blocks import holds
+from seal_jax.report.page import write_report
+from seal_jax.report.results import Estimate
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> </style> {{ 7 * 7 }} & "quotes" $x^2$ \u202e'
 
@@ -237,8 +239,9 @@ def test_page_has_every_part(tmp_path):
     assert "q proj, v proj" in words or "q_proj, v_proj" in words
     assert "python -m experiments.squad demo --seed 0" in words
     assert sum(tag == "article" for tag, _ in page.elements) == 6
-    plots = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(plots) == 8  # accuracy, rewards, inner loss, SFT loss; each for a desktop and for a phone
+    drawn = [attributes["aria-label"] for tag, attributes in page.elements if tag == "figure"]
+    assert [title.split()[0] for title in drawn] == ["Accuracy", "Distribution", "Loss", "Loss"]
+    assert sum(tag == "polyline" for tag, _ in page.elements) == 6 + 2  # stages of the inner loop, rounds of SFT
 
 
 def test_page_needs_nothing_from_outside_and_no_script(tmp_path):
@@ -279,11 +282,8 @@ def test_text_is_always_escaped(tmp_path):
     hostile = Page(write_report(write_sample_run(tmp_path / "hostile", poisoned(results), poisoned(self_edits))))
     assert hostile.text.count("<script>alert(1)</script>") > 50  # as text
     assert "{{ 7 * 7 }}" in hostile.text
-    # The same elements with the same attributes, but for a figure's labels: a longer one may take two lines.
-    shapes = [
-        [(tag, set(names)) for tag, names in page.elements if tag not in ("svg", "g", "text")]
-        for page in (hostile, clean)
-    ]
+    # The same elements with the same attributes.
+    shapes = [[(tag, set(names)) for tag, names in page.elements] for page in (hostile, clean)]
     assert shapes[0] == shapes[1]
 
 
@@ -294,7 +294,7 @@ def test_ids_are_unique_and_the_same_data_gives_the_same_page(tmp_path):
     results, self_edits = sample_run()
     one_panel_each = write_report(write_sample_run(tmp_path / "c", results, self_edits[:8])).read_text()
     ids = re.findall(r' id="([^"]*)"', one_panel_each)
-    assert len(ids) == len(set(ids)) > 0
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize(
@@ -484,20 +484,35 @@ def test_a_matrix_is_a_heat_map_with_its_values_in_the_cells(tmp_path):
     }
     page = Page(write_report(write_sample_run(tmp_path, results, [])))
     assert "Gone" not in page.words() and "No protection" in page.words()
-    svgs = re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL)
-    assert len(svgs) == 2  # for a desktop and for a phone
-    for svg in svgs:
-        assert all(f">{text}<" in svg for text in ("41.5", "25.0", "50.0", "after 2 &lt;b&gt;", "passage 1"))
-        darkness = [float(value) for value in re.findall(r"opacity: ([0-9.]+)", svg)]
-        assert len(darkness) == 3  # the empty cell has an outline only
-        assert darkness[1] < darkness[0] < darkness[2] < 1  # the larger the darker, and never so dark as to hide it
-        assert "#0101" not in svg  # all colours are the page's
+    (drawn,) = re.findall(r'<table class="heat".*?</table>', page.source, flags=re.DOTALL)
+    assert all(f">{text}<" in drawn for text in ("41.5", "25.0", "50.0", "after 2 &lt;b&gt;", "passage 1"))
+    darkness = [float(value) for value in re.findall(r"var\(--accent\) ([0-9.]+)%", drawn)]
+    assert len(darkness) == 3 and drawn.count('class="none"') == 1  # the empty cell has an outline only
+    assert darkness[1] < darkness[0] < darkness[2] < 100  # the larger the darker, and never so dark as to hide it
+    assert "#" not in drawn  # all colours are the page's
 
 
-def test_long_labels_of_a_heat_map_stay_apart():
+def test_long_labels_of_a_heat_map_are_whole_and_the_rest_is_filled_up(tmp_path):
     columns = [f"the passage about the bridge of 19{i}0" for i in range(10)]
-    svg = plots.heat_map(plots.Matrix(["a"], columns, [[0.5] * 10]), "title")
-    assert all(f"of 19{i}0<" in svg for i in range(10)) and "rotate(-90)" in svg
+    matrix = {"title": "Long", "rows": ["a", "b"], "columns": columns, "values": [[0.5] * 3]}
+    page = Page(write_report(write_sample_run(tmp_path, {"matrices": [matrix]}, [])))
+    assert all(f">{column}</th>" in page.source for column in columns)
+    assert page.source.count('<td class="none">') == 17
+
+
+def test_places_in_a_figure_are_those_of_its_values(tmp_path):
+    low = figures.dots("t", [("a", Estimate(0.1, 0.0, 0.3), "muted"), ("b", Estimate(0.2), "accent")])
+    assert [(row["mean"], row["low"], row["high"], row["first"]) for row in low.parts] == [
+        (pytest.approx(100 / 3, abs=0.01), 0, 100, pytest.approx(100 / 3, abs=0.01)),
+        (pytest.approx(200 / 3, abs=0.01), None, None, pytest.approx(100 / 3, abs=0.01)),
+    ]
+    assert [text for _, text in low.ticks] == [f"{n}\u202f%" for n in (0, 10, 20, 30)]
+    assert figures.dots("t", [("a", Estimate(), "muted")]) is None
+    bars = figures.histograms("t", [("a", [0.0, 0.05, 0.95, 1.0, 0.5], "soft"), ("b", [], "soft")]).parts
+    assert bars[0]["bars"] == [100, 0, 0, 0, 0, 50, 0, 0, 0, 100] and bars[0]["mean"] == 50
+    assert bars[1]["bars"] == [0] * 10 and bars[1]["mean"] is None
+    (panel,) = figures.curves("t", [("a", [[4.0, None, 2.0], [2.0]]), ("none", [[None]])], "step").parts
+    assert panel["line"] == "0.00,25.00 100.00,50.00" and panel["last"] == 3 and len(panel["band"].split()) == 4
 
 
 def test_a_round_says_what_was_written_as_far_as_it_knows(tmp_path):
@@ -539,6 +554,14 @@ def test_best_and_worst_are_the_extremes_of_what_the_model_wrote(tmp_path):
     assert "the best" in most[:120] and "the worst" in least[:150]
     for title in ("second of the same passage", "not trained", "not written"):
         assert title not in most
+
+
+def test_an_answer_that_was_cut_off_says_so(tmp_path):
+    results, self_edits = sample_run(rounds=0)
+    edit = self_edits[-1] | {"gain": 2.0}
+    edit["answers"] = [edit["answers"][0] | {"after": "It was built in 18", "after_cut": True, "before_cut": False}]
+    words = Page(write_report(write_sample_run(tmp_path, results, [edit]))).words()
+    assert "It was built in 18 … (cut off)" in words and words.count("(cut off)") == 1
 
 
 def blank(value):

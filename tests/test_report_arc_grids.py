@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.report.arc_grids import COLOURS, as_grid, difference, svg
-from seal_jax.report.compare import comparison_text, read_runs, write_comparison
-from seal_jax.report.page import write_report
+from seal_jax.report.compare import comparison_text, read_runs
+from seal_jax.report.page import write_page, write_report
 from tests.test_report import HOSTILE, Page, blank, interval, write_sample_run
 
 TASKS = 8
@@ -316,7 +316,7 @@ def test_a_comparison_of_runs_on_tasks_speaks_of_tasks_and_shows_counts(tmp_path
     results, _ = puzzle_run()
     folders = [write_sample_run(tmp_path / name, results, []) for name in ("one", "two")]
     runs = read_runs(folders)
-    write_comparison(runs, tmp_path / "out.html")
+    write_page(runs, tmp_path / "out.html")
     words = Page(tmp_path / "out.html").words()
     assert "29 of 40" in words and "8 tasks" in words and "passage" not in words.lower()
     text = comparison_text(runs)

@@ -6,9 +6,12 @@ black apart. A figure's title holds the digits, for readers who do not see it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
 from html import escape
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 LARGEST_SIDE = 30  # cells; ARC's
 # The digits 0 to 9 as the ARC testing interface shows them (github.com/fchollet/ARC-AGI, apps/css/common.css)
@@ -18,19 +21,17 @@ COLOURS = (
 CELL = 18  # CSS pixels of a cell, where the grid is small enough
 LINE = "#62666e"  # between cells: tells neighbours of one colour apart, and black from a dark page
 
-GridRows = list[list[int]]
+Side = msgspec.Meta(min_length=1, max_length=LARGEST_SIDE)
+Digit = Annotated[int, msgspec.Meta(ge=0, le=9)]
+GridRows = Annotated[list[Annotated[list[Digit], Side]], Side]
 
 
 def as_grid(value: Any) -> GridRows | None:
     """Rows of digits as results.json has them; None for anything that is no grid."""
-    if not isinstance(value, list) or not 1 <= len(value) <= LARGEST_SIDE:
-        return None
-    for row in value:
-        if not isinstance(row, list) or not 1 <= len(row) <= LARGEST_SIDE or len(row) != len(value[0]):
-            return None
-        if not all(type(digit) is int and 0 <= digit <= 9 for digit in row):
-            return None
-    return value
+    with contextlib.suppress(msgspec.ValidationError):
+        grid = msgspec.convert(value, GridRows)
+        return grid if len({len(row) for row in grid}) == 1 else None
+    return None
 
 
 def svg(grid: GridRows, name: str, largest: int) -> str:
@@ -45,7 +46,7 @@ def svg(grid: GridRows, name: str, largest: int) -> str:
         f"M{x} 0v{height}" for x in range(width + 1)
     )
     return (
-        f'<svg class="grid" role="img" width="{_pixels(cell * width)}" height="{_pixels(cell * height)}" '
+        f'<svg class="grid" role="img" width="{cell * width:.4g}" height="{cell * height:.4g}" '
         f'viewBox="0 0 {width} {height}"><title>{escape(name)}, {height} by {width}: {digits}</title>'
         f'<g shape-rendering="crispEdges">{cells}</g>'
         f'<path d="{lines}" fill="none" stroke="{LINE}" vector-effect="non-scaling-stroke"/></svg>'
@@ -63,20 +64,8 @@ def difference(attempt: GridRows, expected: GridRows) -> str:
     return f"{wrong} of {sides[0][0] * sides[0][1]} cells wrong"
 
 
-def _cells(grid: Sequence[Sequence[int]], digit: int) -> str:
+def _cells(grid: GridRows, digit: int) -> str:
     """The cells that hold this digit, as a path: a rectangle for each run in a row."""
-    runs = []
-    for y, row in enumerate(grid):
-        x = 0
-        while x < len(row):
-            end = x
-            while end < len(row) and row[end] == digit:
-                end += 1
-            if end > x:
-                runs.append(f"M{x} {y}h{end - x}v1h-{end - x}z")
-            x = end + 1
-    return "".join(runs)
-
-
-def _pixels(length: float) -> str:
-    return f"{length:.1f}".removesuffix(".0")
+    rows = ["".join(map(str, row)) for row in grid]
+    runs = ((run.start(), y, len(run[0])) for y, row in enumerate(rows) for run in re.finditer(f"{digit}+", row))
+    return "".join(f"M{x} {y}h{length}v1h-{length}z" for x, y, length in runs)

@@ -1,158 +1,295 @@
-"""results.json as the pages read it: the file, values that may be missing, numbers as a person reads them."""
+"""Runs as the pages read them: results.json and self_edits.jsonl as typed records, and what two rows differ in.
+
+What a file lacks, or holds in another form, is the default of its field: a run of another version has a page too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from seal_jax.analysis.statistics import paired_bootstrap
 
 FEWEST = 8  # passages of a verdict: a bootstrap interval over fewer is far too narrow
 ROUNDING = 1e-9  # shares of a few tasks often differ by exactly nothing: what is left of the sums is no difference
-NO_BREAK, MINUS = "\u202f", "\u2212"
+BASE = "base"  # the row of the model as it was
+T = TypeVar("T")
+Losses = list[float | None]
 
-Json = dict[str, Any]
+
+class Record(msgspec.Struct, frozen=True):
+    """What lies in a file, by name."""
 
 
-class Estimate(NamedTuple):
-    """A mean and its 95 % interval as results.json has them; None where it has none."""
+class Estimate(Record, frozen=True):
+    """A mean and its 95 % interval; None where there is none. Of a difference also which row it is against."""
 
-    mean: float | None
-    low: float | None
-    high: float | None
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    row: str | None = None
 
-    def verdict(self, passages: int) -> str:
-        """What a difference over this many passages (tasks, streams) says.
+    def between(self, text: Callable[[float | None], str]) -> str:
+        """`2.2 % to 47.1 %`; empty without an interval."""
+        return "" if self.low is None or self.high is None else f"{text(self.low)} to {text(self.high)}"
 
-        "gain", "loss", "unclear" (the interval spans zero) or "unknown" (no interval, or fewer than `FEWEST` passages).
-        """
-        if self.low is None or self.high is None or passages < FEWEST:
+
+class PaperFigure(Record, frozen=True):
+    accuracy: float | None = None
+    where: str = ""
+    differs: list[str] = []
+
+
+class Row(Record, frozen=True):
+    """A stage, or an alternative, with its accuracy."""
+
+    name: str = ""
+    label: str = ""
+    unit: str = "passage"  # what the interval is over: "passage", "stream" or "task"
+    passages: int = 0
+    questions: int | None = None
+    solved: int | None = None  # of `tried`
+    tried: int = 0
+    interval: str = ""  # "Wilson", or else the bootstrap's
+    accuracy: Estimate = Estimate()
+    log_likelihood: Estimate = Estimate()
+    versus_previous: Estimate = Estimate()
+    versus_base: Estimate = Estimate()
+    per_passage: dict[str, float | None] = {}
+    problems: dict[str, int] = {}
+    paper: PaperFigure | None = None
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+    @property
+    def count(self) -> str:
+        """`29 of 40`, how many tries solved their task; empty where the row does not count."""
+        return f"{self.solved} of {self.tried}" if self.solved is not None and self.tried else ""
+
+
+class Round(Record, frozen=True):
+    round: int | str | None = None
+    passages: int | None = None
+    self_edits: int | None = None
+    kept: int | None = None
+    mean_reward: float | None = None
+    mean_best_reward: float | None = None
+    mean_base_reward: float | None = None
+    mean_words: float | None = None
+    mean_sequences: float | None = None
+    distinct_bigrams: float | None = None
+    similarity: float | None = None
+    problems: dict[str, int] = {}
+    sft_losses: Losses = []
+
+
+class Validation(Record, frozen=True):
+    reward: Losses = []
+    chosen_round: int | None = None
+    passages: int = 0
+
+
+class Part(Record, frozen=True):
+    """A section that the experiment adds."""
+
+    title: str = ""
+    note: str = ""
+
+
+class Table(Part, frozen=True):
+    columns: list[Any] = []
+    rows: list[list[Any]] = []
+
+
+class Matrix(Part, frozen=True):
+    rows: list[str] = []
+    columns: list[str] = []
+    values: list[Losses] = []
+
+
+class Attempt(Record, frozen=True):
+    label: str = "Attempt"
+    grid: Any = None
+    right: bool | None = None
+
+
+class Puzzle(Record, frozen=True):
+    label: str = "Puzzle"
+    pairs: list[Any] = []
+    input: Any = None
+    expected: Any = None
+    attempts: list[Attempt] = []
+
+
+class Grids(Part, frozen=True):
+    items: list[Puzzle] = []
+
+
+class Results(Record, frozen=True):
+    name: str = ""
+    preset: str = ""
+    model: str = ""
+    data: str = ""
+    seed: int | None = None
+    rows: list[Row] = []
+    rounds: list[Round] = []
+    validation: Validation = Validation()
+    tables: list[Table] = []
+    matrices: list[Matrix] = []
+    grids: list[Grids] = []
+    ungraded: int = 0
+    settings: dict[str, Any] = {}
+    compute: dict[str, Any] = {}
+    timings: dict[str, float] = {}
+    machine: dict[str, Any] = {}
+    command: str = ""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Which run of the experiment it is, as far as it says."""
+        names = ("preset", "model", "data", "seed")
+        return {name: str(value) for name in names if (value := getattr(self, name)) not in ("", None)}
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """With what changes only the run's cost under "compute"."""
+        return self.settings | ({"compute": self.compute} if self.compute else {})
+
+    @property
+    def seconds(self) -> float | None:
+        """From the first moment to the last: with what lies between the phases."""
+        return self.timings.get("total", sum(self.timings.values()) if self.timings else None)
+
+    @property
+    def phases(self) -> dict[str, float]:
+        return {name: seconds for name, seconds in self.timings.items() if name != "total"}
+
+
+class Answer(Record, frozen=True):
+    question: str = ""
+    gold: str = ""
+    before: str = ""
+    after: str = ""
+    before_correct: bool | None = None
+    after_correct: bool | None = None
+    before_cut: bool = False  # ended at the limit of tokens
+    after_cut: bool = False
+
+
+class SelfEdit(Record, frozen=True):
+    stage: str = "unknown stage"
+    passage: str = ""
+    title: str = ""
+    context: str = ""
+    sample: int | None = None
+    completion: str = ""
+    problem: str | None = None
+    kept: bool = False
+    sequences: list[str] = []
+    reward: float | None = None
+    base_reward: float | None = None
+    gain: float | None = None
+    log_likelihood: float | None = None
+    base_log_likelihood: float | None = None
+    rewards_by_seed: list[float] = []
+    losses: Losses = []
+    answers: list[Answer] = []
+
+
+class Difference(NamedTuple):
+    """A row against another, over the passages that both have."""
+
+    estimate: Estimate  # all None where they have none in common
+    passages: int
+    remark: str = ""  # what the reader must know of how it was paired
+
+    @property
+    def verdict(self) -> str:
+        """ "gain", "loss", "unclear" (the interval spans zero), "unknown" (none, or over fewer than `FEWEST`)."""
+        low, high = self.estimate.low, self.estimate.high
+        if low is None or high is None or self.passages < FEWEST:
             return "unknown"
-        return "gain" if self.low > ROUNDING else "loss" if self.high < -ROUNDING else "unclear"
+        return "gain" if low > ROUNDING else "loss" if high < -ROUNDING else "unclear"
 
 
-def read_results(path: Path) -> Json:
+def difference(before: Row, after: Row, *, seed: int = 0) -> Difference:
+    """`after` minus `before`, of one run or of two: as the run recorded it, or else paired by passage here."""
+    for versus, row in ((after.versus_previous, None), (after.versus_base, BASE)):
+        if versus != Estimate() and (versus.row or row) == before.name:
+            return Difference(versus, min(row.passages or len(row.per_passage) for row in (before, after)))
+    shared = [passage for passage in before.per_passage if passage in after.per_passage]
+    if not before.per_passage or not after.per_passage:
+        return Difference(Estimate(), 0, f"no figures by {after.unit}")
+    if not shared:
+        return Difference(Estimate(), 0, f"not the same {after.unit}s")
+    values = [[row.per_passage[passage] for passage in shared] for row in (before, after)]
+    change = paired_bootstrap(*values, seed=seed)
+    remark = f"over the {len(shared)} {after.unit}s in both"
+    whole = len(shared) == len(before.per_passage) == len(after.per_passage)
+    return Difference(msgspec.convert(change.as_json(), Estimate), change.passages, "" if whole else remark)
+
+
+# Files
+
+
+def read_results(path: Path) -> Results:
     """The results.json at `path`. Raises FileNotFoundError without one, and ValueError for what is no results.json."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there, so there is nothing to report: a run writes it after its first evaluated stage. "
             "Give the folder of a run, the one that holds its results.json."
         )
+    mend = "Run the experiment again in this folder to rewrite it."
+    return _read(path.read_bytes(), Results, f"{path}", "an object with rows, rounds and settings", mend)
+
+
+def read_self_edits(path: Path) -> list[SelfEdit]:
+    """All lines of the file; none if it is missing. A last line without its end was cut off by a kill: left out."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [
+        _read(line, SelfEdit, f"{path}, line {number},", "one self-edit, an object", "Remove that line to have a page.")
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def _read(content: bytes, kind: type[T], where: str, form: str, mend: str) -> T:
+    """JSON as a record; NaN and the infinities as null."""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}). Run the experiment again in this folder to rewrite it."
-        ) from None
-    if not isinstance(results, dict):
-        raise ValueError(f"{path} holds a {type(results).__name__}; expected an object with rows, rounds and settings.")
-    return results
+        value = json.loads(content.decode("utf-8"), parse_float=_finite, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON ({error}). {mend}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds a {type(value).__name__}; expected {form}.")
+    record: T = _fit(value, kind)
+    return record
 
 
-# Values that may be missing
+def _finite(digits: str) -> float | None:
+    return number if math.isfinite(number := float(digits)) else None
 
 
-def as_number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def as_numbers(values: Iterable[Any]) -> list[float]:
-    """Those that are finite numbers."""
-    return [number for number in map(as_number, values) if number is not None]
-
-
-def as_count(entry: Json, key: str) -> int:
-    """How many; none where the entry does not say."""
-    return int(as_number(entry.get(key)) or 0)
-
-
-def section(entry: Json, key: str) -> Json:
-    """The object under this key; empty without one."""
-    value = entry.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def entries(entry: Json, key: str) -> list[Any]:
-    """The list under this key; empty without one."""
-    value = entry.get(key)
-    return value if isinstance(value, list) else []
-
-
-def objects(entry: Json, key: str) -> list[Json]:
-    """The objects in the list under this key."""
-    return [value for value in entries(entry, key) if isinstance(value, dict)]
-
-
-def estimate(entry: Json, key: str) -> Estimate:
-    """The mean and interval under this key."""
-    values = section(entry, key)
-    return Estimate(as_number(values.get("mean")), as_number(values.get("low")), as_number(values.get("high")))
-
-
-def counted(row: Json) -> str:
-    """`29 of 40`, how many tries solved their task; empty where the row does not count."""
-    solved, tried = as_number(row.get("solved")), as_number(row.get("tried"))
-    return "" if solved is None or not tried else f"{int(solved)} of {int(tried)}"
-
-
-# Settings as text
-
-
-def settings_of(results: Json) -> Json:
-    """The settings of a run; what changes only its cost under "compute", as results.json has them apart."""
-    compute = section(results, "compute")
-    return section(results, "settings") | ({"compute": compute} if compute else {})
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted name, value as text), nested sections in their place."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            pairs += flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((prefix + name, value_text(value)))
-    return pairs
-
-
-def value_text(value: Any) -> str:
-    """A setting as a person reads it."""
-    if value is None or value == []:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(value_text, value)) if isinstance(value, list) else str(value)
-
-
-# Numbers as a person reads them
-
-
-def percent(fraction: float | None) -> str:
-    """A fraction in percent; a dash for None, here and below."""
-    return "—" if fraction is None else f"{100 * fraction:.1f}{NO_BREAK}%"
-
-
-def points(fraction: float | None) -> str:
-    """A difference of two accuracies in percentage points, with its sign."""
-    if fraction is None:
-        return "—"
-    rounded = round(100 * fraction, 1)
-    return f"{'+' if rounded > 0 else MINUS if rounded < 0 else ''}{abs(rounded):.1f}"
-
-
-def decimal(value: float | None, digits: int = 2) -> str:
-    """A number with so many digits after the point."""
-    return "—" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
-
-
-def clock(seconds: float) -> str:
-    """A duration in its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.1f}{NO_BREAK}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}{NO_BREAK}h {minutes}{NO_BREAK}min" if hours else f"{minutes}{NO_BREAK}min {rest}{NO_BREAK}s"
+def _fit(value: Any, kind: Any) -> Any:
+    """A value as a `kind`: a field that does not fit is its default, an element of a list left out; else UNSET."""
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert(value, kind)
+    inner = typing.get_args(kind)
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Record):
+        fields = ((field.name, _fit(value.get(field.name), field.type)) for field in msgspec.structs.fields(kind))
+        return kind(**{name: x for name, x in fields if x is not msgspec.UNSET})
+    if isinstance(value, list) and typing.get_origin(kind) is list:
+        return [x for item in value if (x := _fit(item, inner[0])) is not msgspec.UNSET]
+    if isinstance(value, dict) and typing.get_origin(kind) is dict:
+        return {name: x for name, item in value.items() if (x := _fit(item, inner[1])) is not msgspec.UNSET}
+    if types.NoneType in inner:
+        return next((x for option in inner if (x := _fit(value, option)) is not msgspec.UNSET), None)
+    return msgspec.UNSET

@@ -27,9 +27,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import msgspec
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -43,6 +44,10 @@ KEY_SHAPE = 8  # characters from which a secret is removed from texts; a shorter
 
 SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")  # environment variables that hold one
 SECRET_IN_URL = re.compile(r"(?<=://)[^/\s@]+@|(?<=[?&])(\w*(?:key|token|secret|password))=[^&\s]+", re.IGNORECASE)
+
+
+SERVICES = ("wandb", "trackio")  # packages of their own, in which a run has an id
+Id = Annotated[str, msgspec.Meta(min_length=1)]  # of a run, at a tracker
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class MetricsWriter:
         require(tracker)
         self._folder, self._kind, self._say = Path(folder), tracker.kind, say
         self._folder.mkdir(parents=True, exist_ok=True)
-        id = run_id(self._folder / "tracker.json", tracker.kind) if tracker.kind in ("wandb", "trackio") else ""
+        id = run_id(self._folder / "tracker.json", tracker.kind) if tracker.kind in SERVICES else ""
         self._lines = (self._folder / "metrics.jsonl").open("a+b")
         self._lines.seek(0)
         self._lines.truncate(self._lines.read().rfind(b"\n") + 1)
@@ -125,10 +130,9 @@ class MetricsWriter:
         A value is a number (a scalar of NumPy or JAX too) or None; one that is not finite becomes null, because JSON
         has no other word for it, and is kept from the tracker, where it would be called `phase/name`.
         """
-        numbers = {name: math.nan if value is None else float(value) for name, value in values.items()}
-        finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
-        entry = {"time": round(time.time(), 3), "phase": phase, "step": int(step)}
-        entry["values"] = {name: finite.get(name) for name in numbers}
+        finite = {name: float(x) for name, x in values.items() if x is not None and math.isfinite(x)}
+        numbers = {name: finite.get(name) for name in values}
+        entry = {"time": round(time.time(), 3), "phase": phase, "step": int(step), "values": numbers}
         self._lines.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._lines.flush()
         if finite and self._tracking.is_alive():
@@ -169,33 +173,26 @@ def require(config: Tracker) -> None:
     Raises:
         ValueError: it is not so; says what to do.
     """
-    if config.kind in ("tensorboard", "none"):
+    if config.kind not in SERVICES:
         return
-    package, found = None, "it has no `init`, so it is some other folder or file of that name"
     try:
         package = importlib.import_module(config.kind)
-    except ImportError as error:
-        found = str(error)
-    if not hasattr(package, "init"):  # a folder `wandb`, which W&B leaves behind, is importable too
+        package.init  # noqa: B018  # a folder `wandb`, which W&B leaves behind, is importable too
+    except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"--tracker.kind {config.kind} needs a package that is not installed ({found}): "
+            f"--tracker.kind {config.kind} needs a package that is not installed ({error}): "
             f"pip install 'seal_jax[{config.kind}]', or use --tracker.kind tensorboard"
-        )
+        ) from None
     if not config.project or re.search(r"[/\\#?%:]", config.project):
         raise ValueError(
             f"--tracker.project is {config.project!r}; expected a name without any of / \\ # ? % :, such as seal_jax"
         )
-    if config.kind == "wandb":
-        _require_login(package)
-
-
-def _require_login(wandb: Any) -> None:
-    """Makes sure that W&B will not ask for a key in the middle of a run."""
-    try:
-        # Silent, W&B asks nothing and prints nothing: a missing key is then an error.
-        settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    if config.kind != "wandb":
+        return
+    try:  # W&B must not ask for a key in the middle of a run: silent, it asks nothing, and a missing key is an error
+        settings = package.setup(settings=package.Settings(silent=True)).settings
         if settings.mode in ("online", "run", "shared"):
-            wandb.login(verify=False)  # verifying would wait for the network
+            package.login(verify=False)  # verifying would wait for the network
     except Exception as error:
         raise ValueError(
             f"--tracker.kind wandb: {_reason(error)} Run `wandb login` once, or put a key into the environment "
@@ -296,12 +293,12 @@ def trackio(run: Run) -> Sink:
     return Sink(log, lambda ok: service.finish())
 
 
-def nowhere(run: Run) -> Sink:
-    """No tracker."""
-    return Sink(lambda tag, step, values: None, lambda ok: None)
-
-
-SINKS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio, "none": nowhere}
+SINKS: dict[str, Callable[[Run], Sink]] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+    "trackio": trackio,
+    "none": lambda run: Sink(lambda *entry: None, lambda ok: None),
+}
 
 
 def run_id(path: Path, kind: str) -> str:
@@ -311,13 +308,10 @@ def run_id(path: Path, kind: str) -> str:
         ValueError: the file is damaged.
     """
     try:
-        ids: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        ids = msgspec.json.decode(path.read_bytes(), type=dict[str, Id]) if path.exists() else {}
     except ValueError:
-        ids = None
-    if not isinstance(ids, dict) or not all(isinstance(id, str) and id for id in ids.values()):
-        raise ValueError(
-            f'{path} is damaged; expected {{"{kind}": ID}}. Remove it: the run then begins a new one at {kind}'
-        )
+        remove = f"Remove it: the run then begins a new one at {kind}"
+        raise ValueError(f'{path} is damaged; expected {{"{kind}": ID}}. {remove}') from None
     if kind not in ids:
         ids[kind] = secrets.token_hex(4)  # no part of the run's randomness: two runs of one seed are two runs there
         write_atomically(path, json.dumps(ids) + "\n")
