@@ -20,6 +20,7 @@ from seal_jax.io import peft
 from seal_jax.run import command, documents, runtime, session
 from seal_jax.run.adapted import Answer
 from seal_jax.run.documents import side_by_side
+from seal_jax.run.journal import RunFolder
 from seal_jax.seal import teaching
 from seal_jax.seal.teaching import Teaching
 from seal_jax.types import PROJECTIONS, Compute
@@ -199,6 +200,7 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
         def shown(self, answer):
             return f"{answer} ..."
 
+    folder = RunFolder(tmp_path / "run", {})
     for ends in (["Who?", "long", ""], ["Who?", "long"]):
         lines = iter(ends)
 
@@ -209,8 +211,8 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
                 raise EOFError from None
 
         monkeypatch.setattr("builtins.input", read)
-        documents.converse(Echo(), tmp_path)
-        assert (tmp_path / "answers.jsonl").read_text() == '{"question": "Who?", "before": "no", "after": "yes"}\n'
+        documents.converse(Echo(), folder)
+        assert documents.keep_answers(folder, []) == [Answer("Who?", "no", "yes")]
         said = capsys.readouterr().out
         assert said.startswith("Ask about isles; an empty line ends.")
         assert "| yes" in said
@@ -225,7 +227,7 @@ def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(tmp_path, monke
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", lambda prompt: "Who?")
-    documents.converse(Slow(), tmp_path)
+    documents.converse(Slow(), RunFolder(tmp_path / "run", {}))
     assert capsys.readouterr().out.endswith("\n\n")
 
 

