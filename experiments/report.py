@@ -17,7 +17,9 @@ from pathlib import Path
 import tyro
 
 from seal_jax.report.compare import comparison_text, read_runs, write_comparison
+from seal_jax.run import ends
 from seal_jax.run.invocation import shell_command
+from seal_jax.run.terminal import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +35,14 @@ class Command:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
     command = tyro.cli(Command, prog=shell_command("report"), args=arguments, description=__doc__)
-    try:
+
+    def work() -> None:
         runs = read_runs(command.runs)
         out = command.out or runs[0].folder.parent / "comparison.html"
         write_comparison(runs, out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(comparison_text(runs), f"\nReport: {out}", sep="\n")
-    return 0
+        show(comparison_text(runs), f"\nReport: {out}")
+
+    return ends.ended(work)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from seal_jax.run import runtime
 from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
 from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
 from seal_jax.run.session import decided
+from seal_jax.run.terminal import show
 from seal_jax.seal.rewards import gold_tokens
 from seal_jax.seal.rounds import Loop
 from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, teach
@@ -189,7 +190,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     style: Literal["auto", "raw", "chat"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], None] | None = show,
 ) -> Adapted:
     """Teaches a model a document; minutes on two CPU cores for a page. The same arguments give the same adapter.
 

@@ -107,24 +107,17 @@ def _is_folder(argument: str) -> bool:
 
 def main(experiment: Experiment, arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback; Ctrl-C and SIGTERM do too."""
-    with ends.heard():
-        try:
-            config, compute, place = parse(experiment, arguments)
-            folder = place.run_folder or Path("runs") / folder_name(experiment, config)
-            place = dataclasses.replace(place, run_folder=folder)
-            runtime.start(compute.devices)
-            if place.dry_run:
-                show((experiment.describe or describe)(experiment, config, compute, place))
-            else:
-                run = experiment.execute or execute
-                with explained(folder):
-                    run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
-        except (ValueError, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.filename is None else None
-            show(f"error: {said or error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            code = ends.status()
-            show(ends.STOPPED, file=sys.stderr)
-            return code
-    return 0
+
+    def work() -> None:
+        config, compute, place = parse(experiment, arguments)
+        folder = place.run_folder or Path("runs") / folder_name(experiment, config)
+        place = dataclasses.replace(place, run_folder=folder)
+        runtime.start(compute.devices)
+        if place.dry_run:
+            show((experiment.describe or describe)(experiment, config, compute, place))
+            return
+        run = experiment.execute or execute
+        with explained(folder):
+            run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
+
+    return ends.ended(work)

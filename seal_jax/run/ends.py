@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from seal_jax.run.terminal import show
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; the same command carries on"
@@ -49,6 +51,22 @@ def heard() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked.clear()
+
+
+def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
+    """The exit status of a command's work, which a mistake or a signal ends with one sentence, not a traceback."""
+    with heard():
+        try:
+            work()
+        except (ValueError, OSError) as error:
+            said = error.strerror if isinstance(error, OSError) and error.filename is None else None
+            show(f"error: {said or error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            code = status()
+            show(stopped, file=sys.stderr)
+            return code
+    return 0
 
 
 def status() -> int:
