@@ -24,12 +24,12 @@ from tests.storm import COMMANDS, Storm, clear, found
 
 
 def life(storm: Storm, name: str, draw: random.Random, number: int, kills: Counter[str]) -> str | None:
-    """One run, killed up to six times; what was wrong with it."""
+    """One run, killed up to ten times; what was wrong with it."""
     reference = storm.reference(name)
     run, cold = storm.folder / f"life-{number}", draw.random() < 0.25
     cache = f"cold-{number}" if cold else "warm"
     usual = float((reference / "seconds").read_text()) * (3 if cold else 1)
-    for _ in range(draw.randint(1, 6)):
+    for _ in range(draw.randint(2, 10)):
         sent = draw.choices((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), (6, 2, 2))[0]
         started = time.monotonic()
         process = storm.start(name, run, cache=cache)

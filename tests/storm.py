@@ -28,16 +28,17 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 from seal_jax.domains.passages import INVENTED  # noqa: E402
 from tests import tiny  # noqa: E402
 
-SMALL = "--sampling.max-tokens 12 --answer-tokens 4 --prompt implications --tracker.kind none"
+ONE = "--tracker.kind none --compute.devices 1"
+SMALL = f"--sampling.max-tokens 12 --answer-tokens 4 --prompt implications {ONE}"
 COMMANDS = {
     "squad": f"squad smoke {SMALL} --outer.signal log_likelihood --evaluation.passages 2 --inner.learning-rate 0.01",
-    "arc": "arc smoke --sampling.max-tokens 256 --max-cells 200 --tracker.kind none",
+    "arc": f"arc smoke --sampling.max-tokens 256 --max-cells 200 {ONE}",
     "adapt": f"adapt smoke --document notes.md {SMALL} --ask Who?",
     "cpt": f"cpt smoke --n 2 {SMALL}",
-    "cpt full": f"cpt smoke --n 2 --method full --full.epochs 3 {SMALL}",
+    "cpt full": f"cpt smoke --n 2 --method full --full.epochs 3 {SMALL} --compute.devices 2",
     "continual": f"continual smoke {SMALL}",
     "rewards": f"rewards smoke {SMALL}",
-    "evaluate_edits": "evaluate_edits smoke --answer-tokens 4 --edits edits.json --tracker.kind none",
+    "evaluate_edits": f"evaluate_edits smoke --answer-tokens 4 --edits edits.json {ONE}",
     "ablations": f"ablations smoke {SMALL}",
 }
 VARIES = ("timings", "judge", "machine", "command")  # of results.json: what a run is not

@@ -6,6 +6,7 @@ Runs are processes of their own, as a user starts them; they share one cache of 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -389,6 +390,37 @@ def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "start", lambda devices: None)
     assert command.main(squad.EXPERIMENT._replace(read=interrupted), ["smoke"]) == 130
     assert capsys.readouterr().err == "stopped; the same command carries on\n"
+
+
+def test_a_disk_that_is_full_ends_in_one_line_whatever_was_written(monkeypatch, capsys, tmp_path):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(runtime, "start", lambda devices: None)
+    assert command.main(squad.EXPERIMENT._replace(execute=full), ["smoke", "--run-folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/report.html: the disk is full. What was finished is kept: make room")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_dry_run_says_what_is_missing(program, monkeypatch, capsys, tmp_path):
+    """A judge without a key, a tracker that is not installed: the run itself would end at them."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    options = ["--run-folder", str(tmp_path / "run"), "--dry-run"]
+    wrong = ["--tracker.kind", "trackio", "--grader.kind", "endpoint", "--grader.model", "gpt-4.1"]
+    status, out, err = main(program, monkeypatch, capsys, *options, *wrong)
+    assert status == 0, err
+    assert "pip install 'seal_jax[trackio]'" in out
+    assert "OPENAI_API_KEY is not set" in out
+    status, out, err = main(
+        program, monkeypatch, capsys, *options, "--grader.kind", "model", "--grader.model", "nosuch"
+    )
+    assert "unknown model 'nosuch'" in out
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-some-length")
+    status, out, err = main(program, monkeypatch, capsys, *options, *wrong[2:])
+    assert "Missing" not in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_jax_a_command_says_which_environment_to_enter():

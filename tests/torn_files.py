@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             reference, other = storm.reference(name), storm.reference(name, "--seed", "1")
             run = storm.folder / f"torn-{number}"
             shutil.copytree(reference, run)
-            if draw.random() < 0.5:
+            if draw.random() < 0.2:
                 half(run, draw)
             how = damage(run, other, draw)
             ended = storm.run(name, run)

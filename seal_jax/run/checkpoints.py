@@ -5,8 +5,11 @@ The digest is of the arrays themselves, so it also covers whatever reads them ba
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ def tree_digest(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
@@ -29,8 +32,19 @@ def save(path: Path, tree: Any) -> None:
     import orbax.checkpoint as ocp  # where it is used: it takes 0.3 s to import
 
     shutil.rmtree(path, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:  # writes elsewhere, then renames
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:  # writes elsewhere, then renames
         checkpointer.save(path, tree)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the 200 lines that Orbax logs of an error that it raises as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def restore(path: Path, like: Any, expected: str) -> Any | None:
@@ -41,7 +55,7 @@ def restore(path: Path, like: Any, expected: str) -> Any | None:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path, like)
     except MemoryError:
         raise

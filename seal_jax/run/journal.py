@@ -61,11 +61,11 @@ class RunFolder:
         self.path, self.say = Path(path).absolute(), say
         self.clock: Callable[[], Mapping[str, float]] = dict  # seconds that this process has taken, by phase
         self._config_file, self._journal_file = self.path / "config.json", self.path / "journal.jsonl"
-        config = json.loads(json.dumps({"schema": SCHEMA, **config}))
-        self.identity = digest(config)
+        claimed: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **config}))
+        self.identity = digest(claimed)
         self._pieces: dict[str, Any] = {}
         self._trees: dict[str, str] = {}
-        self._spent: Counter[str] = Counter()  # of all processes, as far as it is in the journal
+        self._spent: Counter[Any] = Counter()  # of all processes, as far as it is in the journal
         self._counted: Mapping[str, float] = {}  # of this one
         with explained(self.path):
             self._refuse_strangers()
@@ -74,7 +74,7 @@ class RunFolder:
             self._journal = self._journal_file.open("ab+", buffering=0)
             try:
                 self._lock()
-                self._claim(config)
+                self._claim(claimed)
             except BaseException:
                 self._journal.close()
                 raise

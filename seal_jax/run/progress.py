@@ -8,7 +8,6 @@ between.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -176,10 +175,11 @@ class Progress:
 
     def timings(self) -> dict[str, float]:
         """Seconds that each stage has taken, by name."""
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = {}
         for stage in self._stages:
-            seconds[stage.task.description] += stage.task.elapsed or 0.0
-        return dict(seconds)
+            name = stage.task.description
+            seconds[name] = seconds.get(name, 0.0) + (stage.task.elapsed or 0.0)
+        return seconds
 
     def _running(self, called: str) -> _Stage:
         if not self._stages:
