@@ -121,7 +121,7 @@ class Storm:
         return run
 
 
-def found(run: Path) -> Any:
+def found(run: Path) -> tuple[Any, str | None]:
     """What a run came to: results.json and self_edits.jsonl but for what differs from run to run."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     for field in VARIES:

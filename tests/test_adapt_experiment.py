@@ -219,6 +219,26 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
         assert "error: a question of 9 tokens" in said
 
 
+def test_an_adapter_that_was_replaced_answers_anew(tmp_path):
+    """Answers are those of the adapter that is asked, though another one answered in the same folder before."""
+
+    def ask(adapter: str, *answers: Answer) -> list[Answer]:
+        folder = RunFolder(tmp_path / "run", {"inputs": adapter})
+        folder.once("memory", lambda: adapter)  # the plan of a run: it bars nobody
+        kept = documents.keep_answers(folder, answers)
+        folder.close()
+        return kept
+
+    first, second = Answer("Who?", "no", "Edda"), Answer("Who?", "no", "Tobin")
+    assert ask("first", first) == [first]
+    assert ask("second", second) == [second]
+    assert ask("first", first) == [first]
+    file = tmp_path / "run" / "answers.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"Edda", b"Eddy") + b"[1]\n\xff\n{")
+    assert ask("first") == []
+    assert ask("second") == [second]
+
+
 def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(tmp_path, monkeypatch, capsys):
     class Slow:
         topic = "the isle"

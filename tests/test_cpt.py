@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -205,7 +206,7 @@ def earlier_run(folder: Path, base: Path, **changes) -> tuple[Path, list[lora.Ad
     settings = {"model": str(base), "dtype": "float32", "writer": None, "outer": {"rounds": 3, "sft": sft}}
     results = {"experiment": "squad", "validation": None} | changes.pop("results", {})
     weights = {"model": fingerprint.of_model(str(base))}
-    run = RunFolder(folder, {"experiment": results["experiment"], **settings, **changes, "weights": weights})
+    run = RunFolder(folder, {"experiment": results["experiment"], **settings, "weights": weights, **changes})
     (folder / "results.json").write_text("{}", encoding="utf-8")
     lm = loaded(base)
     adapters: list[lora.Adapter] = []
@@ -242,9 +243,27 @@ def test_of_a_validated_run_the_rounds_up_to_the_chosen_one_are_taken(model, tmp
     assert list(pretraining.row_names(config))[-1] == "self_edits_round_2"
 
 
+@pytest.mark.parametrize("how", ["gone", "damaged", "another"])
+def test_an_earlier_run_whose_adapters_are_not_as_it_made_them_is_refused(model, tmp_path, how):
+    """Never a row "SEAL, 3 rounds of RL" of a model without them."""
+    folder, _ = earlier_run(tmp_path / "squad", model)
+    third = folder / "checkpoints" / "round_3"
+    if how == "damaged":
+        [file.write_bytes(file.read_bytes()[:-9]) for file in third.rglob("*") if file.is_file()]
+    else:
+        shutil.rmtree(third)
+    if how == "another":
+        shutil.copytree(folder / "checkpoints" / "round_1", third)
+    config = dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder)
+    said = rf"--seal .*round_3 is {'gone' if how == 'gone' else 'damaged'}; run the command of that run again"
+    with pytest.raises(ValueError, match=said):
+        pretraining.seal_rounds(config, loaded(model))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"weights": {"model": "other"}}, "trained other weights than those that .* has now"),
         ({"model": "other"}, "trained other in float32; this run has --model"),
         ({"dtype": "bfloat16"}, "in bfloat16; this run has"),
         ({"writer": "big"}, "written by another model, big"),

@@ -10,6 +10,7 @@ import errno
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,9 @@ import pytest
 
 from experiments import squad
 from seal_jax.domains.passages import INVENTED
-from seal_jax.run import command, passages, runtime
-from seal_jax.run.journal import SCHEMA
+from seal_jax.graders.choose import Grader
+from seal_jax.run import command, passages, runtime, session
+from seal_jax.run.journal import SCHEMA, RunFolder
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -401,6 +403,33 @@ def test_a_disk_that_is_full_ends_in_one_line_whatever_was_written(monkeypatch, 
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path}/report.html: the disk is full. What was finished is kept: make room")
     assert len(said.splitlines()) == 1
+
+
+def test_other_weights_at_the_same_path_are_another_run(program, monkeypatch, capsys, tmp_path):
+    model, run_folder = shutil.copytree(program.model, tmp_path / "model"), tmp_path / "run"
+    config, *_ = command.parse(squad.EXPERIMENT, [*OPTIONS, "--model", str(model)])
+    what = session.identity(config, passages.split(config))
+    folder = RunFolder(run_folder, {"experiment": "squad", **what, "weights": session.weights_of(config)})
+    folder.once("piece", lambda: 1)
+    folder.close()
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    options = ["--model", str(model), "--run-folder", str(run_folder)]
+    status, _, err = main(program, monkeypatch, capsys, *options)
+    assert status == 2
+    assert "another config" in err
+    assert "\n  weights.model: '" in err
+    assert err.count(" there, ") == 1
+
+
+def test_every_model_that_a_run_reads_has_its_fingerprint(program):
+    config = dataclasses.replace(
+        squad.SMOKE, model=str(program.model), writer="smollm2-135m", grader=Grader("model", str(program.model))
+    )
+    found = session.weights_of(config)
+    assert list(found) == ["model", "writer", "grader"]
+    assert found["model"] == found["grader"] != found["writer"]
 
 
 def test_a_dry_run_says_what_is_missing(program, monkeypatch, capsys, tmp_path):

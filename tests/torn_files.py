@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.storm import COMMANDS, Storm, clear, found, is_sentence
 
@@ -47,6 +48,11 @@ def damage(run: Path, other: Path, draw: random.Random) -> str:
     else:
         file.write_bytes(content[: draw.randrange(len(content) + 1) if way == "cut" else 0])
     return f"{way}: {file.relative_to(run)}"
+
+
+def same(one: tuple[Any, str | None], other: tuple[Any, str | None], said: str) -> bool:
+    """Whether two runs came to the same; self-edits may be missing where it is said that they were damaged."""
+    return one[0] == other[0] and (one[1] == other[1] or "does not have the best cell's" in said)
 
 
 def half(run: Path, draw: random.Random) -> None:
@@ -83,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
                 outcome, trouble = "traceback", f"status {ended.status}\n{said}"
             elif ended.status:
                 outcome, trouble = "refused", ""
-            elif found(run) != found(reference):
+            elif not same(found(run), found(reference), said):
                 outcome, trouble = "other results", said
             else:
                 outcome, trouble = ("done again" if "again" in ended.out else "equal"), ""

@@ -314,10 +314,10 @@ def figures_of(here: Session, cell: Cell, trials: Sequence[Sequence[Trial]]) -> 
     )
     queries, path = here.loop.domain.queries, here.folder.path / "cells" / f"{cell.key}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    session.write_lines(
-        path, [evaluation.trial_record(cell.label, t, queries(t.task), False, here.about(t.task)) for t in flat]
-    )
+    records = [evaluation.trial_record(cell.label, t, queries(t.task), False, here.about(t.task)) for t in flat]
+    session.write_lines(path, records)
     return {
+        "records": digest(path.read_text(encoding="utf-8")),
         "accuracy": stage.accuracy,
         "log_likelihood": stage.log_likelihood,
         "probability": [mean(trial.probability for trial in row) for row in trials],

@@ -5,6 +5,7 @@ The journal of the whole holds every finished cell's figures; each part, or shar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -171,8 +172,11 @@ def report(
     if found.best is not None:
         part, best = next((p, c) for p in parts for c in p.cells if c.number == found.best.number)
         kept = sorted((folder.path / "parts").glob(f"{part.folder}*/cells/{best.key}.jsonl"))
-        if kept:
-            write_atomically(folder.path / "self_edits.jsonl", kept[0].read_text(encoding="utf-8"))
+        for file in kept[:1]:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if whole := digest(text) == finished(folder, part)[best.key]["records"]:
+                write_atomically(folder.path / "self_edits.jsonl", text)
+            said += [] if whole else [f"{file} is damaged: self_edits.jsonl does not have the best cell's"]
     write_atomically(folder.path / "results.csv", found.csv())
     write_atomically(folder.path / "results.json", json.dumps(results, indent=1))
     page = write_report(folder.path)
@@ -183,8 +187,11 @@ def report(
 
 def seconds_of(folder: RunFolder, part: Part) -> float:
     """What a part has taken so far, in all processes that worked on it."""
-    shares = [path for path in (folder.path / "parts").glob(f"{part.folder}*") if path.suffix != ".unfinished"]
-    return sum(read_run(path).timings.get("total", 0.0) for path in shares)
+    seconds = 0.0
+    for path in (folder.path / "parts").glob(f"{part.folder}*"):
+        with contextlib.suppress(ValueError):  # damaged since: its cells are in the whole
+            seconds += read_run(path).timings.get("total", 0.0)
+    return seconds
 
 
 def total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
