@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from seal_jax.run.journal import RunFolder
 from seal_jax.seal import teaching
 from seal_jax.seal.teaching import Teaching
 from seal_jax.types import PROJECTIONS, Compute
-from tests import tiny
+from tests import tiny, torn_files
 from tests.test_cpt import earlier_run
 
 DOCUMENT = """# Hollin Skerry
@@ -135,6 +137,21 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, con
     with killed_after(after):
         execute(config, tmp_path)
     assert without_seconds(execute(config, tmp_path)) == without_seconds(undisturbed[0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_folder_gives_the_same_numbers_or_a_sentence(undisturbed, config, tmp_path, seed):
+    """As tests/torn_files.py does it in processes, for all experiments."""
+    results, folder = undisturbed
+    run, draw = shutil.copytree(folder, tmp_path / "run"), random.Random(seed)
+    torn_files.half(run, draw)
+    how = torn_files.damage(run, folder, draw)
+    try:
+        again = execute(config, run)
+    except (ValueError, OSError) as error:
+        assert str(run) in str(error), how
+    else:
+        assert without_seconds(again) == without_seconds(results), how
 
 
 def test_a_finished_run_answers_other_questions_and_saves_and_never_waits(undisturbed, config, tmp_path, capsys):

@@ -20,6 +20,7 @@ def program(name: str, *options: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_few_torn_files():
     said = program("torn_files", "--folders", "6", "--experiments", "cpt")
     assert said.startswith("6 folders")

@@ -7,6 +7,7 @@ changes, raises it again.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -20,6 +21,7 @@ from seal_jax.run.terminal import show
 HEARD = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; the same command carries on"
 _asked: list[int] = []  # the signals that came, in order
+_programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
 
 
 class Stopped(KeyboardInterrupt):
@@ -71,9 +73,18 @@ def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
 
 def status() -> int:
     """The exit status of a program that was stopped. From here on no signal disturbs its last words."""
+    code = 128 + (_asked[0] if _asked else signal.SIGINT)
     if threading.current_thread() is threading.main_thread():
         _handle(signal.SIG_IGN)
-    return 128 + (_asked[0] if _asked else signal.SIGINT)
+    if _programs:  # it may have been stopped within a computation, of which the end of the interpreter makes a crash
+        atexit.register(_leave, code)
+    return code
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def until_heard() -> None:
@@ -83,6 +94,7 @@ def until_heard() -> None:
         os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
         os._exit(128 + number)
 
+    _programs.append(os.getpid())
     _handle(end)
 
 
