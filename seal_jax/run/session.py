@@ -24,9 +24,8 @@ from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
-from seal_jax.graders import endpoint
 from seal_jax.graders.choose import Connection, Judge
-from seal_jax.io import fingerprint, hub
+from seal_jax.io import fingerprint
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
 from seal_jax.run.invocation import shell_command
@@ -331,7 +330,8 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
         needs = plan.memory_lines(
             speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype
         )
-    devices, lacking = runtime.device_count(compute.devices), missing(config, place)
+    devices = runtime.device_count(compute.devices)
+    lacking = plan.missing(getattr(config, "grader", None), place.judge, place.tracker)
     work = plan.work_table(data.stages, config.inner, ready.most)
     return "\n".join(
         [
@@ -344,22 +344,6 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
             plan.section("Run folder", plan.folder_lines(place.run_folder)),
         ]
     )
-
-
-def missing(config: RunConfig, place: Place) -> list[str]:
-    """What else a run would end at: a tracker or a judge's client that is not installed, a judge without a key."""
-    grader, found = getattr(config, "grader", None), []
-    checks: list[Callable[[], object]] = [lambda: require(place.tracker)]
-    if grader is not None and grader.kind == "endpoint":
-        checks.append(lambda: endpoint.require(grader, place.judge))
-    elif grader is not None and grader.kind == "model":
-        checks.append(lambda: hub.locate(grader.model))
-    for check in checks:
-        try:
-            check()
-        except (ValueError, OSError) as error:
-            found.append(str(error))
-    return found
 
 
 NO_JUDGE = Judge(lambda queries, answers: [None] * len(queries), lambda pairs: [None] * len(pairs), lambda: None, dict)
