@@ -6,9 +6,11 @@ The digest is of the arrays themselves, so it also covers whatever reads them ba
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,14 @@ def save(path: Path, tree: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the 200 lines that Orbax logs of an error that it raises as well."""
-    before = logging.root.manager.disable
+    before, hook = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
         logging.disable(before)
+        sys.unraisablehook = hook
 
 
 def restore(path: Path, like: Any, expected: str) -> Any | None:
@@ -54,13 +58,18 @@ def restore(path: Path, like: Any, expected: str) -> Any | None:
     """
     import orbax.checkpoint as ocp
 
-    try:
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(path, like)
-    except MemoryError:
-        raise
-    except Exception as error:  # of any kind: Orbax and TensorStore raise many for a file that is not as it was
-        if "RESOURCE_EXHAUSTED" in str(error):  # no room on the device
+    with _quiet():
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.restore(path, like)
+        except MemoryError:
             raise
+        except Exception as error:  # of any kind: Orbax and TensorStore raise many for a file that is not as it was
+            if "RESOURCE_EXHAUSTED" in str(error):  # no room on the device
+                raise
+            tree = None
+        if tree is None:
+            gc.collect()  # coroutines that are left behind say what ended them when they go
+    if tree is None:
         return None
     return tree if tree_digest(tree) == expected else None
