@@ -6,7 +6,6 @@ The digest is of the arrays themselves, so it also covers whatever reads them ba
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import logging
 import shutil
@@ -41,14 +40,17 @@ def save(path: Path, tree: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the 200 lines that Orbax logs of an error that it raises as well."""
-    before, hook = logging.root.manager.disable, sys.unraisablehook
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
         logging.disable(before)
-        sys.unraisablehook = hook
+
+
+def _without_tensorstore(left: sys.UnraisableHookArgs) -> None:
+    if "TensorStore" not in str(left.exc_value):
+        sys.__unraisablehook__(left)
 
 
 def restore(path: Path, like: Any, expected: str) -> Any | None:
@@ -68,8 +70,7 @@ def restore(path: Path, like: Any, expected: str) -> Any | None:
             if "RESOURCE_EXHAUSTED" in str(error):  # no room on the device
                 raise
             tree = None
-        if tree is None:
-            gc.collect()  # coroutines that are left behind say what ended them when they go
     if tree is None:
+        sys.unraisablehook = _without_tensorstore  # coroutines that are left behind say what ended them when they go
         return None
     return tree if tree_digest(tree) == expected else None
