@@ -48,8 +48,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _without_tensorstore(left: sys.UnraisableHookArgs) -> None:
-    if "TensorStore" not in str(left.exc_value):
+def _without_orbax(left: sys.UnraisableHookArgs) -> None:
+    if not any(words in str(left.exc_value) for words in ("TensorStore", "Event loop is closed")):
         sys.__unraisablehook__(left)
 
 
@@ -71,6 +71,6 @@ def restore(path: Path, like: Any, expected: str) -> Any | None:
                 raise
             tree = None
     if tree is None:
-        sys.unraisablehook = _without_tensorstore  # coroutines that are left behind say what ended them when they go
+        sys.unraisablehook = _without_orbax  # coroutines that are left behind say what ended them when they go
         return None
     return tree if tree_digest(tree) == expected else None
