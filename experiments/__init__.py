@@ -3,6 +3,10 @@
 import importlib.util
 import sys
 
+from seal_jax.run import ends
+
+if sys.argv[0] == "-m":  # `python -m experiments.NAME`, which imports for seconds
+    ends.until_heard()
 if importlib.util.find_spec("jax") is None:
     sys.exit(
         f"error: {sys.executable} has no JAX. `make demo` and `make test` install all that is needed into .venv: enter "

@@ -123,14 +123,16 @@ def settings_of(config: Config) -> Settings:
 def execute(experiment: Experiment, config: Config, compute: Compute, place: Place, *, command: str) -> dict[str, Any]:
     """One search, from a grid to report.html. Carries on where an earlier one stopped; finished cells are skipped."""
     started, (title, parts, drawn) = time.monotonic(), read(config)  # every mistake before any training
+    parts = [cells.with_weights(part) for part in parts]
     assert place.run_folder is not None  # the command line names one
     require_room(place.run_folder, needed=session.ROOM * len(parts))
-    identity = {"schema": session.SCHEMA, **as_json(settings_of(config))}
+    identity = {"experiment": experiment.name, **as_json(settings_of(config))}
     with contextlib.closing(RunFolder(place.run_folder, identity)) as folder:
+        folder.clock = lambda: {"total": time.monotonic() - started}
         spent = list(search.run(parts, folder, config.jobs, compute, place))
         outcomes = search.outcomes(parts, folder)
         found = compare(outcomes, config.metric, seed=config.seed, title=title, drawn=drawn)
-        return search.report(folder, config, compute, found, parts, spent, started=started, command=command)
+        return search.report(folder, config, compute, found, parts, spent, command=command)
 
 
 def describe(experiment: Experiment, config: Config, compute: Compute, place: Place) -> str:

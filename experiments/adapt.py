@@ -114,7 +114,7 @@ def run(here: Session, data: Material) -> dict[str, Any]:
     taught = teach(here.lm, lesson, here.loop, config.teaching) if lesson else None
     adapted = documents.adapted_model(config, here, below, taught)
     results = documents.finish(config, here, data, adapted)
-    here.afterwards.append(lambda: documents.afterwards(config, adapted, here.folder.path))
+    here.afterwards.append(lambda: documents.afterwards(config, adapted, here.folder))
     return results
 
 

@@ -25,10 +25,11 @@ import tyro
 
 from seal_jax.graders.agreement import compare, read_answers, split
 from seal_jax.graders.choose import Connection, Grader
-from seal_jax.run import runtime
+from seal_jax.run import ends, runtime
 from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, write_atomically
 from seal_jax.run.judges import make_judge
+from seal_jax.run.terminal import show
 from seal_jax.types import Query, Verdict, require_at_least
 
 PIECE = 256  # answers given to a model at a time; progress is shown between
@@ -86,9 +87,9 @@ def run(config: Config, say: Callable[[str], None]) -> None:
     seconds = time.perf_counter() - started
     figures, (counts, *lines) = compare(rows, verdicts)
     rate = len(rows) / seconds
-    print(f"{counts}; {seconds:.2f} s, {rate:{',.0f' if rate >= 10 else '.1f'}} answers/s", *lines, sep="\n")
+    show(f"{counts}; {seconds:.2f} s, {rate:{',.0f' if rate >= 10 else '.1f'}} answers/s", *lines)
     if judge and (line := judge.report()):
-        print(line)
+        show(line)
     figures |= {"seconds": seconds, "answers_per_second": rate, "part": config.part}
     figures |= {"grader": as_json(config.grader), "usage": judge.usage() if judge else {}}
     graded = [json.dumps({**row, "verdict": v}) + "\n" for row, v in zip(rows, verdicts, strict=True)]
@@ -100,18 +101,14 @@ def run(config: Config, say: Callable[[str], None]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
-    try:
+
+    def work() -> None:
         config = tyro.cli(Config, prog=shell_command("grade"), args=arguments, description=__doc__)
         if config.grader.kind == "model":
             runtime.start(config.devices)
-        run(config, lambda text: print(text, file=sys.stderr))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; replies so far are kept: the same command carries on", file=sys.stderr)
-        return 130
-    return 0
+        run(config, lambda text: show(text, file=sys.stderr))
+
+    return ends.ended(work, "stopped; replies so far are kept: the same command carries on")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ import tyro
 
 from seal_jax.report.compare import comparison_text, read_runs
 from seal_jax.report.page import write_page
+from seal_jax.run import ends
 from seal_jax.run.invocation import shell_command
+from seal_jax.run.terminal import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +37,15 @@ class Command:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
     command = tyro.cli(Command, prog=shell_command("report"), args=arguments, description=__doc__)
-    try:
+
+    def work() -> None:
         runs = read_runs(command.runs)
         folder = runs[0].folder
         out = command.out or (folder / "report.html" if len(runs) == 1 else folder.parent / "comparison.html")
         write_page(runs, out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(comparison_text(runs), f"\nReport: {out}", sep="\n")
-    return 0
+        show(comparison_text(runs), f"\nReport: {out}")
+
+    return ends.ended(work)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from seal_jax.run import ends
+
 
 def available(folder: Path) -> dict[str, str]:
     """The experiments in a folder by name, each with the first line of its docstring."""
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None, package: str = "seal_jax.experi
     Raises:
         ModuleNotFoundError: seal_jax is not installed.
     """
+    if arguments is None:  # the console script: what is imported below takes seconds
+        ends.until_heard()
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -187,7 +187,7 @@ class Journal(Protocol):
         """Whether the piece was finished before."""
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns (plain JSON values), or returned before."""
+        """What `work` returns (plain JSON values; a NamedTuple as a dict of its fields), or returned before."""
 
     def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:
         """The same for a pytree of arrays; `like` holds a `jax.ShapeDtypeStruct` for each."""
@@ -208,6 +208,15 @@ class Display(Protocol):
         """So many items of the phase are done; `resumed` ones were read from a journal."""
 
 
+def by_name(value: Any) -> Any:
+    """A value of which NamedTuples, at any depth, are dicts of their fields: what is kept is read by name."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: by_name(own) for name, own in value.items()}
+    return [by_name(own) for own in value] if isinstance(value, list | tuple) else value
+
+
 class Memory:
     """A journal for a notebook: finished pieces are kept while it lives, and nowhere else."""
 
@@ -219,11 +228,13 @@ class Memory:
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         if name not in self._finished:
-            self._finished[name] = work()
+            self._finished[name] = by_name(work())
         return self._finished[name]
 
     def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:
-        return self.once(name, work)
+        if name not in self._finished:
+            self._finished[name] = work()
+        return self._finished[name]
 
     def forget_tree(self, name: str) -> None:
         self._finished.pop(name, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from seal_jax.io import peft
 from seal_jax.run import command, documents, runtime, session
 from seal_jax.run.adapted import Answer
 from seal_jax.run.documents import side_by_side
+from seal_jax.run.journal import RunFolder
 from seal_jax.seal import teaching
 from seal_jax.seal.teaching import Teaching
 from seal_jax.types import PROJECTIONS, Compute
-from tests import tiny
+from tests import tiny, torn_files
 from tests.test_cpt import earlier_run
 
 DOCUMENT = """# Hollin Skerry
@@ -136,6 +139,21 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, con
     assert without_seconds(execute(config, tmp_path)) == without_seconds(undisturbed[0])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_folder_gives_the_same_numbers_or_a_sentence(undisturbed, config, tmp_path, seed):
+    """As tests/torn_files.py does it in processes, for all experiments."""
+    results, folder = undisturbed
+    run, draw = shutil.copytree(folder, tmp_path / "run"), random.Random(seed)
+    torn_files.half(run, draw)
+    how = torn_files.damage(run, folder, draw)
+    try:
+        again = execute(config, run)
+    except (ValueError, OSError) as error:
+        assert str(run) in str(error), how
+    else:
+        assert without_seconds(again) == without_seconds(results), how
+
+
 def test_a_finished_run_answers_other_questions_and_saves_and_never_waits(undisturbed, config, tmp_path, capsys):
     """What is done afterwards is no part of the run; no terminal, no prompt."""
     results, folder = undisturbed
@@ -199,6 +217,7 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
         def shown(self, answer):
             return f"{answer} ..."
 
+    folder = RunFolder(tmp_path / "run", {})
     for ends in (["Who?", "long", ""], ["Who?", "long"]):
         lines = iter(ends)
 
@@ -209,12 +228,32 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
                 raise EOFError from None
 
         monkeypatch.setattr("builtins.input", read)
-        documents.converse(Echo(), tmp_path)
-        assert (tmp_path / "answers.jsonl").read_text() == '{"question": "Who?", "before": "no", "after": "yes"}\n'
+        documents.converse(Echo(), folder)
+        assert documents.keep_answers(folder, []) == [Answer("Who?", "no", "yes")]
         said = capsys.readouterr().out
         assert said.startswith("Ask about isles; an empty line ends.")
         assert "| yes" in said
         assert "error: a question of 9 tokens" in said
+
+
+def test_an_adapter_that_was_replaced_answers_anew(tmp_path):
+    """Answers are those of the adapter that is asked, though another one answered in the same folder before."""
+
+    def ask(adapter: str, *answers: Answer) -> list[Answer]:
+        folder = RunFolder(tmp_path / "run", {"inputs": adapter})
+        folder.once("memory", lambda: adapter)  # the plan of a run: it bars nobody
+        kept = documents.keep_answers(folder, answers)
+        folder.close()
+        return kept
+
+    first, second = Answer("Who?", "no", "Edda"), Answer("Who?", "no", "Tobin")
+    assert ask("first", first) == [first]
+    assert ask("second", second) == [second]
+    assert ask("first", first) == [first]
+    file = tmp_path / "run" / "answers.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"Edda", b"Eddy") + b"[1]\n\xff\n{")
+    assert ask("first") == []
+    assert ask("second") == [second]
 
 
 def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(tmp_path, monkeypatch, capsys):
@@ -225,7 +264,7 @@ def test_ctrl_c_ends_a_conversation_also_while_the_model_answers(tmp_path, monke
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.input", lambda prompt: "Who?")
-    documents.converse(Slow(), tmp_path)
+    documents.converse(Slow(), RunFolder(tmp_path / "run", {}))
     assert capsys.readouterr().out.endswith("\n\n")
 
 

@@ -6,20 +6,25 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning
+from seal_jax.run import checkpoints
 from seal_jax.run import journal as checkpoint
-from seal_jax.run.journal import RunFolder, as_json, differences, require_room, write_atomically
+from seal_jax.run.journal import RunFolder, as_json, differences, digest, read_run, require_room, write_atomically
 from seal_jax.seal.rewards import Score
 
 ROOT = Path(__file__).parents[1]
@@ -90,14 +95,15 @@ def test_numbers_return_exactly(tmp_path):
 
 
 def test_a_fresh_value_reads_as_a_resumed_one_would(tmp_path):
-    """A tuple comes back as a list both times, so that what follows cannot depend on whether a run was killed."""
+    """A record comes back by name both times, so that what follows cannot depend on whether a run was killed."""
     score = Score(["red"], [True], [-0.5], [1.0])
     run = RunFolder(tmp_path / "run", {})
     fresh = run.once("scores", lambda: [score])
     run.close()
     kept = RunFolder(tmp_path / "run", {}).once("scores", not_again)
-    assert fresh == kept == [[["red"], [True], [-0.5], [1.0], None]]
-    assert Score(*kept[0]) == score
+    named = {"answers": ["red"], "verdicts": [True], "log_likelihoods": [-0.5], "losses": [1.0], "problem": None}
+    assert fresh == kept == [named]
+    assert Score(**kept[0]) == score
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
@@ -169,6 +175,216 @@ def test_a_last_line_cut_short_is_dropped_and_whole_ones_are_kept(tmp_path, tail
     again.close()
     last = RunFolder(tmp_path / "run", {})
     assert (last.once("a", not_again), last.once("b", not_again)) == (1, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that were altered
+
+
+def worked(folder: Path, config: dict | None = None, pieces: int = 4) -> Path:
+    """A run folder in which pieces 0, 1, ... were finished, and a tree between them."""
+    run = RunFolder(folder, config or {"seed": 1})
+    for number in range(pieces):
+        run.once(f"piece {number}", lambda number=number: {"number": number})
+        if number == 1:
+            run.once_tree("tree", lambda: TREE, jax.eval_shape(lambda: TREE))
+    run.close()
+    return folder
+
+
+TREE = {"w": jnp.arange(300.0), "n": jnp.asarray(3)}
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("line", range(5))
+def test_after_an_altered_line_all_is_done_again_and_said(tmp_path, line):
+    journal = worked(tmp_path / "run") / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for place in (2, len(lines[line]) // 2, len(lines[line]) - 8, len(lines[line]) - 1):
+        journal.write_bytes(b"".join(lines))
+        flip(journal, sum(map(len, lines[:line])) + place)
+        said = []
+        run = RunFolder(tmp_path / "run", {"seed": 1}, said.append)
+        whole = [f"piece {number}" for number in range(4) if number + (number > 1) < line]
+        assert [name for name in (f"piece {number}" for number in range(4)) if run.has(name)] == whole
+        if said or line < 4:  # an end of line that is lost makes the last line one that a kill cut short
+            assert f"line {line + 1} is damaged" in said[0]
+            assert journal.with_suffix(".damaged").read_bytes()
+        assert run.once("piece 3", Counted("again")) == "again"
+        run.close()
+        assert RunFolder(tmp_path / "run", {"seed": 1}, said.append).once("piece 3", not_again) == "again"
+
+
+def test_a_line_that_is_missing_or_stands_elsewhere_is_noticed(tmp_path):
+    journal = worked(tmp_path / "run") / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for order in ((0, 2, 3, 4), (0, 2, 1, 3, 4), (0, 0, 1, 2, 3, 4)):
+        journal.write_bytes(b"".join(lines[n] for n in order))
+        said = []
+        run = RunFolder(tmp_path / "run", {"seed": 1}, said.append)
+        assert "line 2 is damaged" in said[0]
+        assert run.has("piece 0")
+        assert not run.has("piece 1")
+        run.close()
+
+
+def test_another_runs_journal_is_not_read(tmp_path):
+    worked(tmp_path / "run")
+    journal = worked(tmp_path / "other", {"seed": 2}) / "journal.jsonl"
+    (tmp_path / "run" / "journal.jsonl").write_bytes(journal.read_bytes())
+    said = []
+    assert not RunFolder(tmp_path / "run", {"seed": 1}, said.append).has("piece 0")
+    assert "line 1 is damaged" in said[0]
+
+
+def test_a_damaged_first_line_lets_no_other_config_in(tmp_path):
+    journal = worked(tmp_path / "run") / "journal.jsonl"
+    flip(journal, 12)
+    before = journal.read_bytes()
+    with pytest.raises(ValueError, match=r"another config(.|\n)*seed: 1 there, 2 now"):
+        RunFolder(tmp_path / "run", {"seed": 2})
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"seed": 7, "schema": 3}', b"\xff" * 9, b"[" * 100_000])
+def test_a_damaged_config_is_written_again_where_the_journal_says_whose_it_is(tmp_path, content):
+    file = worked(tmp_path / "run") / "config.json"
+    whole = file.read_bytes()
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"nothing says what was run here|another config"):
+        RunFolder(tmp_path / "run", {"seed": 2})
+    said = []
+    assert RunFolder(tmp_path / "run", {"seed": 1}, said.append).once("piece 3", not_again) == {"number": 3}
+    assert "config.json was damaged or is gone" in said[0]
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"), [(2, "schema 2 in config.json"), (None, "no schema number in config.json")]
+)
+def test_a_folder_of_another_version_is_refused_by_name(tmp_path, schema, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"seed": 1} | ({} if schema is None else {"schema": schema})))
+    (folder / "journal.jsonl").write_text('{"name": "piece", "value": [1, 2]}\n')
+    with pytest.raises(ValueError, match=rf"another version of seal_jax \({words}, expected {checkpoint.SCHEMA}\)"):
+        RunFolder(folder, {"seed": 1})
+
+
+def damage(how: str, path: Path) -> None:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if how == "gone":
+        shutil.rmtree(path)
+    elif how == "empty":
+        [file.unlink() for file in files]
+    elif how == "cut":
+        max(files, key=lambda file: file.stat().st_size).write_bytes(b"")
+    else:
+        other = jax.tree.map(lambda leaf: leaf + 1, TREE)
+        checkpoints.save(path, other)
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "cut", "another"])
+def test_a_checkpoint_that_is_not_the_one_is_made_again_and_said(tmp_path, how):
+    path, said = worked(tmp_path / "run") / "checkpoints" / "tree", []
+    damage(how, path)
+    run, work = RunFolder(tmp_path / "run", {"seed": 1}, said.append), Counted(TREE)
+    found = run.once_tree("tree", work, jax.eval_shape(lambda: TREE))
+    jax.tree.map(np.testing.assert_array_equal, found, TREE)
+    assert work.times == 1
+    assert f"{path} is {'gone' if how == 'gone' else 'damaged'}; it is made again" in said
+    run.close()
+    again = RunFolder(tmp_path / "run", {"seed": 1}).once_tree("tree", not_again, jax.eval_shape(lambda: TREE))
+    jax.tree.map(np.testing.assert_array_equal, again, TREE)
+
+
+def test_a_checkpoint_that_comes_out_differently_ends_the_run(tmp_path):
+    path = worked(tmp_path / "run") / "checkpoints" / "tree"
+    damage("gone", path)
+    other = jax.tree.map(lambda leaf: leaf + 1, TREE)
+    with pytest.raises(ValueError, match=r"made again it is another one.*--run-folder"):
+        RunFolder(tmp_path / "run", {"seed": 1}).once_tree("tree", lambda: other, jax.eval_shape(lambda: TREE))
+
+
+def test_a_checkpoint_that_the_journal_does_not_know_is_not_read(tmp_path):
+    """A kill between the two: the piece is done again."""
+    run = RunFolder(tmp_path / "run", {})
+    checkpoints.save(tmp_path / "run" / "checkpoints" / "tree", jax.tree.map(lambda leaf: leaf + 1, TREE))
+    found = run.once_tree("tree", lambda: TREE, jax.eval_shape(lambda: TREE))
+    jax.tree.map(np.testing.assert_array_equal, found, TREE)
+
+
+def test_another_runs_folder_is_read_only_where_it_is_whole(tmp_path):
+    folder = worked(tmp_path / "run")
+    kept = read_run(folder)
+    assert kept.config["seed"] == 1
+    assert kept.pieces["piece 3"] == {"number": 3}
+    assert kept.trees == {"tree": checkpoints.tree_digest(TREE)}
+    flip(folder / "journal.jsonl", 200)
+    with pytest.raises(ValueError, match=r"journal\.jsonl: line \d is damaged"):
+        read_run(folder)
+    (folder / "config.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match="no run folder"):
+        read_run(folder)
+    with pytest.raises(ValueError, match="no run folder"):
+        read_run(tmp_path / "none")
+
+
+@given(st.data())
+def test_whatever_a_journal_holds_it_opens_or_is_refused(data):
+    """Bits, cuts and joins of a real journal and config."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        run = RunFolder(folder, {"seed": 1})
+        for number in range(3):
+            run.once(f"piece {number}", lambda number=number: [number])
+        run.close()
+        file = folder / data.draw(st.sampled_from(["journal.jsonl", "config.json"]))
+        content = bytearray(file.read_bytes())
+        for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+            content[place] = data.draw(st.integers(0, 255))
+        cut = data.draw(st.integers(0, len(content)))
+        file.write_bytes(content[:cut] + data.draw(st.sampled_from([b"", b"\n", bytes(content[cut // 2 :])])))
+        try:
+            opened = RunFolder(folder, {"seed": 1}, lambda text: None)
+        except ValueError:
+            return
+        for number in range(3):
+            assert opened.once(f"piece {number}", lambda number=number: [number]) == [number]
+        opened.close()
+
+
+def test_arrays_are_told_apart_by_all_their_bytes():
+    one = np.arange(5000.0)
+    other = one.copy()
+    other[2500] += 1e-12
+    assert len({digest([array]) for array in (one, other, one.astype(np.float32), one.reshape(50, 100))}) == 4
+    assert digest({"a": (one, None)}) == digest({"a": (one.copy(), None)})
+    assert digest(Score(["a"], [True], [], [])) != digest(Score(["b"], [True], [], []))
+    assert digest(FineTuning()) != digest(FineTuning(rank=3))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seconds
+
+
+def test_seconds_add_up_over_processes_and_a_finished_run_takes_none(tmp_path):
+    for leg in range(3):
+        run = RunFolder(tmp_path / "run", {})
+        run.clock = iter([{"a": 2.0, "total": 3.0}, {"a": 2.0, "b": 1.0, "total": 5.0}]).__next__
+        run.once("first", Counted(1))  # in the first leg
+        if leg:
+            run.once("second", Counted(2))  # in the second
+        timings = run.timings
+        run.close()
+        legs = min(leg + 1, 2)
+        assert timings == {"a": 2.0 * legs, "total": 3.0 * legs}
+    assert read_run(tmp_path / "run").timings == timings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -268,12 +484,13 @@ def test_a_full_disk_says_what_to_do_and_keeps_what_was_finished(small_disk):
     assert again.once("large", not_again) == "y" * 20
 
 
-def test_a_disk_too_full_for_a_checkpoint_says_so_and_leaves_none(small_disk):
+def test_a_disk_too_full_for_a_checkpoint_says_so_in_one_sentence_and_leaves_none(small_disk, caplog):
     run = RunFolder(small_disk / "run", {})
     tree = {"w": jnp.asarray(np.random.default_rng(0).normal(size=200_000))}
     with pytest.raises(OSError, match="the disk is full"):
         run.once_tree("round_1", lambda: tree, jax.eval_shape(lambda: tree))
     assert not (small_disk / "run" / "checkpoints" / "round_1").exists()
+    assert caplog.text == ""  # Orbax logs 200 lines of it
 
 
 def test_a_run_asks_for_room_before_it_starts(tmp_path, monkeypatch):

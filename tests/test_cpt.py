@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from experiments import cpt
@@ -17,10 +17,11 @@ from seal_jax.domains import squad
 from seal_jax.domains.passages import INVENTED, Passage, Question
 from seal_jax.engine import full_training
 from seal_jax.engine.training import train
+from seal_jax.io import fingerprint
 from seal_jax.nn import lora
 from seal_jax.run import command as command_line
 from seal_jax.run import pretraining, runtime
-from seal_jax.run.journal import as_json
+from seal_jax.run.journal import RunFolder, as_json
 from seal_jax.types import LanguageModel
 from tests import tiny
 
@@ -203,10 +204,10 @@ def earlier_run(folder: Path, base: Path, **changes) -> tuple[Path, list[lora.Ad
     """A finished run of experiments.squad, of which the second of three rounds kept nothing."""
     sft = {"projections": ["q_proj", "up_proj"], "rank": 2}
     settings = {"model": str(base), "dtype": "float32", "writer": None, "outer": {"rounds": 3, "sft": sft}}
-    results = {"name": "squad", "settings": settings} | changes.pop("results", {})
-    results["settings"] = {**settings, **changes}
-    folder.mkdir()
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    results = {"experiment": "squad", "validation": None} | changes.pop("results", {})
+    weights = {"model": fingerprint.of_model(str(base))}
+    run = RunFolder(folder, {"experiment": results["experiment"], **settings, "weights": weights, **changes})
+    (folder / "results.json").write_text("{}", encoding="utf-8")
     lm = loaded(base)
     adapters: list[lora.Adapter] = []
     for number in (1, 3):
@@ -214,8 +215,9 @@ def earlier_run(folder: Path, base: Path, **changes) -> tuple[Path, list[lora.Ad
             jax.random.key(number), lm.params["blocks"], sft["projections"], max_rank=2, rank=2, alpha=4.0
         )
         adapters.append(fresh.replace(b={name: b + 0.01 * number for name, b in fresh.b.items()}))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "checkpoints" / f"round_{number}", adapters[-1])
+        run.once_tree(f"round_{number}", lambda: adapters[-1], jax.eval_shape(lambda: adapters[-1]))
+    run.once("finished", lambda: results)
+    run.close()
     return folder, adapters
 
 
@@ -241,13 +243,31 @@ def test_of_a_validated_run_the_rounds_up_to_the_chosen_one_are_taken(model, tmp
     assert list(pretraining.row_names(config))[-1] == "self_edits_round_2"
 
 
+@pytest.mark.parametrize("how", ["gone", "damaged", "another"])
+def test_an_earlier_run_whose_adapters_are_not_as_it_made_them_is_refused(model, tmp_path, how):
+    """Never a row "SEAL, 3 rounds of RL" of a model without them."""
+    folder, _ = earlier_run(tmp_path / "squad", model)
+    third = folder / "checkpoints" / "round_3"
+    if how == "damaged":
+        [file.write_bytes(file.read_bytes()[:-9]) for file in third.rglob("*") if file.is_file()]
+    else:
+        shutil.rmtree(third)
+    if how == "another":
+        shutil.copytree(folder / "checkpoints" / "round_1", third)
+    config = dataclasses.replace(cpt.SMOKE, model=str(model), seal=folder)
+    said = rf"--seal .*round_3 is {'gone' if how == 'gone' else 'damaged'}; run the command of that run again"
+    with pytest.raises(ValueError, match=said):
+        pretraining.seal_rounds(config, loaded(model))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"weights": {"model": "other"}}, "trained other weights than those that .* has now"),
         ({"model": "other"}, "trained other in float32; this run has --model"),
         ({"dtype": "bfloat16"}, "in bfloat16; this run has"),
         ({"writer": "big"}, "written by another model, big"),
-        ({"results": {"name": "cpt"}}, "a run of cpt; expected experiments.squad"),
+        ({"results": {"experiment": "cpt"}}, "a run of cpt; expected experiments.squad"),
         ({"results": {"validation": {"chosen_round": 0}}}, "its validation chose the model as it was before RL"),
     ],
 )

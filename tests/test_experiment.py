@@ -6,9 +6,11 @@ Runs are processes of their own, as a user starts them; they share one cache of 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,9 @@ import pytest
 
 from experiments import squad
 from seal_jax.domains.passages import INVENTED
+from seal_jax.graders.choose import Grader
 from seal_jax.run import command, passages, runtime, session
+from seal_jax.run.journal import SCHEMA, RunFolder
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +109,11 @@ def results(folder: Path) -> dict:
     return values
 
 
+def pieces(journal: Path) -> list[dict]:
+    """A journal but for what differs from run to run: the seconds, and the checksums that cover them."""
+    return [{k: v for k, v in line.items() if k not in ("spent", "check")} for line in lines(journal)]
+
+
 def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -157,7 +166,9 @@ def test_a_run_leaves_all_that_is_promised(undisturbed):
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["round_1"]
     claimed = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert claimed.pop("inputs")  # which passages and prompts it read
-    assert claimed.pop("schema") == session.SCHEMA
+    assert claimed.pop("schema") == SCHEMA
+    assert claimed.pop("experiment") == "squad"
+    assert claimed.pop("weights").keys() == {"model"}
     assert claimed == found["settings"]  # all of them, and nothing of what only changes the cost
     assert found["compute"]["chunk"] == 2
     names = [piece["name"] for piece in lines(folder / "journal.jsonl")]
@@ -221,7 +232,7 @@ def test_killed_in_each_phase_it_ends_as_an_undisturbed_run_does(program, undist
     reference, _ = undisturbed
     assert results(folder) == results(reference)
     assert (folder / "self_edits.jsonl").read_bytes() == (reference / "self_edits.jsonl").read_bytes()
-    assert journal.read_bytes() == (reference / "journal.jsonl").read_bytes()
+    assert pieces(journal) == pieces(reference / "journal.jsonl")
     assert (folder / "report.html").exists()
 
 
@@ -381,6 +392,64 @@ def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "start", lambda devices: None)
     assert command.main(squad.EXPERIMENT._replace(read=interrupted), ["smoke"]) == 130
     assert capsys.readouterr().err == "stopped; the same command carries on\n"
+
+
+def test_a_disk_that_is_full_ends_in_one_line_whatever_was_written(monkeypatch, capsys, tmp_path):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "report.html"))
+
+    monkeypatch.setattr(runtime, "start", lambda devices: None)
+    assert command.main(squad.EXPERIMENT._replace(execute=full), ["smoke", "--run-folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/report.html: the disk is full. What was finished is kept: make room")
+    assert len(said.splitlines()) == 1
+
+
+def test_other_weights_at_the_same_path_are_another_run(program, monkeypatch, capsys, tmp_path):
+    model, run_folder = shutil.copytree(program.model, tmp_path / "model"), tmp_path / "run"
+    config, *_ = command.parse(squad.EXPERIMENT, [*OPTIONS, "--model", str(model)])
+    what = session.identity(config, passages.split(config))
+    folder = RunFolder(run_folder, {"experiment": "squad", **what, "weights": session.weights_of(config)})
+    folder.once("piece", lambda: 1)
+    folder.close()
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    options = ["--model", str(model), "--run-folder", str(run_folder)]
+    status, _, err = main(program, monkeypatch, capsys, *options)
+    assert status == 2
+    assert "another config" in err
+    assert "\n  weights.model: '" in err
+    assert err.count(" there, ") == 1
+
+
+def test_every_model_that_a_run_reads_has_its_fingerprint(program):
+    config = dataclasses.replace(
+        squad.SMOKE, model=str(program.model), writer="smollm2-135m", grader=Grader("model", str(program.model))
+    )
+    found = session.weights_of(config)
+    assert list(found) == ["model", "writer", "grader"]
+    assert found["model"] == found["grader"] != found["writer"]
+
+
+def test_a_dry_run_says_what_is_missing(program, monkeypatch, capsys, tmp_path):
+    """A judge without a key, a tracker that is not installed: the run itself would end at them."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    options = ["--run-folder", str(tmp_path / "run"), "--dry-run"]
+    wrong = ["--tracker.kind", "trackio", "--grader.kind", "endpoint", "--grader.model", "gpt-4.1"]
+    status, out, err = main(program, monkeypatch, capsys, *options, *wrong)
+    assert status == 0, err
+    assert "pip install 'seal_jax[trackio]'" in out
+    assert "OPENAI_API_KEY is not set" in out
+    status, out, err = main(
+        program, monkeypatch, capsys, *options, "--grader.kind", "model", "--grader.model", "nosuch"
+    )
+    assert "unknown model 'nosuch'" in out
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-some-length")
+    status, out, err = main(program, monkeypatch, capsys, *options, *wrong[2:])
+    assert "Missing" not in out
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_jax_a_command_says_which_environment_to_enter():

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -87,6 +89,66 @@ def test_a_job_that_is_not_taken_is_an_error_of_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "executor", lambda where, folder: Refusing())
     with pytest.raises(OSError, match=r"^slurm took no job \(a\): .*invalid partition specified: gpuu"):
         list(jobs.run(Jobs("slurm"), {"a": Task(fail)}, tmp_path, say=print))
+
+
+def test_a_clone_whose_path_has_a_blank_is_found_by_a_cluster(tmp_path, monkeypatch):
+    """The script that is sent, as bash reads it; stand-ins for SLURM's commands keep it."""
+    pytest.importorskip("submitit")
+    for name in ("sbatch", "squeue", "sacct", "scancel", "srun"):
+        (tmp_path / name).write_text('#!/bin/bash\n[ -f "$1" ] && cp "$1" "$SEEN"; echo Submitted batch job 1\n')
+        (tmp_path / name).chmod(0o755)
+    clone = tmp_path / "a b" / "it's $HOME"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen.sh"))
+    monkeypatch.setattr(jobs, "ROOT", clone)
+    jobs.executor(Jobs("slurm"), tmp_path / "jobs").submit(Task(print, 1))
+    (line,) = (line for line in (tmp_path / "seen.sh").read_text().splitlines() if line.startswith("export PYTHONPATH"))
+    for before, after in (("", ""), ("/c d", ":/c d")):
+        environment = {"PYTHONPATH": before, "PATH": os.environ["PATH"]}
+        script = f'{line}; printf %s "$PYTHONPATH"'
+        said = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+        assert (said.stdout, said.stderr) == (f"{clone}{after}", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_local_jobs_end_with_the_program_that_sent_them(job_environment, tmp_path, number):
+    """At once where it is asked to end, soon where it is killed: none is left that holds a run folder."""
+    script = (
+        "import sys; from pathlib import Path; from seal_jax.run import ends, jobs; from tests import test_jobs\n"
+        "task = jobs.Task(test_jobs.wait_for_ever, Path(sys.argv[1]))\n"
+        "work = lambda: list(jobs.run(test_jobs.LOCAL, {'a': task}, Path(sys.argv[2]), say=print))\n"
+        "sys.exit(ends.ended(work))\n"
+    )
+    mark = tmp_path / "mark"
+    words = [sys.executable, "-c", script, str(mark), str(tmp_path / "jobs")]
+    program = subprocess.Popen(words, cwd=jobs.ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    until = time.monotonic() + 60
+    while not mark.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    job = int(mark.read_text())
+    program.send_signal(number)
+    program.wait(60)
+    _, said = program.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert program.returncode == 128 + number
+        assert "stopped; the same command carries on" in said
+    while is_running(job) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(job)
+
+
+def wait_for_ever(mark: Path) -> None:
+    mark.with_suffix(".part").write_text(str(os.getpid()))
+    mark.with_suffix(".part").rename(mark)
+    time.sleep(600)
+
+
+def is_running(process: int) -> bool:
+    """Whether it is there, and not only waits to be asked how it ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_submitit_that_is_not_installed_is_said_to_be_so(tmp_path, monkeypatch):

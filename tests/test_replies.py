@@ -25,7 +25,8 @@ def test_replies_are_there_after_a_restart(tmp_path):
     assert "k" in first and first.get("k") == "yes\nor no"
     again = Replies(first.path)
     assert again.get("k") == "yes\nor no" and again.get("other") is None
-    assert json.loads(first.path.read_text()) == {"key": "k", "reply": "yes\nor no", "tokens_in": 3}
+    kept = json.loads(first.path.read_text())
+    assert kept == {"key": "k", "reply": "yes\nor no", "check": kept["check"], "tokens_in": 3}
 
 
 def test_a_torn_last_line_is_left_out_then_cut(tmp_path):
@@ -95,7 +96,21 @@ def test_only_what_is_new_is_asked(tmp_path):
     assert asked[2:] == [["bb"]]
     assert replies.ask(["bb"], send, usage, model="another") == ["BB"] and len(asked) == 3
     kept = json.loads(replies.path.read_text().splitlines()[0])
-    assert kept == {"key": kept["key"], "reply": "CCC", "prompt": "ccc", "model": "m", "tokens_in": 3}
+    said = {"key": kept["key"], "reply": "CCC", "prompt": "ccc", "model": "m", "tokens_in": 3}
+    assert kept == {**said, "check": kept["check"]}
+
+
+def test_a_reply_that_was_altered_is_not_taken(tmp_path):
+    replies = Replies(tmp_path / "judge.jsonl")
+    replies.add("a", "yes")
+    replies.add("b", "yes, it is right")
+    whole = replies.path.read_bytes()
+    for before, after in ((b"yes, it", b"yes- it"), (b'"key": "b"', b'"key": "c"')):
+        replies.path.write_bytes(whole.replace(before, after))
+        with pytest.raises(ValueError, match=r"judge\.jsonl: line 2 is no judge's reply, .*, or is damaged"):
+            Replies(replies.path)
+    replies.path.write_bytes(b"".join(json.dumps({"key": k, "reply": "yes"}).encode() + b"\n" for k in "ab"))
+    assert Replies(replies.path).get("b") == "yes"  # of a version that wrote no checksum
 
 
 def test_a_full_disk_says_what_to_do(tmp_path):

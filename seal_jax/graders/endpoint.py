@@ -12,6 +12,7 @@ client holds the request with its headers, so none is passed on or chained.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import threading
@@ -26,6 +27,7 @@ from seal_jax.graders.replies import Replies, Usage
 RETRIED = (408, 409, 429)  # by the client, as is all from 500 on
 ONE_PROMPT = ("context_length_exceeded", "content_filter", "content_policy_violation", "string_above_max_length")
 NO_CREDIT = "insufficient_quota"  # OpenAI's code for a 429 that no waiting mends
+NO_CLIENT = "grader kind endpoint needs the openai client: pip install 'seal_jax[judge]'"
 SHOWN = 300  # characters of a server's message
 KEY_SHAPE = 8  # characters from which a key is taken out of texts; a shorter one ("none") is no secret
 
@@ -147,12 +149,19 @@ class Endpoint:
         return text.replace(self._key, "[key]") if self._key and len(self._key) >= KEY_SHAPE else text
 
 
+def require(config: Grader, connection: Connection) -> None:
+    """Raises ValueError where there is no client or no key."""
+    if importlib.util.find_spec("openai") is None:
+        raise ValueError(NO_CLIENT)
+    _read_key(config, connection)
+
+
 def _make_client(config: Grader, connection: Connection, key: str | None, usage: Usage) -> Any:
     """The openai client, which tries again by itself; here each request waits for its turn and is counted."""
     try:
         import openai
     except ImportError:
-        raise ValueError("grader kind endpoint needs the openai client: pip install 'seal_jax[judge]'") from None
+        raise ValueError(NO_CLIENT) from None
     gap = 60 / connection.requests_per_minute if connection.requests_per_minute else 0.0
     start = time.monotonic()  # of the next request, at the earliest
 

@@ -72,7 +72,9 @@ class Replies:
 
     def add(self, key: str, reply: str, **about: Any) -> None:
         """Keeps a reply, with whatever is worth knowing about it. On disk when this returns."""
-        line = json.dumps({"key": key, "reply": reply, **about}).encode() + b"\n"
+        line = (
+            json.dumps({"key": key, "reply": reply, "check": reply_key(key=key, reply=reply), **about}).encode() + b"\n"
+        )
         with self._mutex:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
@@ -120,10 +122,13 @@ class Replies:
                 return
             try:
                 record = json.loads(line)
-                self._replies.setdefault(str(record["key"]), str(record["reply"]))
-            except (ValueError, TypeError, KeyError):
+                key, reply = str(record["key"]), str(record["reply"])
+                if record.get("check", expected := reply_key(key=key, reply=reply)) != expected:
+                    raise ValueError
+                self._replies.setdefault(key, reply)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise ValueError(
-                    f"{self.path}: line {self._lines + 1} is no judge's reply, {{key, reply, ...}}; "
+                    f"{self.path}: line {self._lines + 1} is no judge's reply, {{key, reply, ...}}, or is damaged; "
                     "name another file for the cache, or remove that line"
                 ) from None
             self._read_to += len(line)

@@ -144,6 +144,12 @@ def names(name: str) -> tuple[str, ...]:
     return (name, EMBEDDED[name].repository) if name in EMBEDDED else (name,)
 
 
+def published_as(name: str) -> str:
+    """What other programs know model `name` by: a Hugging Face repository, or the absolute path of local files."""
+    local = Path(name).expanduser()
+    return EMBEDDED[name].repository if name in EMBEDDED else str(local.absolute()) if local.exists() else name
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The embedded model
 

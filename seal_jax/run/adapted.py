@@ -30,14 +30,15 @@ from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.graders.lexical import grade_by_match
-from seal_jax.io import hub, peft, tokenizer, weights
+from seal_jax.io import fingerprint, hub, peft, tokenizer, weights
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
 from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
-from seal_jax.run.session import SCHEMA, decided
+from seal_jax.run.session import decided
+from seal_jax.run.terminal import show
 from seal_jax.seal.rewards import gold_tokens
 from seal_jax.seal.rounds import Loop
 from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, teach
@@ -137,9 +138,8 @@ class Adapted:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file; expected a folder to write into, or a name that is free")
         whole = stacked([*self.below, self.adapter], self.lm.params["blocks"])
-        files = hub.find_model(self.name)
-        base = str(files.path.absolute()) if Path(self.name).expanduser().exists() else self.name
-        peft.save_peft(folder, whole, rank=whole.a[next(iter(whole.a))].shape[-1], base_model=base)
+        rank = whole.a[next(iter(whole.a))].shape[-1]
+        peft.save_peft(folder, whole, rank=rank, base_model=hub.published_as(self.name))
         asking = {  # to be answered elsewhere as here
             "base_model": self.name,
             "topic": self.topic,
@@ -150,7 +150,7 @@ class Adapted:
         write_atomically(folder / ASKING, json.dumps(asking, indent=1) + "\n")
         if merged:
             params = lora.merge(self.lm.params, self.adapter)
-            text = tokenizer.load_tokenizer(files)
+            text = tokenizer.load_tokenizer(hub.find_model(self.name))
             weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
         return folder
 
@@ -190,7 +190,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     style: Literal["auto", "raw", "chat"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], None] | None = show,
 ) -> Adapted:
     """Teaches a model a document; minutes on two CPU cores for a page. The same arguments give the same adapter.
 
@@ -221,9 +221,9 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     sizes = Writing(teaching.candidates, lesson.prompt_width, notes.sampling.max_tokens, notes.answer_tokens)
     wanted = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
     settings = {
-        "schema": SCHEMA,
         "inputs": digest([read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]),
-        "model": model, "teaching": as_json(teaching), "inner": as_json(inner), "notes": as_json(notes),
+        "model": model, "weights": {"model": fingerprint.of_model(model)},
+        "teaching": as_json(teaching), "inner": as_json(inner), "notes": as_json(notes),
         "style": speaker.style, "dtype": dtype, "seed": seed,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -132,6 +131,11 @@ def parts_of(base: Settings, cells: Sequence[grid.Values]) -> list[Part]:
     return list(parts.values())
 
 
+def with_weights(part: Part) -> Part:
+    """The part with its models' weights in the name of its folder: other weights at the same path are another part."""
+    return part._replace(folder=f"{part.folder}-{digest(session.weights_of(part.config))[:8]}")
+
+
 def choose_passages(config: Settings) -> tuple[list[Passage], dict[str, tuple[str, ...]], list[str]]:
     """The passages of a part, drawn with its seed, the self-edits recorded for them, and a digest of all that was read.
 
@@ -253,8 +257,8 @@ def try_part(here: Session, part: Part, *, keep: Keep | None = None) -> dict[str
             found |= figures
             if keep:
                 keep(shared, figures)
-    spent = {"judge": here.judge.usage(), "said": here.judge.report(), "seconds": time.monotonic() - here.started}
-    return {"shared": shared, "cells": found, **spent}
+    here.folder.once(f"finished/{digest([cell.key for cell in part.cells])}", lambda: True)
+    return {"shared": shared, "cells": found, "judge": here.judge.usage(), "said": here.judge.report()}
 
 
 def with_room(here: Session, inner: FineTuning) -> Trainer:
@@ -310,10 +314,10 @@ def figures_of(here: Session, cell: Cell, trials: Sequence[Sequence[Trial]]) -> 
     )
     queries, path = here.loop.domain.queries, here.folder.path / "cells" / f"{cell.key}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    session.write_lines(
-        path, [evaluation.trial_record(cell.label, t, queries(t.task), False, here.about(t.task)) for t in flat]
-    )
+    records = [evaluation.trial_record(cell.label, t, queries(t.task), False, here.about(t.task)) for t in flat]
+    session.write_lines(path, records)
     return {
+        "records": digest(path.read_text(encoding="utf-8")),
         "accuracy": stage.accuracy,
         "log_likelihood": stage.log_likelihood,
         "probability": [mean(trial.probability for trial in row) for row in trials],

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from seal_jax.run import runtime
+from seal_jax.run import ends, runtime
 from seal_jax.run.invocation import shell_command
-from seal_jax.run.journal import as_json, differences, digest
+from seal_jax.run.journal import as_json, differences, digest, explained
 from seal_jax.run.session import Experiment, Place, Preset, describe, execute
+from seal_jax.run.terminal import show
 from seal_jax.types import Compute
 
 LONGEST_NAME = 120  # characters of a run folder's name
@@ -106,22 +106,18 @@ def _is_folder(argument: str) -> bool:
 
 
 def main(experiment: Experiment, arguments: Sequence[str]) -> int:
-    """Runs a command line. A user's mistake ends as one sentence, not as a traceback, and so does Ctrl-C."""
-    try:
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback; Ctrl-C and SIGTERM do too."""
+
+    def work() -> None:
         config, compute, place = parse(experiment, arguments)
-        place = dataclasses.replace(
-            place, run_folder=place.run_folder or Path("runs") / folder_name(experiment, config)
-        )
+        folder = place.run_folder or Path("runs") / folder_name(experiment, config)
+        place = dataclasses.replace(place, run_folder=folder)
         runtime.start(compute.devices)
         if place.dry_run:
-            print((experiment.describe or describe)(experiment, config, compute, place))
-        else:
-            run = experiment.execute or execute
+            show((experiment.describe or describe)(experiment, config, compute, place))
+            return
+        run = experiment.execute or execute
+        with explained(folder):
             run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command carries on", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+
+    return ends.ended(work)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +24,11 @@ from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.run import passages, plan, pretraining
 from seal_jax.run.adapted import ASKING, Adapted, Answer
-from seal_jax.run.journal import digest, write_atomically
+from seal_jax.run.journal import RunFolder, digest, write_atomically
 from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
 from seal_jax.run.plan import Most, Stage, section
 from seal_jax.run.session import Model, Prepared, Session
+from seal_jax.run.terminal import show
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chunk_of, figure
@@ -170,7 +171,7 @@ def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> di
     if inputs.exam:
         parts["exam"], table = examine(here, adapted, inputs.exam)
         tables.append(table)
-    answered = keep_answers(here.folder.path, adapted.ask_all(config.ask) if config.ask else [])
+    answered = keep_answers(here.folder, adapted.ask_all(config.ask) if config.ask else [])
     if answered:
         told = [[question, *map(adapted.shown, said)] for question, *said in answered]
         tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": told, "page_only": True})
@@ -287,53 +288,61 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
 # Afterwards: save it, ask it
 
 
-def keep_answers(folder: Path, answers: Sequence[Answer]) -> list[list[str]]:
-    """Adds answers to answers.jsonl in the run folder, and returns all that were ever given, once each."""
-    file = folder / "answers.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    lines = list(dict.fromkeys([*lines, *(json.dumps(answer._asdict()) for answer in answers)]))
+def keep_answers(folder: RunFolder, answers: Sequence[Answer]) -> list[Answer]:
+    """Adds answers to answers.jsonl in the run folder, and returns all that this run's model ever gave, once each.
+
+    A line also holds the run's identity (an adapter that was replaced answers anew) and a checksum.
+    """
+    file = folder.path / "answers.jsonl"
+    given = file.read_bytes().splitlines() if file.is_file() else []
+    mine = [{"run": folder.identity, **answer._asdict()} for answer in answers]
+    lines = list(dict.fromkeys([*given, *(json.dumps({**own, "check": digest(own)}).encode() for own in mine)]))
     if answers:
-        write_atomically(file, "".join(f"{line}\n" for line in lines))
-    return [list(json.loads(line).values()) for line in lines]
+        write_atomically(file, b"".join(line + b"\n" for line in lines))
+    kept = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged line is no answer
+            own = dict(json.loads(line))
+            if own.pop("check", None) == digest(own) and own.pop("run") == folder.identity:
+                kept.append(Answer(**own))
+    return kept
 
 
-def afterwards(config: Any, adapted: Adapted, folder: Path) -> None:
+def afterwards(config: Any, adapted: Adapted, folder: RunFolder) -> None:
     """Writes the adapter where it is asked for, then shows the answers, which `folder` keeps, or asks for questions."""
     if config.save is not None:
         saved = adapted.save(config.save, merged=config.merged)
-        print(f"Adapter (PEFT): {saved}")
+        show(f"Adapter (PEFT): {saved}")
         if config.merged:
-            print(f"Whole model (Hugging Face): {saved / 'merged'}")
+            show(f"Whole model (Hugging Face): {saved / 'merged'}")
     if config.ask:
-        given = {question: said for question, *said in keep_answers(folder, [])}
-        print(
-            side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask], adapted.shown)
-        )
+        given = {answer.question: answer for answer in keep_answers(folder, [])}
+        show(side_by_side([given[question.strip()] for question in config.ask], adapted.shown))
     elif sys.stdin is not None and sys.stdin.isatty():
         converse(adapted, folder)
     elif config.exam is None:  # a pipe or a batch job is not kept waiting
-        print('No terminal, so no question is read; to ask, give the command again with --ask "..." "..."')
+        show('No terminal, so no question is read; to ask, give the command again with --ask "..." "..."')
 
 
-def converse(adapted: Adapted, folder: Path) -> None:
+def converse(adapted: Adapted, folder: RunFolder) -> None:
     """Questions from the terminal until an empty line, the end of input, or Ctrl-C."""
-    print(f"Ask about {adapted.topic or 'anything'}; an empty line ends.")
+    show(f"Ask about {adapted.topic or 'anything'}; an empty line ends.")
     while True:
         try:
             question = input("? ").strip()
         except (EOFError, KeyboardInterrupt):
-            print()
+            show("")
             return
         if not question:
             return
         try:
             answer = adapted.ask(question)
             keep_answers(folder, [answer])
-            print(side_by_side([answer], adapted.shown))
+            show(side_by_side([answer], adapted.shown))
         except ValueError as error:
-            print(f"error: {error}")
+            show(f"error: {error}")
         except KeyboardInterrupt:
-            print()
+            show("")
             return
 
 

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shlex
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +23,8 @@ from typing import Any, Literal
 from seal_jax.types import require_at_least
 
 ROOT = Path(__file__).parents[2]  # jobs import `experiments` from the clone
-POLL = 0.5  # seconds between two looks at the jobs
+POLL = 0.5  # seconds between two looks at the jobs, and of a local job at who sent it
+ENDING = 5.0  # seconds that a local job has to end when it is told to
 MOST_REQUEUED = 100  # times that a job is queued again because its time was up
 
 
@@ -59,8 +64,11 @@ class Task:
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         self.function, self.arguments = function, arguments
+        self.sender: int | None = None  # the process on this machine without which it is not to run
 
     def __call__(self) -> Any:
+        if self.sender is not None:
+            threading.Thread(target=_end_with, args=(self.sender,), daemon=True).start()
         return self.function(*self.arguments)
 
     def checkpoint(self) -> Any:
@@ -99,7 +107,7 @@ def executor(jobs: Jobs, folder: Path) -> Any:
         gpus_per_node=jobs.gpus,
         cpus_per_task=jobs.cpus,
         mem_gb=jobs.memory,
-        slurm_setup=[f"export PYTHONPATH={ROOT}:$PYTHONPATH"],
+        slurm_setup=[f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'],
         slurm_additional_parameters={"account": jobs.account} if jobs.account else {},
         **{name: value for name, value in chosen.items() if value},
     )
@@ -123,7 +131,9 @@ def run(
         wave, sent = names[start : start + at_once], []
         try:
             with sender.batch():
-                sent += [sender.submit(tasks[name]) for name in wave]
+                for name in wave:
+                    tasks[name].sender = os.getpid() if jobs.where == "local" else None
+                    sent.append(sender.submit(tasks[name]))
         except RuntimeError as error:  # submitit's, when sbatch refuses
             raise OSError(f"{jobs.where} took no job ({', '.join(wave)}): {_last_line(error)}") from error
         import submitit
@@ -145,11 +155,23 @@ def run(
                 with contextlib.suppress(Exception):
                     if not job.done():
                         job.cancel(check=False)
+                        if jobs.where == "local":  # it holds its run folder until it has ended
+                            job._process.wait(ENDING)
     if failed:
         raise OSError(
             f"{len(failed)} of {len(tasks)} jobs failed: {'; '.join(failed)}. Whatever was finished is kept: "
             "remove the cause and run the same command again"
         )
+
+
+def _end_with(process: int) -> None:
+    """Ends this process once another one has ended, killed or not: a local job is nobody's orphan."""
+    while True:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        time.sleep(POLL)
 
 
 def _last_line(error: BaseException) -> str:

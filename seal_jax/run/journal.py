@@ -3,6 +3,10 @@
 A run is a sequence of named pieces of work, each a pure function of the config and of earlier pieces. `RunFolder.once`
 runs a piece, or returns what it returned the last time: small results as lines of journal.jsonl, pytrees as Orbax
 checkpoints. So the same command on the same folder carries on, and ends as an undisturbed run does.
+
+What is read back is verified. Every line ends in a checksum of itself, of the line before it and so, through the first
+one, of the config; the line of a checkpoint holds its digest. Only a last line that a kill cut short is dropped in
+silence. After a line that was altered nothing is read: what it held and what was built on it is done again, and said.
 """
 
 from __future__ import annotations
@@ -14,26 +18,55 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import orbax.checkpoint as ocp
+import jax
+import numpy as np
 
+from seal_jax.run import checkpoints, ends
+from seal_jax.run.terminal import show
+from seal_jax.types import by_name
+
+SCHEMA = 3  # of what a run folder holds: a folder of another one is refused by name, never misread
 PLAN = "memory"  # a piece of this name, or under it, is a plan of the work and none of it
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
+CHECK = 16  # hexadecimal digits of a line's checksum
+
+
+class Line(NamedTuple):
+    """A line of the journal: a finished piece of work."""
+
+    name: str
+    value: Any = None
+    tree: str | None = None  # the digest of its checkpoint, where it is a pytree
+    spent: Mapping[str, float] = {}  # seconds since the line before, by phase and in "total"
 
 
 class RunFolder:
     """A run's folder: config.json, journal.jsonl, checkpoints/.
 
+    Args:
+        say: called with what was found damaged and is done again.
+
     Raises:
-        ValueError: the folder holds a run of another config (names the fields), or is no run folder.
+        ValueError: the folder holds a run of another config (names the fields) or of another version, or is no run
+            folder.
         OSError: another process is running in it, or there is no room (says how to go on).
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any]):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | Path, config: Mapping[str, Any], say: Callable[[str], None] = show):
+        self.path, self.say = Path(path).absolute(), say
+        self.clock: Callable[[], Mapping[str, float]] = dict  # seconds that this process has taken, by phase
         self._config_file, self._journal_file = self.path / "config.json", self.path / "journal.jsonl"
+        claimed: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, **config}))
+        self.identity = digest(claimed)
+        self._pieces: dict[str, Any] = {}
+        self._trees: dict[str, str] = {}
+        self._spent: Counter[Any] = Counter()  # of all processes, as far as it is in the journal
+        self._counted: Mapping[str, float] = {}  # of this one
         with explained(self.path):
             self._refuse_strangers()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -41,8 +74,7 @@ class RunFolder:
             self._journal = self._journal_file.open("ab+", buffering=0)
             try:
                 self._lock()
-                self._finished = self._read_journal()
-                self._claim(json.loads(json.dumps(config)))
+                self._claim(claimed)
             except BaseException:
                 self._journal.close()
                 raise
@@ -63,38 +95,74 @@ class RunFolder:
             ) from error
 
     def _claim(self, config: dict[str, Any]) -> None:
-        """Writes the config, or compares with it. One under which nothing was finished bars no other."""
-        if self._config_file.exists() and any(name.partition("/")[0] != PLAN for name in self._finished):
-            differing = [
-                f"{name}: {a!r} there, {b!r} now"
-                for name, a, b in differences(json.loads(self._config_file.read_text()), config)
-            ]
-            if differing:
-                raise ValueError(
-                    f"{self.path} holds a run of another config; use another --run-folder or remove this one. "
-                    "Differing fields:\n  " + "\n  ".join(differing)
-                )
-        elif not self._config_file.exists() or json.loads(self._config_file.read_text()) != config:
-            self._journal.truncate(0)  # another config's plans
-            self._finished = {}
+        """Reads the journal of this config, or takes over a folder in which nothing was finished under another one."""
+        content, there = self._journal_file.read_bytes(), read_json(self._config_file)
+        lines, end = verified(content, config)
+        if there != config and end:  # the journal is this config's, to the bit
+            self.say(f"{self._config_file} was damaged or is gone; it is written again")
+        elif there != config:
+            if b"\n" in content:
+                self._require_unused(content, there, config)
+            content = b""
+        if b"\n" in content[end:]:
+            self._set_aside(content[end:], len(lines))
+        self._journal.truncate(end)
+        if there != config:
             write_atomically(self._config_file, json.dumps(config, indent=2))
+        self._check = content[end - CHECK - 3 : end - 3].decode() if end else self.identity
+        for line in lines:
+            self._enter(line)
 
-    def _read_journal(self) -> dict[str, Any]:
-        """Finished pieces by name. A last line cut short by a kill is removed."""
-        content = self._journal_file.read_bytes()
-        finished, end = {}, 0
-        for line in content.splitlines(keepends=True):
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                record = None
-            if record is None:
-                break
-            finished[record["name"]] = record["value"]
-            end += len(line)
-        if end < len(content):
-            self._journal.truncate(end)
-        return finished
+    def _require_unused(self, content: bytes, there: Any, config: dict[str, Any]) -> None:
+        """Raises where something was finished under what config.json says, or may have been."""
+        lines, end = verified(content, there)
+        if end == content.rfind(b"\n") + 1 and all(line.name.partition("/")[0] == PLAN for line in lines):
+            return
+        another = "use another --run-folder or remove this one"
+        if not isinstance(there, dict):
+            raise ValueError(
+                f"{self._config_file} is damaged or gone, and {self._journal_file.name} is not of this command, or is "
+                f"damaged too: nothing says what was run here; {another}"
+            )
+        if there.get("schema") != SCHEMA:
+            found = f"schema {there['schema']}" if "schema" in there else "no schema number"
+            raise ValueError(
+                f"{self.path} was written by another version of seal_jax ({found} in config.json, expected {SCHEMA}); "
+                f"finish it with that version, or {another}"
+            )
+        differing = [f"{name}: {a!r} there, {b!r} now" for name, a, b in differences(there, config)]
+        raise ValueError(
+            f"{self.path} holds a run of another config; {another}. Differing fields:\n  " + "\n  ".join(differing)
+        )
+
+    def _set_aside(self, lost: bytes, whole: int) -> None:
+        """Keeps what is not read any more, and says so, unless it is a last line that was cut short."""
+        aside = self._journal_file.with_suffix(".damaged")
+        aside.write_bytes(lost)
+        count = lost.count(b"\n")
+        self.say(
+            f"{self._journal_file}: line {whole + 1} is damaged; what it held"
+            f"{f' and the {count - 1} lines after it, which build on it,' if count > 1 else ''} "
+            f"{'are' if count > 1 else 'is'} done again. They are kept in {aside.name}"
+        )
+
+    def _enter(self, line: Line) -> None:
+        if line.tree is None:
+            self._pieces[line.name] = line.value
+        else:
+            self._trees[line.name] = line.tree
+        self._spent.update(line.spent)
+
+    def _finish(self, name: str, **kept: Any) -> None:
+        """Adds a line to the journal, with the seconds since the last one."""
+        now = self.clock()
+        spent = {phase: round(seconds - self._counted.get(phase, 0.0), 3) for phase, seconds in now.items()}
+        body = json.dumps(by_name({"name": name, **kept, "spent": {p: s for p, s in spent.items() if s > 0}}))
+        line, check = seal(body.encode(), self._check)
+        with explained(self.path):
+            self._append(line)
+        self._check, self._counted = check, now
+        self._enter(Line(**json.loads(body)))  # as a resumed run would read it
 
     def _append(self, line: bytes) -> None:
         """The whole line, or nothing of it."""
@@ -110,45 +178,128 @@ class RunFolder:
     @property
     def finished(self) -> int:
         """How many pieces of work are on disk."""
-        return len(self._finished)
+        return len(self._pieces)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds that the finished pieces took, in all processes that worked here: by phase, and in "total"."""
+        return dict(self._spent)
 
     def has(self, name: str) -> bool:
         """Whether the piece was finished before."""
-        return name in self._finished
+        return name in self._pieces
 
     def under(self, prefix: str) -> dict[str, Any]:
         """The finished pieces whose names begin so."""
-        return {name: value for name, value in self._finished.items() if name.startswith(prefix)}
+        return {name: value for name, value in self._pieces.items() if name.startswith(prefix)}
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """The JSON value of a piece of work, from the journal if it is there. On disk before it is returned."""
-        if name not in self._finished:
-            line = json.dumps({"name": name, "value": work()})
-            with explained(self.path):
-                self._append(line.encode() + b"\n")
-            self._finished[name] = json.loads(line)["value"]  # as a resumed run would read it
-        return self._finished[name]
+        """The JSON value of a piece of work, from the journal if it is there. On disk before it is returned.
+
+        A NamedTuple in it comes back as a dict of its fields.
+        """
+        ends.stop_if_asked()
+        if name not in self._pieces:
+            self._finish(name, value=work())
+        return self._pieces[name]
 
     def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:
-        """The pytree of arrays of a piece of work, from its Orbax checkpoint if it is there.
+        """The pytree of arrays of a piece of work, from its Orbax checkpoint if it is there and whole.
 
         `like` is a tree of `jax.ShapeDtypeStruct`; a checkpoint appears under its name only when it is whole.
+
+        Raises:
+            ValueError: it is lost, and comes out differently now: what was built on it would not be of this run.
         """
-        path = self.path / "checkpoints" / name
+        ends.stop_if_asked()
+        path, kept = self.path / "checkpoints" / name, self._trees.get(name)
         with explained(self.path):
-            if not path.exists():
-                with ocp.StandardCheckpointer() as checkpointer:  # writes elsewhere, then renames
-                    checkpointer.save(path, work())
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(path, like)
+            tree = checkpoints.restore(path, like, kept) if kept else None
+            if tree is None:
+                if kept:
+                    self.say(f"{path} is {'damaged' if path.exists() else 'gone'}; it is made again")
+                made = work()
+                found = checkpoints.tree_digest(made)
+                if kept not in (None, found):
+                    raise ValueError(
+                        f"{path} is damaged or gone, and made again it is another one (another machine, or other "
+                        "libraries?), so what was built on it cannot be carried on; use another --run-folder"
+                    )
+                checkpoints.save(path, made)
+                if kept is None:
+                    self._finish(name, tree=found)
+                tree = checkpoints.restore(path, like, found)
+        if tree is None:
+            raise OSError(f"{path} is not as it was written a moment ago; check the disk, then run the same command")
+        return tree
 
     def forget_tree(self, name: str) -> None:
         """Removes a checkpoint that nothing will ask for again, if it is there."""
         shutil.rmtree(self.path / "checkpoints" / name, ignore_errors=True)
 
     def close(self) -> None:
-        """Gives the folder free for another process."""
+        """Releases the folder for another process."""
         self._journal.close()
+
+
+class Kept(NamedTuple):
+    """What another run's folder holds."""
+
+    config: dict[str, Any]
+    pieces: dict[str, Any]
+    trees: dict[str, str]  # digests of checkpoints
+    timings: dict[str, float]  # as of `RunFolder`
+
+
+def read_run(path: Path) -> Kept:
+    """What a run's folder holds, verified. It is not changed.
+
+    Raises:
+        ValueError: it is no run folder of this version, or damaged.
+    """
+    config, file = read_json(path / "config.json"), path / "journal.jsonl"
+    if not isinstance(config, dict) or not file.is_file():
+        raise ValueError(f"{path}: no run folder (config.json and journal.jsonl), or a damaged one")
+    if config.get("schema") != SCHEMA:
+        raise ValueError(f"{path} was written by another version of seal_jax; run its command again with this one")
+    content = file.read_bytes()
+    lines, end = verified(content, config)
+    if b"\n" in content[end:]:
+        raise ValueError(
+            f"{file}: line {len(lines) + 1} is damaged, or config.json is; run the command of that run again, which "
+            "does again what was lost"
+        )
+    trees, spent = {line.name: line.tree for line in lines if line.tree is not None}, Counter[str]()
+    for line in lines:
+        spent.update(line.spent)
+    return Kept(config, {line.name: line.value for line in lines if line.tree is None}, trees, dict(spent))
+
+
+def seal(body: bytes, previous: str) -> tuple[bytes, str]:
+    """A line of the journal from its JSON object, and its checksum, which the next one builds on."""
+    check = hashlib.sha256(previous.encode() + body).hexdigest()[:CHECK]
+    return body[:-1] + f', "check": "{check}"}}\n'.encode(), check
+
+
+def verified(content: bytes, config: Any) -> tuple[list[Line], int]:
+    """The lines of a journal of this config up to the first that is not as it was written, and where they end."""
+    lines, end, check = list[Line](), 0, digest(config)
+    for line in content.splitlines(keepends=True):
+        body = line.rpartition(b', "check": "')[0] + b"}"
+        sealed, check = seal(body, check)
+        if sealed != line:
+            break
+        lines.append(Line(**json.loads(body)))
+        end += len(line)
+    return lines, end
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; None where it is not there or holds no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -160,11 +311,11 @@ def differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]
         yield name, a, b
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader, or a kill, meets the old text or the new one, never half of it."""
     scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with scratch.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
@@ -192,19 +343,32 @@ class explained:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in str(
-            error
-        )
+        full = (isinstance(error, OSError) and error.errno in FULL) or "No space left" in str(error)
         if error is not None and full and "make room" not in str(error):
+            where = getattr(error, "filename", None) or self.path
             raise OSError(
                 errno.ENOSPC,
-                f"{self.path}: the disk is full. What was finished is kept: make room, then run the same command again",
+                f"{where}: the disk is full. What was finished is kept: make room, then run the same command again",
             ) from error
 
 
 def digest(inputs: Any) -> str:
-    """What stands in a run's config for all that it read from files."""
-    return hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
+    """What stands in a run's config for all that it read from files. Arrays count with all their bytes."""
+    return hashlib.sha256(repr(_spelled(inputs)).encode()).hexdigest()[:16]
+
+
+def _spelled(value: Any) -> Any:
+    """A value as lists of names, numbers and texts, which say all of it when they are printed."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        array = np.ascontiguousarray(value)
+        return ["array", str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()]
+    if isinstance(value, Mapping):
+        return ["mapping", *sorted([str(name), _spelled(own)] for name, own in value.items())]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = list(value._asdict().items())
+    return [_spelled(own) for own in value] if isinstance(value, list | tuple) else value
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from seal_jax.engine import memory
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.graders import endpoint
+from seal_jax.graders.choose import Connection, Grader
 from seal_jax.io import hub
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
+from seal_jax.run.trackers import Tracker, require
 from seal_jax.types import Compute
 
 BASE, WRITE, TRAIN, RATE = "base model", "writing self-edits", "inner loop", "ratings"
@@ -93,6 +96,22 @@ def model_lines(name: str, dtype: str) -> list[str]:
 def folder_lines(folder: Path) -> list[str]:
     """The run folder, and whether something is in it."""
     return [str(folder.absolute()), "holds a run" if folder.exists() else "new"]
+
+
+def missing(grader: Grader | None, connection: Connection, tracker: Tracker) -> list[str]:
+    """What else a run would end at: a tracker or a judge's client that is not installed, a judge without a key."""
+    found = []
+    checks: list[Callable[[], object]] = [lambda: require(tracker)]
+    if grader is not None and grader.kind == "endpoint":
+        checks.append(lambda: endpoint.require(grader, connection))
+    elif grader is not None and grader.kind == "model":
+        checks.append(lambda: hub.locate(str(grader.model)))
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            found.append(str(error))
+    return found
 
 
 def section(title: str, lines: Sequence[str]) -> str:

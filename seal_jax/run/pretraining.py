@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from seal_jax.domains import squad
 from seal_jax.engine import batching, full_training
@@ -18,12 +16,13 @@ from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.inner import is_finite
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Trainer, adapter_shapes, train
+from seal_jax.io import fingerprint
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
+from seal_jax.run import checkpoints, plan, runtime
 from seal_jax.run import passages as passages_of
-from seal_jax.run import plan, runtime
-from seal_jax.run.journal import require_room
+from seal_jax.run.journal import read_run, require_room
 from seal_jax.run.passages import prompt_texts, questions_of, recorded_completions
 from seal_jax.run.plan import BASE, WRITE, Stage
 from seal_jax.run.session import Model, Prepared, Session, decided
@@ -152,26 +151,29 @@ class Trained(NamedTuple):
 
     settings: dict[str, Any]  # of that run; empty where there is none
     rounds: int  # of RL that are taken: all, or those up to the one that its validation chose
+    adapters: tuple[tuple[str, str], ...] = ()  # of those rounds, in order: a checkpoint and its digest
 
 
 def trained_by(config: Any) -> Trained:
-    """The run that `--seal` names.
+    """The run that `--seal` names, as its journal says: nothing of it is taken unverified.
 
     Raises:
-        ValueError: no finished run of experiments.squad on this model, or one with a separate writer.
+        ValueError: no finished run of experiments.squad on this model, one with a separate writer, or a damaged one.
     """
     folder = config.seal
     if folder is None:
         return Trained({}, 0)
-    path = folder / "results.json"
-    if not path.is_file():
+    if not (folder / "results.json").is_file():
         raise ValueError(
             f"--seal {folder}: no results.json; expected the folder of a finished run of experiments.squad"
         )
-    results = json.loads(path.read_text(encoding="utf-8"))
-    settings = results["settings"]
-    if results["name"] != "squad" or not settings["outer"]["rounds"]:
-        raise ValueError(f"--seal {folder}: a run of {results['name']}; expected experiments.squad with rounds of RL")
+    settings, pieces, trees, _ = read_run(folder)
+    if settings["experiment"] != "squad" or not settings["outer"]["rounds"]:
+        raise ValueError(
+            f"--seal {folder}: a run of {settings['experiment']}; expected experiments.squad with rounds of RL"
+        )
+    if "finished" not in pieces:
+        raise ValueError(f"--seal {folder}: that run was not finished; run its command again")
     if settings["model"] != config.model or settings["dtype"] != config.dtype:
         raise ValueError(
             f"--seal {folder}: trained {settings['model']} in {settings['dtype']}; this run has --model {config.model} "
@@ -182,23 +184,38 @@ def trained_by(config: Any) -> Trained:
             f"--seal {folder}: its self-edits were written by another model, {settings['writer']}, which alone was "
             "trained; expected a run in which one model writes and learns"
         )
-    rounds = results.get("validation", {}).get("chosen_round", settings["outer"]["rounds"])
+    if settings["weights"]["model"] != fingerprint.of_model(config.model):
+        raise ValueError(
+            f"--seal {folder}: trained other weights than those that {config.model} has now; train it again"
+        )
+    rounds = (pieces["finished"]["validation"] or {}).get("chosen_round", settings["outer"]["rounds"])
     if not rounds:
         raise ValueError(f"--seal {folder}: its validation chose the model as it was before RL; leave --seal out")
-    return Trained(settings, rounds)
+    names = [f"round_{number}" for number in range(1, rounds + 1)]
+    return Trained(settings, rounds, tuple((name, trees[name]) for name in names if name in trees))
 
 
 def seal_rounds(config: Any, lm: LanguageModel) -> list[Adapter]:
-    """The adapters of the rounds of RL that are taken of the run that `--seal` names, in order."""
-    settings, rounds = trained_by(config)
+    """The adapters of the rounds of RL that are taken of the run that `--seal` names, in order.
+
+    A round that kept nothing left the model as it was and has none.
+
+    Raises:
+        ValueError: one is gone or damaged.
+    """
+    settings, _, adapters = trained_by(config)
     sft, found = settings["outer"]["sft"], []
     like = adapter_shapes(lm, FineTuning(projections=tuple(sft["projections"]), rank=sft["rank"]))
     assert config.seal is not None
-    for number in range(1, rounds + 1):
-        path = (config.seal / "checkpoints" / f"round_{number}").absolute()
-        if path.exists():  # a round that kept nothing left the model as it was
-            with ocp.StandardCheckpointer() as checkpointer:
-                found.append(checkpointer.restore(path, like))
+    for name, digest in adapters:
+        path = (config.seal / "checkpoints" / name).absolute()
+        adapter = checkpoints.restore(path, like, digest)
+        if adapter is None:
+            raise ValueError(
+                f"--seal {config.seal}: {path} is {'damaged' if path.exists() else 'gone'}; run the command of that "
+                "run again, which makes it anew"
+            )
+        found.append(adapter)
     return found
 
 

@@ -15,6 +15,9 @@ from rich import progress
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from seal_jax.run import ends
+from seal_jax.run.terminal import plain
+
 PLAIN_INTERVAL = 10.0  # seconds between the plain lines of one stage
 
 
@@ -172,7 +175,11 @@ class Progress:
 
     def timings(self) -> dict[str, float]:
         """Seconds that each stage has taken, by name."""
-        return {stage.task.description: stage.task.elapsed or 0.0 for stage in self._stages}
+        seconds: dict[str, float] = {}
+        for stage in self._stages:
+            name = stage.task.description
+            seconds[name] = seconds.get(name, 0.0) + (stage.task.elapsed or 0.0)
+        return seconds
 
     def _running(self, called: str) -> _Stage:
         if not self._stages:
@@ -180,6 +187,7 @@ class Progress:
         return self._stages[-1]
 
     def _now_and_then(self, stage: _Stage) -> None:
+        ends.stop_if_asked()
         if not self._live and self._clock() - self._last_line >= PLAIN_INTERVAL:
             self._print(f"{stage.task.description}: {', '.join([str(stage), *stage.facts()])}")
 
@@ -193,12 +201,13 @@ class Progress:
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._last_line = self._clock()
-        line = f"[{_clock(self._last_line - self._started)}] {text}"
+        line = f"[{_clock(self._last_line - self._started)}] {plain(text)}"
         self._console.print(line, style=style, markup=False, highlight=False, emoji=False, soft_wrap=not self._live)
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+    cleaned = (plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts)
+    return Text.assemble(*cleaned, no_wrap=True, overflow="ellipsis")
 
 
 def _rate(value: float) -> str:

@@ -5,11 +5,11 @@ The journal of the whole holds every finished cell's figures; each part, or shar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from seal_jax.report.page import write_report
 from seal_jax.run import cells, jobs, runtime, session
 from seal_jax.run.cells import Cell, Part
 from seal_jax.run.jobs import Jobs, Task
-from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
+from seal_jax.run.journal import RunFolder, as_json, digest, read_run, write_atomically
 from seal_jax.run.session import Place
+from seal_jax.run.terminal import show
 from seal_jax.types import Compute
 
 LISTED = 40  # cells that a plan lists
@@ -62,7 +63,7 @@ def run(
         yield from in_jobs(left, folder, where, compute, place)
         return
     for part in left:
-        print(f"{part.label or 'training'}: {len(part.cells)} cells")
+        show(f"{part.label or 'training'}: {len(part.cells)} cells")
         own = dataclasses.replace(place, run_folder=folder.path / "parts" / part.folder)
         yield part, cells.run_part(part, compute, own, partial(keep, folder, part))
 
@@ -84,7 +85,7 @@ def in_jobs(
             shares[label] = share, whole, own
             if own != whole and not own.exists():
                 first[f"{part.label or 'all cells'}: self-edits"] = task(part._replace(cells=[]), whole, compute, place)
-    for _ in jobs.run(where, first, logs, say=print):
+    for _ in jobs.run(where, first, logs, say=show):
         pass
     work = {}
     for label, (share, whole, own) in shares.items():
@@ -93,7 +94,7 @@ def in_jobs(
             shutil.copytree(whole, scratch, dirs_exist_ok=True)
             scratch.rename(own)
         work[label] = task(share, own, compute, place)
-    for label, result in jobs.run(where, work, logs, say=print):
+    for label, result in jobs.run(where, work, logs, say=show):
         keep(folder, shares[label][0], result["shared"], result["cells"])
         yield shares[label][0], result
 
@@ -138,7 +139,6 @@ def report(
     parts: Sequence[Part],
     spent: Spent,
     *,
-    started: float,
     command: str,
 ) -> dict[str, Any]:
     """Writes results.json, results.csv, self_edits.jsonl (of the best cell) and report.html, and prints the gist."""
@@ -147,9 +147,7 @@ def report(
         figures = finished(folder, part)
         for piece in (shared_of(folder, part), *(figures[cell.key] for cell in part.cells)):
             ungraded += piece["ungraded"]
-    seconds: dict[str, float] = {}
-    for part, result in spent:
-        seconds[part.label or "all cells"] = seconds.get(part.label or "all cells", 0.0) + result["seconds"]
+    folder.once(f"finished/{digest([cell.key for part in parts for cell in part.cells])}", lambda: True)
     results = {
         "name": "ablations",
         "preset": config.preset,
@@ -162,7 +160,7 @@ def report(
         **found.entries(),
         "ungraded": len(ungraded),
         "judge": total([result["judge"] for _, result in spent]),
-        "timings": {**seconds, "total": time.monotonic() - started},
+        "timings": {**{part.label or "all cells": seconds_of(folder, part) for part in parts}, **folder.timings},
         "machine": runtime.describe_machine(),
         "command": command,
     }
@@ -174,14 +172,26 @@ def report(
     if found.best is not None:
         part, best = next((p, c) for p in parts for c in p.cells if c.number == found.best.number)
         kept = sorted((folder.path / "parts").glob(f"{part.folder}*/cells/{best.key}.jsonl"))
-        if kept:
-            write_atomically(folder.path / "self_edits.jsonl", kept[0].read_text(encoding="utf-8"))
+        for file in kept[:1]:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if whole := digest(text) == finished(folder, part)[best.key]["records"]:
+                write_atomically(folder.path / "self_edits.jsonl", text)
+            said += [] if whole else [f"{file} is damaged: self_edits.jsonl does not have the best cell's"]
     write_atomically(folder.path / "results.csv", found.csv())
     write_atomically(folder.path / "results.json", json.dumps(results, indent=1))
     page = write_report(folder.path)
-    print("\n\n".join(map(session.table_text, results["tables"])), *said, sep="\n")
-    print(f"Figures: {folder.path / 'results.csv'}\nReport: {page}")
+    show("\n\n".join(map(session.table_text, results["tables"])), *said)
+    show(f"Figures: {folder.path / 'results.csv'}", f"Report: {page}")
     return results
+
+
+def seconds_of(folder: RunFolder, part: Part) -> float:
+    """What a part has taken so far, in all processes that worked on it."""
+    seconds = 0.0
+    for path in (folder.path / "parts").glob(f"{part.folder}*"):
+        with contextlib.suppress(ValueError):  # damaged since: its cells are in the whole
+            seconds += read_run(path).timings.get("total", 0.0)
+    return seconds
 
 
 def total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

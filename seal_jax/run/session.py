@@ -25,6 +25,7 @@ from seal_jax.engine.memory import Writing
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.graders.choose import Connection, Judge
+from seal_jax.io import fingerprint
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
 from seal_jax.run.invocation import shell_command
@@ -33,13 +34,13 @@ from seal_jax.run.judges import make_judge
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress
 from seal_jax.run.runtime import Speaker
+from seal_jax.run.terminal import show
 from seal_jax.run.trackers import MetricsWriter, Tracker, require
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import Loop, try_base, try_self_edits
 from seal_jax.types import Compute, Domain, Journal, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
-SCHEMA = 2  # of what a run folder holds: a folder of another one is refused by name, never misread
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
 
@@ -166,7 +167,6 @@ class Session:
     progress: Progress
     metrics: MetricsWriter
     judge: Judge
-    started: float
     writer: Speaker  # of the self-edits: the same model, unless the experiment has another
     compute: Compute  # as given: what it left open is decided in `loop`
     about: Callable[[Task], dict[str, Any]]  # which task a line of self_edits.jsonl is about
@@ -234,6 +234,7 @@ class Session:
         """
         config = self.config
         settings = as_json(config)
+        self.folder.once("finished", lambda: {"experiment": self.experiment, "validation": parts.get("validation")})
         results = {
             "name": self.experiment,
             "preset": config.preset,
@@ -247,7 +248,7 @@ class Session:
             **parts,
             "ungraded": len(self.ungraded),
             "judge": self.judge.usage(),
-            "timings": {**self.progress.timings(), "total": time.monotonic() - self.started},
+            "timings": self.folder.timings,
             "machine": runtime.describe_machine(),
             "command": self.command,
         }
@@ -282,7 +283,8 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
     data = experiment.read(config)
     require(place.tracker)
     require_room(place.run_folder, needed=ROOM)
-    with contextlib.closing(RunFolder(place.run_folder, identity(config, data))) as folder:
+    what = {"experiment": experiment.name, **identity(config, data), "weights": weights_of(config)}
+    with contextlib.closing(RunFolder(place.run_folder, what)) as folder:
         load = speaker_of(config, compute)
         speaker = load(config.model)
         stages = [shown for stage in data.stages for shown in stage.shown()]
@@ -293,6 +295,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
                 folder.path, place.tracker, name=name, settings=as_json(config), say=progress.note
             ) as metrics,
         ):
+            folder.say, folder.clock = progress.note, lambda: progress.timings() | {"total": time.monotonic() - started}
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
             judge = judge_of(config, compute, place, progress.note)
@@ -305,11 +308,11 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
                 folder, progress, ready.rate, ready.constraint,
             )  # fmt: skip
             session = Session(
-                experiment.name, config, command, speaker.lm, speaker, loop, folder, progress, metrics, judge, started,
+                experiment.name, config, command, speaker.lm, speaker, loop, folder, progress, metrics, judge,
                 ready.writer or speaker, compute, ready.about, lesson=ready.lesson,
             )  # fmt: skip
             results = experiment.run(session, data)
-    print(*session.closing, sep="\n")
+    show(*session.closing)
     for last in session.afterwards:
         last()
     return results
@@ -328,6 +331,7 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
             speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype
         )
     devices = runtime.device_count(compute.devices)
+    lacking = plan.missing(getattr(config, "grader", None), place.judge, place.tracker)
     work = plan.work_table(data.stages, config.inner, ready.most)
     return "\n".join(
         [
@@ -336,6 +340,7 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
             *([plan.section("Inner loop, at most", work)] if len(work) > 2 else []),
             plan.section(f"Memory on each of {devices} devices, about", needs),
             *ready.notes,
+            *([plan.section("Missing, without which it will not run", lacking)] if lacking else []),
             plan.section("Run folder", plan.folder_lines(place.run_folder)),
         ]
     )
@@ -379,8 +384,16 @@ def writing(config: RunConfig, ready: Prepared) -> Writing:
 
 
 def identity(config: RunConfig, data: Data) -> dict[str, Any]:
-    """What makes a run the same run: its config, what it read from files, and the schema of its folder."""
-    return {"schema": SCHEMA, **as_json(config), "inputs": digest(data.inputs)}
+    """What makes a run the same run, as far as it is known without the model: its config, and what it read."""
+    return {**as_json(config), "inputs": digest(data.inputs)}
+
+
+def weights_of(config: RunConfig) -> dict[str, str]:
+    """Fingerprints of the models that a config names: other weights at the same path are another run."""
+    grader = getattr(config, "grader", None)
+    judge = grader.model if grader is not None and grader.kind == "model" else None
+    named = {"model": config.model, "writer": getattr(config, "writer", None), "grader": judge}
+    return {field: fingerprint.of_model(name) for field, name in named.items() if name}
 
 
 def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

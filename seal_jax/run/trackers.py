@@ -36,6 +36,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from seal_jax.run.journal import write_atomically
+from seal_jax.run.terminal import show
 
 CLOSE_SECONDS = 30.0  # the longest that a run waits at its end for its tracker
 FINISH_SECONDS = 20.0  # the longest that W&B may upload then; what is left stays on disk for `wandb sync`
@@ -102,7 +103,7 @@ class MetricsWriter:
         *,
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = show,
     ):
         require(tracker)
         self._folder, self._kind, self._say = Path(folder), tracker.kind, say

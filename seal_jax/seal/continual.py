@@ -351,7 +351,7 @@ def _ask_base(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) 
 
 def _as_scores(rows: Any) -> list[list[Score]]:
     """As the journal keeps them."""
-    return [[Score(*values) for values in row] for row in rows]
+    return [[Score(**values) for values in row] for row in rows]
 
 
 def _timed(work: Any) -> tuple[Any, float]:

@@ -186,7 +186,7 @@ def try_base(
 
         piece = f"{name}/base/{start}"
         resumed = loop.journal.has(piece)
-        scores += [Score(*values) for values in loop.journal.once(piece, work)]
+        scores += [Score(**values) for values in loop.journal.once(piece, work)]
         loop.display.advance(len(group), accuracy=mean(score.accuracy for score in scores), resumed=resumed)
     return scores
 
@@ -229,7 +229,7 @@ def try_self_edits(
 
             piece = f"{name}/seed {seed}/try/{number}"
             resumed = loop.journal.has(piece)
-            scored = [Score(*values) for values in loop.journal.once(piece, work)]
+            scored = [Score(**values) for values in loop.journal.once(piece, work)]
             for member, outcome in zip(members, scored, strict=True):
                 results[member].append(outcome)
             trained = sum(epochs[i] * len(s.ids) for i in group for s in sequences[i])

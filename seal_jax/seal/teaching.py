@@ -183,7 +183,7 @@ def compare(
     loop.display.phase(shown, asked, "questions")
     resumed = loop.journal.has(piece)
     rows = loop.journal.once(piece, lambda: score_all(lm, adapters(), passages, loop, at_once))
-    scores = [[Score(*values) for values in row] for row in rows]
+    scores = [[Score(**values) for values in row] for row in rows]
     accuracies = [figure(own, "accuracy") for own in scores]
     best = max((value for value in accuracies if value is not None), default=None)
     loop.display.advance(asked, accuracy=best, resumed=resumed)

@@ -1,0 +1,104 @@
+"""How a command ends before its end: Ctrl-C, or SIGTERM (what SLURM and `kill` send). Both are heard until they work.
+
+Python turns a signal into a KeyboardInterrupt wherever it happens to be, and one raised in a callback that JAX makes is
+lost there. So it is noted as well, and `stop_if_asked`, which runs before every piece of work and whenever the display
+changes, raises it again.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from seal_jax.run.terminal import show
+
+HEARD = (signal.SIGINT, signal.SIGTERM)
+STOPPED = "stopped; the same command carries on"
+_asked: list[int] = []  # the signals that came, in order
+_programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the program to end."""
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+    raise Stopped(number)
+
+
+def stop_if_asked() -> None:
+    """Raises KeyboardInterrupt where a signal came and its own was lost."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Both signals end what runs in this context as Ctrl-C does; one that is ignored (nohup) stays ignored."""
+    _asked.clear()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in HEARD}
+        _handle(_hear)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked.clear()
+
+
+def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
+    """The exit status of a command's work, which a mistake or a signal ends with one sentence, not a traceback."""
+    with heard():
+        try:
+            work()
+        except (ValueError, OSError) as error:
+            said = error.strerror if isinstance(error, OSError) and error.filename is None else None
+            show(f"error: {said or error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            code = status()
+            show(stopped, file=sys.stderr)
+            return code
+    return 0
+
+
+def status() -> int:
+    """The exit status of a program that was stopped. From here on no signal disturbs its last words."""
+    code = 128 + (_asked[0] if _asked else signal.SIGINT)
+    if threading.current_thread() is threading.main_thread():
+        _handle(signal.SIG_IGN)
+    if _programs:  # it may have been stopped within a computation, of which the end of the interpreter makes a crash
+        atexit.register(_leave, code)
+    return code
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def until_heard() -> None:
+    """For a program that still imports its modules: a signal ends it at once, with the same sentence."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(sys.stderr.fileno(), f"{STOPPED}\n".encode())
+        os._exit(128 + number)
+
+    _programs.append(os.getpid())
+    _handle(end)
+
+
+def _handle(handler: object) -> None:
+    for number in HEARD:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)  # type: ignore[arg-type]

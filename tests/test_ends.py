@@ -1,0 +1,109 @@
+"""Ctrl-C and SIGTERM end a command with a sentence, whatever it does, also where JAX swallowed the first one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from seal_jax.run import ends
+from seal_jax.run.journal import RunFolder
+from seal_jax.run.progress import Progress
+
+ROOT = Path(__file__).parents[1]
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(1)  # it is heard before that is over
+
+
+@BOTH
+def test_a_signal_ends_as_one_sentence_and_the_handlers_are_put_back(number, capsys):
+    before = signal.getsignal(number)
+    assert ends.ended(lambda: send(number)) == 128 + number
+    assert capsys.readouterr().err == "stopped; the same command carries on\n"
+    assert signal.getsignal(number) is before
+    assert ends.ended(lambda: None) == 0
+
+
+@BOTH
+def test_a_signal_that_was_swallowed_is_asked_again(number, tmp_path):
+    """By the next piece of work, and by the display; and a second signal works as the first one should have."""
+
+    def swallowing() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            send(number)
+
+    run, done = RunFolder(tmp_path / "run", {}), []
+
+    def work() -> None:
+        swallowing()
+        done.append("went on")
+        run.once("piece", lambda: done.append("worked"))
+
+    assert ends.ended(work) == 128 + number
+    assert done == ["went on"]
+
+    def showing() -> None:
+        with Progress() as progress:
+            progress.phase("a", 3)
+            swallowing()
+            progress.steps(1, 5)
+
+    assert ends.ended(showing) == 128 + number
+
+    def twice() -> None:
+        swallowing()
+        send(number)
+
+    assert ends.ended(twice) == 128 + number
+    assert run.once("piece", lambda: 3) == 3  # nothing is left of them
+
+
+def test_mistakes_end_as_one_sentence_and_others_do_not(capsys):
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error, said in (
+        (ValueError("rank is 0"), "error: rank is 0\n"),
+        (FileNotFoundError(2, "No such file", "a.md"), "error: [Errno 2] No such file: 'a.md'\n"),
+        (OSError(errno.ENOSPC, "/run: the disk is full. Make room"), "error: /run: the disk is full. Make room\n"),
+        (ValueError("a\x1b[31mred"), "error: ared\n"),
+    ):
+        assert ends.ended(lambda error=error: fail(error)) == 2
+        assert capsys.readouterr().err == said
+    with pytest.raises(ZeroDivisionError):
+        ends.ended(lambda: 1 / 0)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert ends.ended(lambda: send(signal.SIGINT)) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_in_a_thread_leaves_signals_alone():
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(ends.ended(lambda: None)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+@BOTH
+def test_a_signal_while_modules_are_imported_ends_as_one_sentence(number):
+    script = f"import os; from seal_jax.run import ends; ends.until_heard(); os.kill(os.getpid(), {number:d})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + number, "stopped; the same command carries on\n")
