@@ -194,10 +194,7 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
         def ask(self, question):
             if question == "long":
                 raise ValueError("a question of 9 tokens")
-            return Answer(question, "no", "yes")
-
-        def shown(self, answer):
-            return f"{answer} ..."
+            return Answer(question, "no", "yes", after_cut=True)
 
     for ends in (["Who?", "long", ""], ["Who?", "long"]):
         lines = iter(ends)
@@ -210,10 +207,12 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
 
         monkeypatch.setattr("builtins.input", read)
         documents.converse(Echo(), tmp_path)
-        assert (tmp_path / "answers.jsonl").read_text() == '{"question": "Who?", "before": "no", "after": "yes"}\n'
+        assert (tmp_path / "answers.jsonl").read_text() == (
+            '{"question": "Who?", "before": "no", "after": "yes", "before_cut": false, "after_cut": true}\n'
+        )
         said = capsys.readouterr().out
         assert said.startswith("Ask about isles; an empty line ends.")
-        assert "| yes" in said
+        assert "| yes … (cut off)" in said
         assert "error: a question of 9 tokens" in said
 
 

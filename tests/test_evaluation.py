@@ -116,7 +116,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         Score(["Ada", "1903"], [True, False], [-0.5, -1.5], [2.0, 1.0]),
         Score(["Ada", "1902"], [True, True], [-0.25, -0.25], [2.5, 0.5]),
     ]
-    before = Score(["Bob", ""], [False, None], [-3.0, -5.0], [])
+    before = Score(["Bob", ""], [False, None], [-3.0, -5.0], [], cut=[False, True])
     record = trial_record("round 1", a_trial(2, scores, sample=3, base=before), queries(2), True, about(2))
     assert record == {
         "stage": "round 1",
@@ -144,16 +144,20 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
                 "gold": "Ada",
                 "before": "Bob",
                 "before_correct": False,
+                "before_cut": False,
                 "after": "Ada",
                 "after_correct": True,
+                "after_cut": False,
             },
             {
                 "question": "When?",
                 "gold": "1902",
                 "before": "",
                 "before_correct": None,
+                "before_cut": True,
                 "after": "1903",
                 "after_correct": False,
+                "after_cut": False,
             },
         ],
     }
@@ -185,7 +189,15 @@ def test_ungraded_answers_are_listed_with_where_they_came_from():
         PASSAGES[2], queries(2), Score(["Ada", "1903"], [True, None], [-0.5, -1.5], []), stage="round 1", sample=3
     )
     assert found == [
-        {"stage": "round 1", "sample": 3, "passage": "p2", "question": "When?", "gold": "1902", "answer": "1903"}
+        {
+            "stage": "round 1",
+            "sample": 3,
+            "passage": "p2",
+            "question": "When?",
+            "gold": "1902",
+            "answer": "1903",
+            "cut": False,
+        }
     ]
 
 
@@ -303,3 +315,17 @@ def test_the_summary_of_passages_has_no_column_of_counts():
     text = summary(rows([BASE, PASSAGE], PASSAGES, 8, seed=0))
     assert text.splitlines()[0] == "4 passages, 8 questions; 95 % intervals, paired by passage"
     assert text.splitlines()[1] == f"{'accuracy, %':>56}{'against row above':>24}"
+
+
+def test_what_was_left_out_and_cut_is_counted():
+    trial = a_trial(0, [a_score(True, False, cut=[True, False]), a_score(True, True, cut=[True, True])])
+    trial = trial._replace(edit=trial.edit._replace(left_out=3, shortened=1))
+    assert trained_stage("row", "Row", [[trial], [trial]]).problems == {
+        "lines about something else than the task, left out": 6,
+        "training sequences cut at the widest step": 2,
+        "answers cut off at the limit of tokens": 6,
+    }
+    base = a_score(True, False, cut=[False, True])
+    assert base_stage([base], "Base").problems == {"answers cut off at the limit of tokens": 1}
+    untrained = a_trial(0, [base], base=base)  # its answers are the base model's, which are counted there
+    assert trained_stage("row", "Row", [[untrained]]).problems == {}

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> di
         tables.append(table)
     answered = keep_answers(here.folder.path, adapted.ask_all(config.ask) if config.ask else [])
     if answered:
-        told = [[question, *map(adapted.shown, said)] for question, *said in answered]
+        told = [[answer.question, *answer.shown] for answer in answered]
         tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": told, "page_only": True})
     return here.finish(rows, tables=tables, **parts)
 
@@ -184,7 +184,9 @@ def stages(taught: Taught, asked: Sequence[int]) -> list[evaluation.Stage]:
     label = "Taught the document" + (f" (best of {count} candidates, by these questions)" if count > 1 else "")
     accuracy, likely = [score.accuracy for score in after], [score.log_likelihood for score in after]
     base = evaluation.base_stage([taught.base[p] for p in asked], "Base model")
-    return [base, evaluation.Stage("taught", label, accuracy, likely, {})]
+    own = [edit for row in taught.edits for edit in row[taught.chosen]]
+    problems = evaluation.problems_of_writing(own) | evaluation.cut_answers(after)
+    return [base, evaluation.Stage("taught", label, accuracy, likely, problems)]
 
 
 def record(here: Session, taught: Taught) -> None:
@@ -196,7 +198,10 @@ def record(here: Session, taught: Taught) -> None:
             score = taught.scores[p][c]
             examples = tuple(dict.fromkeys(example for edit in edits for example in edit.examples))
             problem = None if examples else edits[0].problem
-            edit = SelfEdit("\n\n".join(edit.completion for edit in edits), examples, problem)
+            edit = SelfEdit(
+                "\n\n".join(edit.completion for edit in edits), examples, problem,
+                left_out=sum(edit.left_out for edit in edits), shortened=sum(edit.shortened for edit in edits),
+            )  # fmt: skip
             row.append(Trial(passage, c, edit, [score._replace(losses=[] if p else taught.losses[c])], taught.base[p]))
         trials.append(row)
     keep = [[c == taught.chosen for c in range(len(taught.settings))] for _ in trials]
@@ -233,7 +238,9 @@ def questions_table(taught: Taught) -> dict[str, Any]:
     for p, passage in enumerate(taught.passages):
         base, after = taught.base[p], taught.scores[p][taught.chosen]
         for q, question in enumerate(passage.questions):
-            rows.append(compared(question, (base.answers[q], after.answers[q]), (base.verdicts[q], after.verdicts[q])))
+            cut = [q < len(score.cut) and score.cut[q] for score in (base, after)]
+            answer = Answer(question.question, base.answers[q], after.answers[q], *cut)
+            rows.append(compared(question, answer, (base.verdicts[q], after.verdicts[q])))
     title = "Questions that the model wrote, not trained on"
     return {"title": title, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
 
@@ -241,10 +248,10 @@ def questions_table(taught: Taught) -> dict[str, Any]:
 COLUMNS, WIDTHS = ["question", "expected", "before", "after"], [56, 24, 38, 38]
 
 
-def compared(question: Question, answers: Sequence[str], verdicts: Sequence[Verdict]) -> list[str]:
+def compared(question: Question, answer: Answer, verdicts: Sequence[Verdict]) -> list[str]:
     """A line of such a table; what was right is marked."""
     marks = ("+ " if verdict else "" for verdict in verdicts)
-    said = (mark + answer for mark, answer in zip(marks, answers, strict=True))
+    said = (mark + text for mark, text in zip(marks, answer.shown, strict=True))
     return [question.question, question.answer, *said]
 
 
@@ -264,16 +271,18 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
     def ask() -> list[list[Any]]:
         answers = adapted.ask_queries(queries)
         before, after = [answer.before for answer in answers], [answer.after for answer in answers]
-        return [before, after, here.judge.grade(queries, before), here.judge.grade(queries, after)]
+        return [list(answers), here.judge.grade(queries, before), here.judge.grade(queries, after)]
 
-    before, after, right_before, right_after = here.folder.once(piece, ask)
+    kept, right_before, right_after = here.folder.once(piece, ask)
+    answers = [Answer(*fields) for fields in kept]
     here.progress.advance(len(queries), accuracy=mean(right_after), resumed=resumed)
     task = Passage("exam", adapted.topic, "", tuple(exam))
     record: dict[str, Any] = {"questions": [question._asdict() for question in exam]}
-    for stage, said, right in (("before", before, right_before), ("after", after, right_after)):
-        here.miss([(task, Score(said, right, [], []), {"stage": f"exam, {stage}"})])
-        record[stage] = {"answers": said, "verdicts": right, "accuracy": mean(right)}
-    answers, verdicts = zip(before, after, strict=True), zip(right_before, right_after, strict=True)
+    for stage, right in (("before", right_before), ("after", right_after)):
+        said, cut = ([getattr(answer, name) for answer in answers] for name in (stage, f"{stage}_cut"))
+        here.miss([(task, Score(said, right, [], [], cut=cut), {"stage": f"exam, {stage}"})])
+        record[stage] = {"answers": said, "cut": cut, "verdicts": right, "accuracy": mean(right)}
+    verdicts = zip(right_before, right_after, strict=True)
     rows = [compared(*asked) for asked in zip(exam, answers, verdicts, strict=True)]
     title = f"Your exam: {share(right_before)} right before, {share(right_after)} after"
     note = "+ is right."
@@ -287,14 +296,14 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
 # Afterwards: save it, ask it
 
 
-def keep_answers(folder: Path, answers: Sequence[Answer]) -> list[list[str]]:
+def keep_answers(folder: Path, answers: Sequence[Answer]) -> list[Answer]:
     """Adds answers to answers.jsonl in the run folder, and returns all that were ever given, once each."""
     file = folder / "answers.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     lines = list(dict.fromkeys([*lines, *(json.dumps(answer._asdict()) for answer in answers)]))
     if answers:
         write_atomically(file, "".join(f"{line}\n" for line in lines))
-    return [list(json.loads(line).values()) for line in lines]
+    return [Answer(**json.loads(line)) for line in lines]
 
 
 def afterwards(config: Any, adapted: Adapted, folder: Path) -> None:
@@ -305,10 +314,8 @@ def afterwards(config: Any, adapted: Adapted, folder: Path) -> None:
         if config.merged:
             print(f"Whole model (Hugging Face): {saved / 'merged'}")
     if config.ask:
-        given = {question: said for question, *said in keep_answers(folder, [])}
-        print(
-            side_by_side([Answer(question.strip(), *given[question.strip()]) for question in config.ask], adapted.shown)
-        )
+        given = {answer.question: answer for answer in keep_answers(folder, [])}
+        print(side_by_side([given[question.strip()] for question in config.ask]))
     elif sys.stdin is not None and sys.stdin.isatty():
         converse(adapted, folder)
     elif config.exam is None:  # a pipe or a batch job is not kept waiting
@@ -329,7 +336,7 @@ def converse(adapted: Adapted, folder: Path) -> None:
         try:
             answer = adapted.ask(question)
             keep_answers(folder, [answer])
-            print(side_by_side([answer], adapted.shown))
+            print(side_by_side([answer]))
         except ValueError as error:
             print(f"error: {error}")
         except KeyboardInterrupt:
@@ -337,13 +344,13 @@ def converse(adapted: Adapted, folder: Path) -> None:
             return
 
 
-def side_by_side(answers: Sequence[Answer], shown: Callable[[str], str] = str, width: int | None = None) -> str:
-    """Each question over its two answers, each as `shown`, in two columns of the terminal's width."""
+def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
+    """Each question over its two answers, in two columns of the terminal's width."""
     columns = width or min(120, shutil.get_terminal_size((80, 24)).columns)
     half = max(16, (columns - 5) // 2)
     lines = []
     for answer in answers:
-        cells = [textwrap.wrap(shown(text) or "(nothing)", half) for text in (answer.before, answer.after)]
+        cells = [textwrap.wrap(text or "(nothing)", half) for text in answer.shown]
         lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | after"]
         lines += [f"  {a:<{half}} | {b}".rstrip() for a, b in itertools.zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)

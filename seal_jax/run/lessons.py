@@ -16,8 +16,8 @@ from seal_jax.engine import batching
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import Shapes
 from seal_jax.run.runtime import Speaker
-from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Teaching, keep_grounded, passage_examples
-from seal_jax.types import Compute, Grade, Query, SelfEdit, Style
+from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Teaching, passage_examples
+from seal_jax.types import Compute, Example, Grade, Query, SelfEdit, Style
 
 STYLES: tuple[Style, ...] = get_args(Style)
 
@@ -50,11 +50,15 @@ def make_lesson(
             "(--teaching.most-passages). Cut out the part that matters, or raise that and expect time in proportion"
         )
     prompts = squad.load_prompts(notes.prompt, style)
-    about = squad.make_domain(prompts, render, grade, max_examples=notes.max_sequences)
+    about = squad.make_domain(
+        prompts._replace(grounded=teaching.grounded), render, grade, max_examples=notes.max_sequences
+    )
     asking = question_template(style)
 
     def parse(passage: Passage, text: str) -> SelfEdit:
-        return keep_grounded(passage, about.parse(passage, text), teaching.grounded)
+        edit, title = about.parse(passage, text), f"{passage.title}\n"
+        lines = [squad.without_number(example.completion.removeprefix(title)) for example in edit.examples[:-1]]
+        return edit._replace(examples=(*(Example("", title + line) for line in lines if line), *edit.examples[-1:]))
 
     def queries(passage: Passage) -> list[Query]:
         return [make_query(render, prompts.question, document.title, q.question, q.answer) for q in passage.questions]

@@ -31,7 +31,7 @@ from seal_jax.graders.lexical import normalise
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.seal.outer.rest_em import select
-from seal_jax.seal.rewards import Score, ask, gold_tokens, graded, mean
+from seal_jax.seal.rewards import Said, Score, ask, gold_tokens, graded, mean
 from seal_jax.seal.rounds import Loop, write_self_edits
 from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Settings, require_at_least
 
@@ -264,7 +264,7 @@ def answered_by(passage: Passage, question: Question) -> bool:
         and 0 < len(gold.split()) <= ANSWER_WORDS
         and f" {gold} " in f" {context} "
         and f" {gold} " not in f" {asked} {normalise(passage.title)} "
-        and grounded(question.question, f"{passage.title} {passage.context}") >= GROUNDED_QUESTION
+        and squad.grounded(question.question, passage) >= GROUNDED_QUESTION
     )
 
 
@@ -295,57 +295,20 @@ def candidate_examples(
     return list(chosen)
 
 
-_COMMON = frozenset(
-    ("what", "which", "where", "when", "whom", "whose", "does", "were", "have", "that", "this", "with", "from", "many",
-     "much", "there", "their")
-)  # fmt: skip
-_NUMBERING = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
-
-
-def keep_grounded(passage: Passage, edit: SelfEdit, least: float) -> SelfEdit:
-    """A self-edit without the lines that speak of something else, and without their numbering.
-
-    A small model likes to copy the prompt's worked example, and to go on inventing.
-    """
-    if not edit.examples:
-        return edit
-    title, about = f"{passage.title}\n", f"{passage.title} {passage.context}"
-    lines = [_NUMBERING.sub("", example.completion.removeprefix(title)) for example in edit.examples[:-1]]
-    kept = [line for line in lines if line and grounded(line, about) >= least]
-    if not kept:
-        return edit._replace(examples=(), problem="no line about the passage")
-    return edit._replace(examples=(*(Example("", title + line) for line in kept), edit.examples[-1]))
-
-
-def grounded(line: str, text: str) -> float:
-    """The share of a line's words, numbers and what has four letters and says something, that stand in the text.
-
-    Words with the same first four letters count as the same: "keeps" stands in a text that has "keeper".
-    """
-    there, asked = set(_roots(text)), _roots(line)
-    return sum(word in there for word in asked) / len(asked) if asked else 0.0
-
-
-def _roots(text: str) -> list[str]:
-    words = [word for word in normalise(text).split() if (len(word) > 3 or word.isdigit()) and word not in _COMMON]
-    return [word[:4] if word.isalpha() else word for word in words]
-
-
 def score_all(
     lm: LanguageModel, adapters: Adapter, passages: Sequence[Passage], loop: Loop, at_once: Chunk
 ) -> list[list[Score]]:
     """Every question to each of C adapters, graded: [C][P]. One that diverged answers nothing."""
     queries = [loop.domain.queries(passage) for passage in passages]
     flat = [query for own in queries for query in own]
-    answers, likely = ask_each(lm, adapters, flat, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
-    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in likely]
+    said = ask_each(lm, adapters, flat, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
+    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in said.likely]
     count, each = len(finite), len(passages)
     ends = np.cumsum([len(own) for own in queries])
     parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
     scores = graded(
         queries * count,
-        [own[part] for own in answers for part in parts],
-        [own[part] for own in likely for part in parts],
+        Said(*([own[part] for own in side for part in parts] for side in said)),
         [[]] * (count * each),
         np.repeat(finite, each),
         loop.domain.grade,
@@ -361,20 +324,20 @@ def ask_each(
     *,
     max_tokens: int,
     chunk: Chunk,
-) -> tuple[list[list[str]], list[list[float | None]]]:
-    """The same queries to each of C adapters, `sizes.questions` at a time: answers and log-likelihoods, [C][Q]."""
+) -> Said:
+    """The same queries to each of C adapters, `sizes.questions` at a time: [C][Q]."""
     total = len(adapters.scale)
     groups = [queries[at : at + sizes.questions] for at in range(0, len(queries), sizes.questions)]
     if not groups:
-        return [[] for _ in range(total)], [[] for _ in range(total)]
+        return Said(*([[] for _ in range(total)] for _ in Said._fields))
     of_group = np.repeat(np.arange(total), len(groups))
-    said, likely = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
+    said = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
 
     def joined(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
         n = len(groups)
         return [[value for row in rows[c * n : (c + 1) * n] for value in row] for c in range(total)]
 
-    return joined(said), joined(likely)
+    return Said(*map(joined, said))
 
 
 def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
