@@ -129,3 +129,9 @@ def test_a_model_by_name_is_loaded_once_and_only_when_something_new_is_asked(tmp
     tiny.model_folder(folder, seed=1)  # another model in the same place is asked anew
     judge().grade(QUERIES, ANSWERS)
     assert len(loads) == 2
+
+
+def test_a_judge_whose_template_opens_a_thought_has_given_no_reply_until_it_ends(lm):
+    """The random model here never ends one: nothing that it thinks is taken for a verdict."""
+    assert make_ask(lm, lambda prompt: f"{prompt} <think>")(PROMPTS) == [None] * 3
+    assert None not in make_ask(lm, lambda prompt: f"{prompt} <think> </think>")(PROMPTS)

@@ -198,7 +198,7 @@ def read_rating(reply: str | None, mark: str = "") -> float | None:
     said = without_thought(reply or "")
     if mark:
         said = re.split(mark, said, flags=re.IGNORECASE)[-1]
-    scores = []
+    scores = list[int]()
     for name in CRITERIA:
         pattern = rf"\b{name}\b[^\w\n]*[:=][^\w\n-]*(\d+)(?![.,]?\d)"
         found = {int(score) for score in re.findall(pattern, said, re.IGNORECASE)}

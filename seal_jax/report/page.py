@@ -22,7 +22,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from seal_jax.analysis.statistics import paired_bootstrap
+from seal_jax.analysis.statistics import FEW, GAIN, paired_bootstrap
 from seal_jax.report import plots
 from seal_jax.report.arc_grids import as_grid, difference, svg
 from seal_jax.report.results import (
@@ -299,15 +299,17 @@ def _intervals(rows: Sequence[Json], unit: str) -> str:
     named = sorted({str(row["interval"]) for row in shown if row.get("interval")})
     resampled = [row for row in shown if not row.get("interval")]
     compared = [row for row in rows for key in ("versus_previous", "versus_base") if estimate(row, key).low is not None]
-    few = max((as_count(row, "passages") for row in rows), default=0) < 30
-    caution = f"; so few {unit}s make them somewhat too narrow" if few else ""
+    most = max((as_count(row, "passages") for row in rows), default=0)
+    caution = f"; so few {unit}s make them somewhat too narrow" if FEW <= most < 30 else ""
+    kind = "Student’s" if most < FEW else "bootstrap"
     if not named:
-        return f"Intervals are 95{NO_BREAK}% bootstrap intervals over {unit}s{caution}."
+        return f"Intervals are 95{NO_BREAK}% {kind} intervals over {unit}s{caution}."
     over = "tries" if any(as_count(row, "tried") > as_count(row, "passages") for row in shown) else f"{unit}s"
+    over = over if unit == "task" else "questions"
     said = f"Intervals are 95{NO_BREAK}% {' and '.join(named)} intervals over {over}"
     if over == "tries":
         said += f" (at these {unit}s: others may differ by more)"
-    bootstrap = f"bootstrap intervals over {unit}s"
+    bootstrap = f"{kind} intervals over {unit}s"
     if resampled:
         some = "rows without a count" + (" and of differences" if compared else "")
         return f"{said}; those of {some} are {bootstrap}{caution}."
@@ -316,8 +318,12 @@ def _intervals(rows: Sequence[Json], unit: str) -> str:
 
 def _achieved(row: Json) -> str:
     """What a row achieved, as it stands in a sentence: `40.0 %`, or `29 of 40 (72.5 %)`."""
-    share = percent(estimate(row, "accuracy").mean)
-    return f"{counted(row)} ({share})" if counted(row) else share
+    share, found = percent(estimate(row, "accuracy").mean), estimate(row, "accuracy")
+    if counted(row):
+        return f"{counted(row)} ({share})"
+    if row.get("interval") and found.low is not None:  # of one document
+        return f"{share} ({percent(found.low)} to {percent(found.high)})"
+    return share
 
 
 def _achieves(row: Json) -> str:
@@ -365,6 +371,7 @@ def _difference(results: Json, before: Json, after: Json) -> Estimate:
         [as_number(before_by_passage[passage]) for passage in passages],
         [as_number(after_by_passage[passage]) for passage in passages],
         seed=as_count(results, "seed"),
+        within=GAIN,
     )
     return Estimate(as_number(difference.mean), as_number(difference.low), as_number(difference.high))
 

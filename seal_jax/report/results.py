@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FEWEST = 8  # passages of a verdict: a bootstrap interval over fewer is far too narrow
+from seal_jax.analysis.statistics import FEWEST
+
 ROUNDING = 1e-9  # shares of a few tasks often differ by exactly nothing: what is left of the sums is no difference
 NO_BREAK, MINUS = "\u202f", "\u2212"
 

@@ -47,7 +47,7 @@ ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 
 # For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
 NOTES = Notes(
-    "facts", max_sequences=8, sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95), answer_tokens=24
+    "facts", max_sequences=8, sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95), answer_tokens=64
 )
 INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8)
 COMPUTE = Compute(width_cuts=(24, 32, 48, 96))

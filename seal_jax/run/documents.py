@@ -30,7 +30,7 @@ from seal_jax.run.plan import Most, Stage, section
 from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
-from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chunk_of, figure
+from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chosen_by, chunk_of, figure
 from seal_jax.types import SelfEdit, Verdict
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,6 +158,7 @@ def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> di
         questions = sum(len(passage.questions) for passage in passages)
         if questions:
             rows = evaluation.rows(stages(taught, asked), passages, questions, seed=config.seed)
+            rows = [row | counted(scores) for row, scores in zip(rows, scores_of(taught, asked), strict=True)]
             tables.append(questions_table(taught))
         else:
             here.closing.append(
@@ -179,14 +180,26 @@ def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> di
 
 def stages(taught: Taught, asked: Sequence[int]) -> list[evaluation.Stage]:
     """The base model and the kept adapter, on the passages that have questions."""
-    after = [taught.scores[p][taught.chosen] for p in asked]
+    before, after = scores_of(taught, asked)
     count = len(taught.settings)
     label = "Taught the document" + (f" (best of {count} candidates, by these questions)" if count > 1 else "")
     accuracy, likely = [score.accuracy for score in after], [score.log_likelihood for score in after]
-    base = evaluation.base_stage([taught.base[p] for p in asked], "Base model")
+    base = evaluation.base_stage(before, "Base model")
     own = [edit for row in taught.edits for edit in row[taught.chosen]]
     problems = evaluation.problems_of_writing(own) | evaluation.cut_answers(after)
     return [base, evaluation.Stage("taught", label, accuracy, likely, problems)]
+
+
+def scores_of(taught: Taught, asked: Sequence[int]) -> tuple[list[Score], list[Score]]:
+    """Before and after, of the passages that have questions."""
+    return [taught.base[p] for p in asked], [taught.scores[p][taught.chosen] for p in asked]
+
+
+def counted(scores: Sequence[Score]) -> dict[str, Any]:
+    """The share of questions answered right, its interval over questions: they are of one document, and few."""
+    known = [verdict for score in scores for verdict in score.verdicts if verdict is not None]
+    found = wilson(sum(known), len(known))
+    return {"accuracy": found.as_json(), "interval": "Wilson"}
 
 
 def record(here: Session, taught: Taught) -> None:
@@ -211,7 +224,8 @@ def record(here: Session, taught: Taught) -> None:
 
 def candidates_table(config: Any, taught: Taught) -> dict[str, Any]:
     """What each candidate was trained on, and how it answered."""
-    by = config.teaching.choose_by if any(p.questions for p in taught.passages) else "the last loss: no question"
+    asked = any(p.questions for p in taught.passages)
+    by = chosen_by(taught.base, config.teaching) if asked else "the last loss: no question"
     rows = []
     for c, (settings, (count, tokens)) in enumerate(zip(taught.settings, taught.sequences, strict=True)):
         first, last = evaluation.first_and_last(taught.losses[c], settings.epochs)

@@ -19,6 +19,7 @@ from seal_jax.run.runtime import Speaker
 from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Teaching, passage_examples
 from seal_jax.types import Compute, Example, Grade, Query, SelfEdit, Style
 
+QUESTION_TOKENS, GOLD_TOKENS = 48, 24  # of a self-written question and its answer, at most
 STYLES: tuple[Style, ...] = get_args(Style)
 
 
@@ -68,7 +69,9 @@ def make_lesson(
 
     domain = about._replace(parse=parse, queries=queries)
     longest = max(len(encode(p.title)) + 2 + max(sampling.max_tokens, len(encode(p.context))) for p in passages)
-    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + 2 * answer_tokens
+    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + min(
+        2 * answer_tokens, QUESTION_TOKENS
+    )
     written = max(len(encode(text(p))) for p in passages for text in (domain.prompt, questions_prompt))
     needed = max(longest, written + sampling.max_tokens, asked + answer_tokens)
     if needed > speaker.context_length:
@@ -85,7 +88,7 @@ def make_lesson(
         ),
         questions=TOGETHER,
         question_width=batching.round_up(asked, 8),
-        gold_width=batching.round_up(answer_tokens, 8),
+        gold_width=batching.round_up(min(answer_tokens, GOLD_TOKENS), 8),
     )
     return Lesson(document.title, passages, domain, questions_prompt, sizes, batching.round_up(written, 8))
 

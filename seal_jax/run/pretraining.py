@@ -55,7 +55,7 @@ def choose(config: Any) -> Corpus:
         ValueError: fewer passages or questions than the run needs, or an external file that lacks one.
     """
     inputs: list[Any] = [*prompt_texts(config), squad.load_passages(config.data, "held_out")]
-    passages = squad.shuffled(inputs[-1], config.seed)[: config.n]
+    passages = squad.shuffled(inputs[-1], config.data_seed)[: config.n]
     if len(passages) < config.n:
         raise ValueError(f"--data {config.data}: {len(passages)} passages; the run learns {config.n} (--n)")
     external = {}
@@ -65,7 +65,7 @@ def choose(config: Any) -> Corpus:
         inputs.append(external)
     if config.seal:
         inputs.append(trained_by(config))
-    asked = choose_questions(passages, config.questions, config.seed)
+    asked = choose_questions(passages, config.questions, config.data_seed)
     lines = [
         f"{config.n} passages learnt at once, {questions_of(asked)} questions to {len(asked)} of them: {config.data}"
     ]

@@ -49,7 +49,7 @@ def cut(config: Any) -> Streams:
             f"--data {config.data}: {len(read)} passages in its split {config.split}; {config.streams} streams of "
             f"{length} need {need} (--streams, --stream-length)"
         )
-    order = squad.shuffled(read, config.seed)[:need]
+    order = squad.shuffled(read, config.data_seed)[:need]
     lines = [
         f"{config.streams} streams of {length} passages, {passages.questions_of(order)} questions: {config.data}, "
         f"{config.split}",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
+from seal_jax.analysis.statistics import FEW, FEWEST, GAIN, SHARE, bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import RoundLog
 from seal_jax.types import Query, SelfEdit, Task, Verdict
@@ -78,7 +78,7 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
                 "label": stage.label,
                 "passages": len(tasks),
                 "questions": questions,
-                "accuracy": bootstrap_mean(stage.accuracy, seed=seed).as_json(),
+                "accuracy": bootstrap_mean(stage.accuracy, seed=seed, within=SHARE).as_json(),
                 "log_likelihood": bootstrap_mean(stage.log_likelihood, seed=seed).as_json(),
                 "versus_previous": above and {"row": above.name, **_difference(above, stage, seed)},
                 "versus_base": above and {"row": stages[0].name, **_difference(stages[0], stage, seed)},
@@ -90,7 +90,7 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
 
 
 def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
-    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed).as_json()
+    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed, within=GAIN).as_json()
 
 
 def with_solved(table: Sequence[dict[str, Any]], tried: Sequence[Sequence[Score]]) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def trial_record(
                 "before_cut": _was_cut(before, q),
                 "after": after.answers[q] if after else None,
                 "after_correct": _verdict(after, q) if after else None,
-                "after_cut": bool(after) and _was_cut(after, q),
+                "after_cut": after is not None and _was_cut(after, q),
             }
             for q, query in enumerate(queries)
         ],
@@ -275,7 +275,7 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     if named == {None}:
         intervals = f"95 % intervals, paired by {unit}"
     else:
-        others = ["bootstrap"] if None in named else []
+        others = [] if None not in named else ["bootstrap"] if first["passages"] >= FEW else ["Student's"]
         intervals = f"95 % intervals ({', '.join(sorted(filter(None, named)) + others)}), differences paired by {unit}"
     counts = [f"{row['solved']} of {row['tried']}" if row.get("tried") else "" for row in table]
     if any(counts):
@@ -295,6 +295,8 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     if change and change["low"] is not None:
         rounding = 1e-9  # of sums: the low end of an interval may be exactly nothing
         clear = "better" if change["low"] > rounding else "worse" if change["high"] < -rounding else "no clear change"
+        if first["passages"] < FEWEST:
+            clear = f"too few {unit}s to say"
         lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
     return "\n".join(lines)
 

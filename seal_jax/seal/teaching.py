@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seal_jax.analysis.statistics import FEWEST
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Passage, Question
@@ -54,7 +55,8 @@ class Teaching:
     sentences: bool = True  # train on the sentences of a passage, too, each for itself
     learning_rates: tuple[float, ...] = ()  # of the candidates, by turns; () is the inner loop's for all
     questions: int = 24  # self-written, spread over the passages; the candidate is chosen by them
-    choose_by: Literal["accuracy", "log_likelihood", "probability"] = "accuracy"  # ties: by log-likelihood
+    choose_by: Literal["accuracy", "log_likelihood", "probability"] = "accuracy"
+    """Ties, and accuracy over fewer than eight questions: by log-likelihood."""
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -308,7 +310,11 @@ def score_all(
     parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
     scores = graded(
         queries * count,
-        Said(*([own[part] for own in side for part in parts] for side in said)),
+        Said(
+            [own[part] for own in said.answers for part in parts],
+            [own[part] for own in said.likely for part in parts],
+            [own[part] for own in said.cut for part in parts],
+        ),
         [[]] * (count * each),
         np.repeat(finite, each),
         loop.domain.grade,
@@ -329,7 +335,7 @@ def ask_each(
     total = len(adapters.scale)
     groups = [queries[at : at + sizes.questions] for at in range(0, len(queries), sizes.questions)]
     if not groups:
-        return Said(*([[] for _ in range(total)] for _ in Said._fields))
+        return Said([[] for _ in range(total)], [[] for _ in range(total)], [[] for _ in range(total)])
     of_group = np.repeat(np.arange(total), len(groups))
     said = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
 
@@ -337,7 +343,7 @@ def ask_each(
         n = len(groups)
         return [[value for row in rows[c * n : (c + 1) * n] for value in row] for c in range(total)]
 
-    return Said(*map(joined, said))
+    return Said(joined(said.answers), joined(said.likely), joined(said.cut))
 
 
 def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
@@ -361,9 +367,16 @@ def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[fl
                          for c, own in enumerate(by_candidate)]], float)
         for name in (teaching.choose_by, "log_likelihood")
     }  # fmt: skip
-    by = "log_likelihood" if np.isnan(values[teaching.choose_by]).all() else teaching.choose_by
+    by = teaching.choose_by if chosen_by(by_candidate[0], teaching) == teaching.choose_by else "log_likelihood"
+    by = "log_likelihood" if np.isnan(values[by]).all() else by
     keep = select(values[by], np.zeros(1), rule="best", tie_break=values["log_likelihood"])
     return int(np.argmax(keep[0]))
+
+
+def chosen_by(scores: Sequence[Score], teaching: Teaching) -> str:
+    """What candidates are chosen by: of a few questions the share that is right is mostly ties and luck."""
+    asked = sum(len(score.answers) for score in scores)
+    return teaching.choose_by if asked >= FEWEST or teaching.choose_by != "accuracy" else "log_likelihood"
 
 
 def figure(scores: Sequence[Score], name: str) -> float | None:
