@@ -61,7 +61,7 @@ DEMO = Config(
     "demo",
     prompt="facts",
     sampling=squad.DEMO.sampling,
-    answer_tokens=24,
+    answer_tokens=64,
     max_sequences=8,
     inner=squad.DEMO.inner,
     passages=8,

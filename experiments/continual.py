@@ -90,7 +90,7 @@ DEMO = Config(
     "demo",
     prompt="facts",
     sampling=Sampling(max_tokens=96, temperature=0.7, top_p=0.95),
-    answer_tokens=24,
+    answer_tokens=64,
     max_sequences=6,
     inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=6),
     split="train",

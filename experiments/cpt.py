@@ -81,7 +81,7 @@ DEMO = Config(
     "demo",
     prompt="facts",
     sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
-    answer_tokens=24,
+    answer_tokens=64,
     max_sequences=8,
     inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, batch_size=4),
     n=20,
@@ -130,9 +130,11 @@ def run(here: Session, data: Corpus) -> dict[str, Any]:
     for text in texts:
         name, (losses, scores) = text.name, pretraining.train_and_ask(config, here, data, text)
         trained.append(pretraining.row_of_table(config, here, data, text, losses))
-        problems = Counter(edit.problem for row in text.edits for edit in row if edit.problem)
+        edits = [edit for row in text.edits for edit in row]
+        problems = dict(sorted(Counter(edit.problem for edit in edits if edit.problem).items()))
+        problems |= evaluation.problems_of_writing(edits) | evaluation.cut_answers(scores)
         accuracy, likely = [s.accuracy for s in scores], [s.log_likelihood for s in scores]
-        stages.append(evaluation.Stage(name, text.label, accuracy, likely, dict(sorted(problems.items()))))
+        stages.append(evaluation.Stage(name, text.label, accuracy, likely, problems))
         here.record(name, pretraining.trials(data, text, scores, base))
         here.folder.once(f"{name}/training metrics", partial(pretraining.plot, here, name, losses))
     rows = evaluation.rows(stages, data.asked, passages.questions_of(data.asked), seed=config.seed)

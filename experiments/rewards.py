@@ -38,7 +38,7 @@ class Config(Knowledge):
     edits: tuple[str, ...] = ()
     """Files of recorded self-edits, or run folders, a passage's taken together; without any the model writes them."""
     passages: int = 50
-    """Drawn with the seed."""
+    """Drawn with the data seed."""
     samples: int = 5
     """Self-edits a passage."""
     seeds: int = 6
@@ -56,7 +56,7 @@ DEMO = Config(
     "demo",
     prompt="facts",
     sampling=main_job.DEMO.sampling,
-    answer_tokens=24,
+    answer_tokens=64,
     max_sequences=8,
     inner=main_job.DEMO.inner,
     passages=20,
@@ -114,7 +114,7 @@ def choose(config: Config) -> Data:
             f"--data {config.data}: {len(usable)} passages"
         )  # fmt: skip
         raise ValueError(f"{what}; --passages asks for {config.passages}")
-    chosen = squad.shuffled(usable, config.seed)[: config.passages]
+    chosen = squad.shuffled(usable, config.data_seed)[: config.passages]
     recorded = {p.id: p.completions[: config.samples] for p in chosen} if config.edits else {}
     stages = [Stage("rewards", (plan.BASE,)), *([] if recorded else [Stage("rewards", (plan.WRITE,))])]
     stages.append(Stage("rewards", self_edits=len(chosen) * config.samples, seeds=config.seeds))

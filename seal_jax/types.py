@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -56,6 +57,8 @@ class SelfEdit(NamedTuple):
     problem: str | None = None  # why it yields no training ("empty completion"); `examples` is then ()
     finished: bool = True  # it ended by itself, rather than at the limit of tokens
     settings: Settings | None = None  # None: those of the run
+    left_out: int = 0  # lines of the completion that speak of something else, and are not trained on
+    shortened: int = 0  # of the examples: longer than a training step has room for
 
 
 class Query(NamedTuple):
@@ -107,6 +110,35 @@ class LanguageModel(NamedTuple):
     params: dict[str, Any]
     codec: Codec
     mesh: Mesh | None = None  # one axis "adapters"; None is one device
+
+
+_THOUGHTS = tuple(  # how models begin and end what they think before they speak, as the texts of the two marks
+    [(f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "reasoning", "seed:think")]
+    + [("[THINK]", "[/THINK]"), ("\u25c1think\u25b7", "\u25c1/think\u25b7")]
+    + [("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")]
+    + [("<|channel|>analysis", "<|channel|>final<|message|>")]
+)
+_OPEN = "|".join(re.escape(opening) for opening, _ in _THOUGHTS)
+_CLOSED = "|".join(re.escape(closing) for _, closing in _THOUGHTS)
+_A_THOUGHT = re.compile(f"(?:{_OPEN})(?:(?!{_OPEN}).)*?(?:{_CLOSED})", re.DOTALL | re.IGNORECASE)
+_UP_TO_CLOSED = re.compile(f".*(?:{_CLOSED})", re.DOTALL | re.IGNORECASE)
+_FROM_OPEN = re.compile(f"(?:{_OPEN}).*", re.DOTALL | re.IGNORECASE)
+
+
+def without_thought(text: str) -> str:
+    """What a model says, without what it thinks first (`<think>...</think>`): "" where it has not finished thinking.
+
+    A mark that only closes ends a thought that the prompt opened.
+    """
+    if not re.search(f"{_OPEN}|{_CLOSED}", text, re.IGNORECASE):
+        return text
+    said = _UP_TO_CLOSED.sub("", _A_THOUGHT.sub("", text))
+    return _FROM_OPEN.sub("", said).strip()
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a prompt, as a model reads it, ends where a thought has been opened: any reply begins inside it."""
+    return re.search(f"(?:{_OPEN})\\s*\\Z", prompt, re.IGNORECASE) is not None
 
 
 def by_query(grade: Grade) -> GradeTasks:

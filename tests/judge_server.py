@@ -89,21 +89,33 @@ class JudgeServer(ThreadingHTTPServer):
         """A client that has gone is no error here."""
 
 
-def completion(text: str | None) -> bytes:
+def completion(text: str | None, finish: str = "stop", **message: Any) -> bytes:
     """A body as the endpoint sends it."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    message = {"role": "assistant", "content": text, **message}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
     usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge-2026-01-01", "choices": [choice]}
     return json.dumps({**body, "usage": usage}).encode()
 
 
 def reply(request: Handler) -> None:
-    found = re.search(r"Gold answer: (.*)\nStudent's answer: (.*)\n", request.prompt)
-    request.send(200, completion("Yes." if found and found[1] in found[2] else "no"))
+    found = re.search(r"Gold answer: (.*)\nStudent's answer: <(.*?)>(.*)</\2>\n", request.prompt, re.DOTALL)
+    request.send(200, completion("Yes." if found and found[1] in found[3] else "no"))
 
 
-def say(text: str | None) -> Behaviour:
-    return lambda request: request.send(200, completion(text))
+def say(text: str | None, finish: str = "stop", **message: Any) -> Behaviour:
+    return lambda request: request.send(200, completion(text, finish, **message))
+
+
+def only_with(names: set[str], behave: Behaviour = reply) -> Behaviour:
+    """A service that takes no other parameters than these beside the model and the messages."""
+
+    def answer(request: Handler) -> None:
+        others = sorted(request.body.keys() - {"model", "messages", *names})
+        refusal = refuse(400, "unsupported_parameter", f"Unsupported parameter: '{others[0]}'") if others else behave
+        refusal(request)
+
+    return answer
 
 
 def refuse(status: int, code: str | None = None, message: str = "no", **headers: str) -> Behaviour:
@@ -136,3 +148,18 @@ def hang(request: Handler) -> None:
     """Nothing, until the server is released."""
     request.server.released.wait(60)
     request.close_connection = True
+
+
+def endless(piece: bytes, pause: float) -> Behaviour:
+    """A body without an end: `piece` again and again, `pause` seconds apart."""
+
+    def answer(request: Handler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(2**40))
+        request.end_headers()
+        while not request.server.released.wait(pause):
+            request.wfile.write(piece)
+            request.wfile.flush()
+
+    return answer

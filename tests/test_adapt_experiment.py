@@ -212,10 +212,7 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
         def ask(self, question):
             if question == "long":
                 raise ValueError("a question of 9 tokens")
-            return Answer(question, "no", "yes")
-
-        def shown(self, answer):
-            return f"{answer} ..."
+            return Answer(question, "no", "yes", after_cut=True)
 
     folder = RunFolder(tmp_path / "run", {})
     for ends in (["Who?", "long", ""], ["Who?", "long"]):
@@ -229,10 +226,10 @@ def test_a_conversation_ends_at_an_empty_line_and_at_the_end_of_input(tmp_path, 
 
         monkeypatch.setattr("builtins.input", read)
         documents.converse(Echo(), folder)
-        assert documents.keep_answers(folder, []) == [Answer("Who?", "no", "yes")]
+        assert documents.keep_answers(folder, []) == [Answer("Who?", "no", "yes", after_cut=True)]
         said = capsys.readouterr().out
         assert said.startswith("Ask about isles; an empty line ends.")
-        assert "| yes" in said
+        assert "| yes … (cut off)" in said
         assert "error: a question of 9 tokens" in said
 
 

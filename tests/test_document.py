@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seal_jax.domains import document as document_module
 from seal_jax.domains.document import Document, Section, parse, passages, read_document, sentences
 from tests.shown import pdf
 
@@ -252,3 +253,20 @@ def test_no_word_is_lost_or_moved_and_no_passage_is_over_the_budget(marks, budge
     found = passages(parse(text, name="a", markdown=False), count=words, budget=budget)
     assert all(words(passage.context) <= budget for passage in found)
     assert " ".join(passage.context for passage in found).split() == text.split()
+
+
+@pytest.mark.parametrize(
+    ("own", "title"),
+    [
+        ("The moth", "The moth"),
+        ("moth.html", ""),
+        ("Microsoft Word - moth.doc", ""),
+        ("Microsoft Word - The moth", "The moth"),
+        ("file:///tmp/moth", ""),
+        ("Untitled-1", ""),
+        ("Version 2.0", "Version 2.0"),
+        (" - ", ""),
+    ],
+)
+def test_a_pdfs_title_is_no_files_name(own, title):
+    assert document_module._own_title(own) == title

@@ -152,6 +152,110 @@ def test_a_prompt_refused_for_itself_stops_no_other(server, tmp_path):
     assert server.requests == ["long", "short"]
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, {"error": {"message": "maximum context length is 2048 tokens", "type": "BadRequestError", "code": 400}}),
+        (400, {"error": {"code": 400, "message": "exceeds the available context size", "type": "exceed_context_size"}}),
+        (400, {"error": "Trying to keep the first 5000 tokens when context the overflows the context length"}),
+        (400, {"object": "error", "message": "The input (9 tokens) is longer than the model's context", "code": 400}),
+        (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 2048", "error_type": "validation"}),
+        (400, {"error": {"type": "invalid_request_error", "message": "prompt is too long: 9 tokens > 8 maximum"}}),
+        (413, {"detail": "no"}),
+        (400, {"error": {"message": "The prompt triggered the content management policy", "code": None}}),
+        (200, {"error": {"message": "The maximum context length is 8 tokens", "code": "bad_request"}}),
+    ],
+    ids=["vLLM", "llama.cpp", "LM Studio", "SGLang", "TGI", "Anthropic", "413", "Azure's filter", "as a success"],
+)
+def test_an_answer_that_is_too_long_for_the_judge_is_ungraded_alone(server, tmp_path, refusal):
+    status, body = refusal
+    server.misbehaviour = [lambda request: request.send(status, json.dumps(body).encode())]
+    service = Service(server, tmp_path)
+    assert service.ask("long", "short") == [None, "no"]
+    assert server.requests == ["long", "short"]
+    said = str(body.get("error", body))
+    assert any(words in service.said[0] for words in said.split("'")) or status == 413  # the server's own reason
+
+
+def test_a_refusal_after_a_reply_is_about_that_prompt(server, tmp_path):
+    server.misbehaviour = [judge_server.reply, refuse(400, message="something odd about this text")]
+    service = Service(server, tmp_path)
+    assert service.ask("one?", "two?", "three?") == ["no", None, "no"]
+    assert "something odd about this text" in service.said[0]
+
+
+@pytest.mark.parametrize(
+    "names", [{"max_completion_tokens", "temperature"}, {"max_completion_tokens"}, {"max_tokens"}, set()]
+)
+def test_what_a_service_takes_is_found_out_once(server, tmp_path, names):
+    server.always = judge_server.only_with(names)
+    service = Service(server, tmp_path)
+    assert service.ask("one?", "two?") == ["no", "no"]
+    refused = len(server.requests) - 2
+    assert refused == len({"max_tokens", "temperature"} - names) + (not names)
+    assert service.ask("three?") == ["no"] and len(server.requests) == refused + 3
+    assert server.bodies[-1].keys() - {"model", "messages"} == names
+
+
+def test_a_service_that_refuses_what_was_not_sent_is_asked_again(server, tmp_path):
+    server.misbehaviour = [refuse(400, "unsupported_value", "temperature does not support 0")] * 3
+    assert Service(server, tmp_path).ask("one?", "two?") == ["no", "no"]
+    assert len(server.requests) == 5
+
+
+def test_an_error_that_is_sent_as_a_success(server, tmp_path):
+    body = {"error": {"message": "insufficient credits", "code": 402}}
+    server.misbehaviour = [send(json.dumps({"error": {"message": "provider down", "code": 502}}).encode())]
+    assert Service(server, tmp_path).ask("one?") == ["no"]
+    server.always = send(json.dumps(body).encode())
+    with pytest.raises(ValueError, match=r"402: insufficient credits\); add credit"):
+        Service(server, tmp_path).ask("two?")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, {"reasoning_content": "Okay, the student"}), ("<think>\nThere is no", {}), ("", {})],
+    ids=["thought apart", "thought in the text", "no text"],
+)
+def test_a_judge_that_thinks_is_given_room(server, tmp_path, content, message):
+    def think(request: judge_server.Handler) -> None:
+        enough = request.body["max_tokens"] >= 2000
+        judge_server.say("<think>no</think>Yes" if enough else content, "stop" if enough else "length", **message)(
+            request
+        )
+
+    server.always = think
+    service = Service(server, tmp_path)
+    assert service.ask("one?", "two?") == ["Yes", "Yes"]  # on disk without the thought
+    assert [body["max_tokens"] for body in server.bodies] == [8, 2048, 2048]
+
+    server.always = judge_server.say(content, "length", **message)
+    assert service.ask("three?") == [None]
+    assert "cut at 8192 tokens" in service.said[0]
+
+
+def test_a_reply_that_was_cut_is_asked_for_again_with_more_tokens(server, tmp_path):
+    server.misbehaviour = [judge_server.say("The student's answer is", "length")]
+    server.always = judge_server.say("yes, because", "length")
+    assert Service(server, tmp_path).ask("one?") == ["yes, because"]
+    assert [body["max_tokens"] for body in server.bodies] == [8, 2048, 8192]
+
+
+def test_a_small_context_takes_the_room_for_a_thought_back(server, tmp_path):
+    too_long = refuse(400, message="max_tokens is too large: 2048. maximum context length is 2048 tokens")
+    server.misbehaviour = [judge_server.say("Let me", "length"), too_long]
+    assert Service(server, tmp_path).ask("one?") == ["no"]
+    assert [body["max_tokens"] for body in server.bodies] == [8, 2048, 8]
+
+
+@pytest.mark.parametrize(("piece", "pause"), [(b" " * 2**16, 0.0), (b" ", 0.05)], ids=["endless", "dripping"])
+def test_a_body_without_an_end_is_not_read_for_ever(server, tmp_path, piece, pause):
+    server.misbehaviour = [judge_server.endless(piece, pause)]
+    service = Service(server, tmp_path, timeout_s=0.3)
+    assert service.ask("one?") == ["no"]
+    assert len(server.requests) == 2 and service.usage.retries == 1
+
+
 def test_the_key_is_on_no_disk(server, tmp_path):
     server.misbehaviour = [judge_server.say(f"yes, {KEY}"), refuse(500, message=KEY)]
     service = Service(server, tmp_path)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
+from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.domains.passages import Passage, Question
 from seal_jax.seal.evaluation import (
     Stage,
@@ -63,16 +63,19 @@ def plain(interval) -> dict[str, float]:
 def test_each_row_is_compared_with_the_one_above_and_with_the_base():
     first, second, third = rows([BASE, PASSAGE, LAST], PASSAGES, 8, seed=3)
     assert (first["versus_previous"], first["versus_base"]) == (None, None)
-    change = plain(paired_bootstrap(BASE.accuracy, PASSAGE.accuracy, seed=3))
+    change = plain(paired_bootstrap(BASE.accuracy, PASSAGE.accuracy, seed=3, within=GAIN))
     assert second["versus_previous"] == second["versus_base"] == {"row": "base", **change}
     assert third["versus_previous"] == {
         "row": "passage",
-        **plain(paired_bootstrap(PASSAGE.accuracy, LAST.accuracy, seed=3)),
+        **plain(paired_bootstrap(PASSAGE.accuracy, LAST.accuracy, seed=3, within=GAIN)),
     }
-    assert third["versus_base"] == {"row": "base", **plain(paired_bootstrap(BASE.accuracy, LAST.accuracy, seed=3))}
+    assert third["versus_base"] == {
+        "row": "base",
+        **plain(paired_bootstrap(BASE.accuracy, LAST.accuracy, seed=3, within=GAIN)),
+    }
     assert third["versus_previous"]["mean"] == pytest.approx(0.375)  # a gain is positive
     assert third["versus_base"]["mean"] == pytest.approx(0.875)
-    assert third["accuracy"] == plain(bootstrap_mean(LAST.accuracy, seed=3))
+    assert third["accuracy"] == plain(bootstrap_mean(LAST.accuracy, seed=3, within=SHARE))
     assert third["log_likelihood"] == plain(bootstrap_mean(LAST.log_likelihood, seed=3))
     assert third["per_passage"] == {"p0": 1.0, "p1": 0.5, "p2": 1.0, "p3": 1.0}
     assert (third["passages"], third["questions"], third["problems"]) == (4, 8, {"diverged": 1})
@@ -116,7 +119,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         Score(["Ada", "1903"], [True, False], [-0.5, -1.5], [2.0, 1.0]),
         Score(["Ada", "1902"], [True, True], [-0.25, -0.25], [2.5, 0.5]),
     ]
-    before = Score(["Bob", ""], [False, None], [-3.0, -5.0], [])
+    before = Score(["Bob", ""], [False, None], [-3.0, -5.0], [], cut=[False, True])
     record = trial_record("round 1", a_trial(2, scores, sample=3, base=before), queries(2), True, about(2))
     assert record == {
         "stage": "round 1",
@@ -144,16 +147,20 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
                 "gold": "Ada",
                 "before": "Bob",
                 "before_correct": False,
+                "before_cut": False,
                 "after": "Ada",
                 "after_correct": True,
+                "after_cut": False,
             },
             {
                 "question": "When?",
                 "gold": "1902",
                 "before": "",
                 "before_correct": None,
+                "before_cut": True,
                 "after": "1903",
                 "after_correct": False,
+                "after_cut": False,
             },
         ],
     }
@@ -185,7 +192,15 @@ def test_ungraded_answers_are_listed_with_where_they_came_from():
         PASSAGES[2], queries(2), Score(["Ada", "1903"], [True, None], [-0.5, -1.5], []), stage="round 1", sample=3
     )
     assert found == [
-        {"stage": "round 1", "sample": 3, "passage": "p2", "question": "When?", "gold": "1902", "answer": "1903"}
+        {
+            "stage": "round 1",
+            "sample": 3,
+            "passage": "p2",
+            "question": "When?",
+            "gold": "1902",
+            "answer": "1903",
+            "cut": False,
+        }
     ]
 
 
@@ -254,14 +269,20 @@ def test_mean_losses_are_over_those_still_training():
 
 
 def test_the_summary_says_what_the_last_row_changed():
-    text = summary(rows([BASE, PASSAGE, LAST], PASSAGES, 8, seed=0))
-    assert "4 passages, 8 questions" in text
+    few = summary(rows([BASE, PASSAGE, LAST], PASSAGES, 8, seed=0))
+    assert "4 passages, 8 questions" in few and few.splitlines()[-1].endswith("points: too few passages to say")
+
+    def rows_of_eight(stages):
+        more = [s._replace(accuracy=s.accuracy * 2, log_likelihood=s.log_likelihood * 2) for s in stages]
+        return rows(more, PASSAGES + [p._replace(id=f"{p.id}'") for p in PASSAGES], 16, seed=0)
+
+    text = summary(rows_of_eight([BASE, PASSAGE, LAST]))
     assert text.splitlines()[-1].endswith("points: better")
-    worse = summary(rows([BASE, LAST, BASE._replace(name="x")], PASSAGES, 8, seed=0))
+    worse = summary(rows_of_eight([BASE, LAST, BASE._replace(name="x")]))
     assert worse.splitlines()[-1].endswith("points: worse")
-    same = summary(rows([BASE, BASE._replace(name="x")], PASSAGES, 8, seed=0))
+    same = summary(rows_of_eight([BASE, BASE._replace(name="x")]))
     assert same.splitlines()[-1].endswith("points: no clear change")
-    (row,) = rows([BASE], PASSAGES, 8, seed=0)
+    (row,) = rows_of_eight([BASE])
     change = {"row": "base", "mean": 0.2, "low": 2e-17, "high": 0.4}  # what summing leaves of 0
     same = summary([row, row | {"versus_previous": change}])
     assert same.splitlines()[-1].endswith("points: no clear change")
@@ -295,7 +316,7 @@ def test_the_summary_of_tasks_shows_how_many_were_solved_and_which_interval_it_i
     mixed = [row | {"questions": 11} for row in table]
     del mixed[0]["interval"], mixed[0]["solved"], mixed[0]["tried"]
     text = summary(mixed)
-    assert text.startswith("8 tasks, 11 test inputs; 95 % intervals (Wilson, bootstrap), differences paired by task")
+    assert text.startswith("8 tasks, 11 test inputs; 95 % intervals (Wilson, Student's), differences paired by task")
     assert "0 of 8" not in text and "29 of 40" in text
 
 
@@ -303,3 +324,17 @@ def test_the_summary_of_passages_has_no_column_of_counts():
     text = summary(rows([BASE, PASSAGE], PASSAGES, 8, seed=0))
     assert text.splitlines()[0] == "4 passages, 8 questions; 95 % intervals, paired by passage"
     assert text.splitlines()[1] == f"{'accuracy, %':>56}{'against row above':>24}"
+
+
+def test_what_was_left_out_and_cut_is_counted():
+    trial = a_trial(0, [a_score(True, False, cut=[True, False]), a_score(True, True, cut=[True, True])])
+    trial = trial._replace(edit=trial.edit._replace(left_out=3, shortened=1))
+    assert trained_stage("row", "Row", [[trial], [trial]]).problems == {
+        "lines about something else than the task, left out": 6,
+        "training sequences cut at the widest step": 2,
+        "answers cut off at the limit of tokens": 6,
+    }
+    base = a_score(True, False, cut=[False, True])
+    assert base_stage([base], "Base").problems == {"answers cut off at the limit of tokens": 1}
+    untrained = a_trial(0, [base], base=base)  # its answers are the base model's, which are counted there
+    assert trained_stage("row", "Row", [[untrained]]).problems == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -29,7 +30,7 @@ OTHERS = ["Ada", "in 1843", "Who built it ?", "nowhere at the tarn"]  # far shor
 @pytest.fixture(scope="module")
 def lm(make_tiny) -> LanguageModel:
     """A random model with opinions: what it replies depends on all of the prompt. It knows the prompts' words."""
-    words = sorted({word for prompt in PROMPTS for word in prompt.split()} | {"yes", "no"})
+    words = sorted({word for text in (*PROMPTS, *OTHERS, "yes no ?") for word in text.split()})
     random = make_tiny(vocab_size=len(words) + 1, context_length=1024, tie_embeddings=False)
     return LanguageModel(random.model, random.params, tiny.word_codec(words))
 
@@ -94,7 +95,7 @@ def test_prompts_of_many_lengths_are_few_programs(lm):
     before = sampler.read._cache_size()
     ask([" ".join(["Ada"] * n) for n in range(1, 120)])
     assert sampler.read._cache_size() == before
-    ask([" ".join(["Ada"] * n) for n in range(130, 190)])
+    ask([" ".join(["Ada"] * n) for n in range(194, 254)])
     assert sampler.read._cache_size() == before + 1
 
 
@@ -129,3 +130,11 @@ def test_a_model_by_name_is_loaded_once_and_only_when_something_new_is_asked(tmp
     tiny.model_folder(folder, seed=1)  # another model in the same place is asked anew
     judge().grade(QUERIES, ANSWERS)
     assert len(loads) == 2
+
+
+def test_a_judge_whose_template_opens_a_thought_has_given_no_reply_until_it_ends(lm):
+    """The random model here never ends one: nothing that it thinks is taken for a verdict."""
+    codec = lm.codec._replace(encode=lambda text: lm.codec.encode(re.sub("</?think>", "", text)))
+    reading = lm._replace(codec=codec)
+    assert make_ask(reading, lambda prompt: f"{prompt} <think>")(PROMPTS) == [None] * 3
+    assert None not in make_ask(reading, lambda prompt: f"{prompt} <think> </think>")(PROMPTS)

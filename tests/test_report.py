@@ -379,7 +379,7 @@ def test_streams_are_called_streams(tmp_path):
     results = alternatives({"a": [0.2, 0.4], "b": [0.4, 0.4]}, unit="stream")
     words = Page(write_report(write_sample_run(tmp_path, results, []))).words()
     assert "Asked 40 questions in 2 streams of passages" in words
-    assert "bootstrap intervals over streams; so few streams" in words
+    assert "Student’s intervals over streams." in words
     assert "Streams Questions" in words and "Passages" not in words
     assert "Against the first row" in words and "Against the base" not in words
     assert "Log-likelihood" not in words and "Against the row above" not in words  # no row has them

@@ -261,7 +261,7 @@ def test_tasks_are_counted_and_the_page_says_which_interval_it_is(tmp_path):
         "95 % Wilson intervals over tries (at these tasks: others may differ by more); those of differences are "
         in words
     )
-    assert "bootstrap intervals over tasks; so few tasks make them somewhat too narrow" in words
+    assert "Student’s intervals over tasks." in words
     assert "Stage Share Solved Against the row above, points" in words
     assert "In-context learning 12.5 % 2.2 % to 47.1 % 1 of 8" in words
     assert "after round 1 72.5 % 57.2 % to 83.9 % 29 of 40" in words
@@ -279,7 +279,9 @@ def test_one_try_a_task_is_a_count_of_tasks(tmp_path):
     assert "Wilson intervals over tasks; those of differences" in words and "tries" not in words
     assert "Tried on 8 tasks, 9 test inputs in all." in words and "Test inputs" in words
     many = [row | {"passages": 400} for row in results["rows"]]
-    assert "so few" in words and "so few" not in page_of(tmp_path, results | {"rows": many}).words()
+    assert "Student’s" in words and "Student’s" not in page_of(tmp_path, results | {"rows": many}).words()
+    some = [row | {"passages": 25} for row in results["rows"]]
+    assert "bootstrap intervals over tasks; so few" in page_of(tmp_path, results | {"rows": some}).words()
 
 
 def test_rows_with_different_intervals_are_told_apart(tmp_path):
@@ -287,7 +289,7 @@ def test_rows_with_different_intervals_are_told_apart(tmp_path):
     for key in ("interval", "solved", "tried"):
         del results["rows"][3][key]
     words = page_of(tmp_path, results).words()
-    assert "those of rows without a count and of differences are bootstrap intervals over tasks" in words
+    assert "those of rows without a count and of differences are Student’s intervals over tasks" in words
     assert "raised that to 72.5 %." in words
 
 

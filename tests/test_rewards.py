@@ -85,7 +85,9 @@ def direct_log_likelihood(lm: LanguageModel, adapter: Adapter | None, query: Que
 
 @pytest.mark.parametrize("chunk", [2, 3])
 def test_answers_and_likelihoods_are_those_of_a_plain_loop(lm, adapters, chunk):
-    answers, likely = ask(lm, adapters, GROUPS, SHAPES, max_tokens=MAX_TOKENS, chunk=Chunk(chunk))
+    answers, likely, cut = ask(lm, adapters, GROUPS, SHAPES, max_tokens=MAX_TOKENS, chunk=Chunk(chunk))
+    lengths = [[len(lm.codec.encode(answer)) for answer in group] for group in answers]
+    assert cut == [[length == MAX_TOKENS for length in group] for group in lengths]
     assert answers == [[greedy(lm, lora.take(adapters, e), q.prompt) for q in group] for e, group in enumerate(GROUPS)]
     assert len({answer for group in answers for answer in group}) > 3, "too alike to tell adapters apart"
     for e, group in enumerate(GROUPS):

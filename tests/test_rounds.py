@@ -26,8 +26,19 @@ from seal_jax.seal.outer import Outer, imitation
 from seal_jax.seal.outer.imitation import train_on
 from seal_jax.seal.outer.rest_em import select
 from seal_jax.seal.rewards import Score, Trial, log_likelihoods
-from seal_jax.seal.rounds import Loop, run_round, try_base, try_self_edits, write_self_edits
-from seal_jax.types import PROJECTIONS, Compute, Domain, Example, LanguageModel, Query, SelfEdit, Verdict, by_query
+from seal_jax.seal.rounds import Loop, fitted, run_round, try_base, try_self_edits, write_self_edits
+from seal_jax.types import (
+    PROJECTIONS,
+    Codec,
+    Compute,
+    Domain,
+    Example,
+    LanguageModel,
+    Query,
+    SelfEdit,
+    Verdict,
+    by_query,
+)
 from tests import tiny
 
 
@@ -391,3 +402,16 @@ def test_select_takes_each_task_by_itself():
     baseline = np.array([0.15, 0.95, 0.5])
     kept = {rule: select(rewards, baseline, rule=rule).astype(int).tolist() for rule in ("best", "improved")}
     assert kept == {"best": [[0, 1], [1, 0], [1, 0]], "improved": [[0, 1], [0, 0], [0, 0]]}
+
+
+def test_a_self_edit_that_reads_back_too_long_is_cut_and_counted():
+    def encode(text):  # longer than it was written: three tokens where one was not a whole character
+        return [1] * (len(text) + 2 * text.count("?"))
+
+    codec = Codec(encode, encode, lambda ids: "", end="", stop=())
+    edit = SelfEdit("...", (Example("", "ab?d????"), Example("", "abc")))
+    found = fitted(edit, codec, Shapes((4, 8), 2, 1, 8, 8))
+    assert found.shortened == 1 and found.examples[1] == edit.examples[1]
+    kept = found.examples[0].completion
+    assert "ab?d????".startswith(kept) and 0 < len(encode(kept)) <= 8
+    assert fitted(found, codec, Shapes((4, 8), 2, 1, 8, 8)) == found

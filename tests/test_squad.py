@@ -560,3 +560,31 @@ def test_the_modules_load_no_data_library():
 def test_squad_re_exports_what_passages_defines():
     assert squad.load_passages is passages_module.load_passages
     assert squad.Passage is passages_module.Passage
+
+
+LAMP = Passage("lamp", "The lamp", "Tobin Aske is the keeper of the lamp. It burns fish oil.", ())
+
+
+def test_lines_about_something_else_are_left_out_and_counted():
+    lines = "1. Tobin Aske keeps the lamp.\n2. The Corrin Gate is made of blue stone.\n- It burns oil."
+    found = squad.parse(LAMP, lines, least_grounded=0.7)
+    kept = ["1. Tobin Aske keeps the lamp.", "- It burns oil.", LAMP.context]
+    assert [example.completion for example in found.examples] == [f"{LAMP.title}\n{line}" for line in kept]
+    assert (found.left_out, found.problem) == (1, None)
+    nothing = squad.parse(LAMP, lines.splitlines()[1], least_grounded=0.7)
+    assert (nothing.examples, nothing.problem, nothing.left_out) == ((), "no line about the passage", 1)
+    everything = squad.parse(LAMP, lines)
+    assert len(everything.examples) == 4 and everything.left_out == 0
+    assert squad.grounded("It is so.", LAMP) == 0  # says nothing
+    assert squad.without_number("2) It burns.") == "It burns." and squad.without_number("1843 it was") == "1843 it was"
+
+
+def test_the_prompt_with_a_worked_example_trains_on_no_line_about_it():
+    copied = "The Corrin Gate is in Telmouth.\nThe toll of the Corrin Gate is paid in salt.\nThe lamp burns fish oil."
+    for style in ("raw", "chat"):
+        prompts = squad.load_prompts("facts", style)
+        own = prompts.self_edit.split("{context}")[0]
+        assert "Corrin Gate" in own and prompts.grounded > 0
+        edit = squad.make_domain(prompts, str, lambda queries, answers: []).parse(LAMP, copied)
+        assert (len(edit.examples), edit.left_out) == (2, 2)
+    assert all(squad.load_prompts(name, "raw").grounded == 0 for name in squad.prompt_variants() if name != "facts")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seal_jax.analysis.statistics import bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
+from seal_jax.analysis.statistics import FEW, GAIN, SHARE, bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
 
 
 def test_same_seed_same_interval_and_another_seed_another():
@@ -30,9 +30,9 @@ def test_equal_values_have_an_interval_of_no_width():
     assert paired_bootstrap([0.0, 0.5, 1.0], [0.25, 0.75, 1.25], seed=0)[:3] == (0.25, 0.25, 0.25)
 
 
-@pytest.mark.parametrize(("passages", "least"), [(12, 0.87), (60, 0.91)])
+@pytest.mark.parametrize(("passages", "least"), [(2, 0.92), (3, 0.92), (5, 0.92), (12, 0.92), (60, 0.91)])
 def test_interval_covers_the_truth(passages, least):
-    """Nominally 95 %; a few points under it with a dozen passages (see the module), so few false alarms either way."""
+    """Nominally 95 %, however few the passages."""
     rng = np.random.default_rng(7)
     truth, trials = 0.3, 400
     hits = 0
@@ -51,6 +51,17 @@ def test_the_interval_is_bca_and_leans_the_way_the_values_do():
     drawn = values_P[np.random.default_rng(0).integers(40, size=(10_000, 40))].mean(axis=1)
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert interval.low > low + 0.005 and interval.high > high + 0.005
+
+
+def test_few_passages_have_students_interval_within_what_can_be():
+    mean, low, high, *_ = bootstrap_mean([0.2, 0.6, 0.5], seed=0)
+    half = 4.302653 * np.std([0.2, 0.6, 0.5], ddof=1) / math.sqrt(3)
+    assert (low, high) == (pytest.approx(mean - half, abs=1e-6), pytest.approx(mean + half, abs=1e-6))
+    assert bootstrap_mean([0.2, 0.6, 0.5], seed=0, within=SHARE)[1:3] == (0.0, pytest.approx(min(mean + half, 1.0)))
+    assert paired_bootstrap([0.0, 0.0], [0.9, 0.1], seed=0, within=GAIN)[1:3] == (-1.0, 1.0)
+    nineteen, twenty = (np.random.default_rng(0).uniform(size=n) for n in (FEW - 1, FEW))
+    assert bootstrap_mean(nineteen, seed=0) == bootstrap_mean(nineteen, seed=1)  # nothing is drawn
+    assert bootstrap_mean(twenty, seed=0) != bootstrap_mean(twenty, seed=1)
 
 
 def test_pairing_removes_how_hard_each_passage_is():

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,11 @@ from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, peft, weights
 from seal_jax.nn import lora
 from seal_jax.run import runtime
-from seal_jax.run.adapted import Adapted, adapt, stacked
+from seal_jax.run.adapted import Answer, adapt, stacked
 from seal_jax.run.lessons import Notes
 from seal_jax.seal import teaching
 from seal_jax.seal.rewards import Score
-from seal_jax.seal.teaching import Teaching, answered_by, grounded, parse_questions, spread
+from seal_jax.seal.teaching import Teaching, answered_by, parse_questions, spread
 from seal_jax.types import Compute, Example, SelfEdit, Settings
 from tests import tiny
 
@@ -118,22 +117,6 @@ def test_a_question_is_kept_if_the_passage_answers_it(question, answer, is_one):
     assert answered_by(LAMP, Question(question, answer)) == is_one
 
 
-def test_lines_about_something_else_are_dropped_and_numbers_with_them():
-    lines = ["1. Tobin Aske keeps the lamp.", "2. The Corrin Gate is made of blue stone.", "- It burns oil."]
-    whole = Example("", f"{LAMP.title}\n{LAMP.context}")
-    edit = SelfEdit("...", (*(Example("", f"{LAMP.title}\n{line}") for line in lines), whole))
-    kept = teaching.keep_grounded(LAMP, edit, 0.7)
-    assert [example.completion for example in kept.examples] == [
-        f"{LAMP.title}\nTobin Aske keeps the lamp.",
-        f"{LAMP.title}\nIt burns oil.",
-        whole.completion,
-    ]
-    nothing = teaching.keep_grounded(LAMP, edit._replace(examples=edit.examples[1:2] + edit.examples[-1:]), 0.7)
-    assert (nothing.examples, nothing.problem) == ((), "no line about the passage")
-    assert len(teaching.keep_grounded(LAMP, edit, 0.0).examples) == 4
-    assert grounded("It is so.", LAMP.context) == 0  # says nothing
-
-
 def test_a_candidate_learns_its_own_lines_and_the_document_each_once():
     def edit(*lines):
         return SelfEdit("", tuple(Example("", f"{LAMP.title}\n{line}") for line in (*lines, LAMP.context)))
@@ -218,12 +201,13 @@ def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order(
         sizes = Shapes((8,), 1, together, 8, 8)
         return teaching.ask_each(lm, adapters, some, sizes, max_tokens=4, chunk=Chunk(3))
 
-    answers, likely = ask(queries, 2)
+    answers, likely, cut = ask(queries, 2)
     single = [ask([query], 1) for query in queries]
-    assert answers == [[said[c][0] for said, _ in single] for c in range(2)]
-    np.testing.assert_allclose(likely, [[own[c][0] for _, own in single] for c in range(2)], atol=1e-5)
+    assert answers == [[one.answers[c][0] for one in single] for c in range(2)]
+    assert cut == [[one.cut[c][0] for one in single] for c in range(2)]
+    np.testing.assert_allclose(likely, [[one.likely[c][0] for one in single] for c in range(2)], atol=1e-5)
     assert answers[0] != answers[1]
-    assert ask([], 2) == ([[], []], [[], []])
+    assert ask([], 2) == ([[], []], [[], []], [[], []])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -374,15 +358,6 @@ def test_transformers_stops_where_the_model_here_does(adapted, tmp_path):
     assert GenerationConfig.from_pretrained(folder / "merged").eos_token_id == list(adapted.lm.codec.stop)
 
 
-@pytest.mark.parametrize(
-    ("answer", "shown"),
-    [
-        ("it is kept by", "it is kept by ..."),
-        ("Tobin Aske keeps it.", "Tobin Aske keeps it."),
-        ("Aske", "Aske"),
-        ("", ""),
-    ],
-)
-def test_an_answer_that_ended_for_want_of_tokens_says_so(answer, shown):
-    adapted = SimpleNamespace(lm=SimpleNamespace(codec=SimpleNamespace(encode_more=str.split)), answer_tokens=5)
-    assert Adapted.shown(adapted, answer) == shown
+def test_an_answer_that_was_cut_off_says_so():
+    answer = Answer("Who?", "it is kept by", "Aske", before_cut=True)
+    assert answer.shown == ("it is kept by … (cut off)", "Aske")

@@ -157,7 +157,7 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
         reader = pypdf.PdfReader(io.BytesIO(content))
         locked = reader.is_encrypted and not reader.decrypt("")
         pages = [] if locked else [page.extract_text() for page in reader.pages]
-        title = "" if locked or not reader.metadata else (reader.metadata.title or "").strip()
+        title = "" if locked or not reader.metadata else _own_title(reader.metadata.title or "")
     except Exception as error:  # a damaged file fails in many ways: pypdf's own, KeyError, RecursionError, zlib's
         raise ValueError(
             f"{file}: not a readable PDF ({type(error).__name__}: {error}); open it and save it again, or save its "
@@ -172,6 +172,14 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
         )
     joined = re.sub(r"(?<=\w)[-\u00ad]\n(?=[a-z])", "", "\n\n".join(pages))  # words divided at the end of a line
     return title, joined
+
+
+def _own_title(title: str) -> str:
+    """A PDF's title as its author meant it; "" where a program has put a file's name, an address or a stand-in."""
+    title = re.sub(r"^(?:Microsoft )?(?:Word|PowerPoint|Excel) - ", "", " ".join(title.split()))
+    a_file = re.search(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", title) or re.match(r"\w+://|/|[A-Za-z]:\\", title)
+    stand_in = re.fullmatch(r"(?:untitled|document|slide|new document|title)[\s_-]*\d*", title, re.IGNORECASE)
+    return "" if a_file or stand_in or not _LETTER.search(title) else title
 
 
 def parse(text: str, *, name: str, markdown: bool) -> Document:

@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import msgspec
 
 from seal_jax.domains.passages import SPLIT_SOURCES, Passage, Question, load_passages, shuffled
 from seal_jax.domains.records import Text
@@ -50,12 +52,14 @@ class Prompts(NamedTuple):
     question: str  # with {title} and {question}
     split: Split
     keep_after: str | None = None  # train only on what follows this heading (the conclusions of a chain of thought)
+    grounded: float = 0.0  # of a line's longer words, so many must stand in its passage, or it is not trained on
 
 
 class _SelfEditTemplates(Templates, kw_only=True):
-    form: ClassVar[str] = "raw, chat, split ('line' or 'question'), keep_after (optional)"
+    form: ClassVar[str] = "raw, chat, split ('line' or 'question'), keep_after (optional), grounded (optional, 0 to 1)"
     split: Split
     keep_after: Text | None = None
+    grounded: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
 def prompt_variants() -> list[str]:
@@ -67,7 +71,8 @@ def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Pa
     """Loads a self-edit prompt, by name (`implications`) or from your own file, and the question prompt.
 
     A self-edit prompt file holds `raw` and `chat` texts with the placeholders {title} and {context}, `split`
-    ("line": a training sequence a line; "question": one a numbered question with its answer) and perhaps `keep_after`.
+    ("line": a training sequence a line; "question": one a numbered question with its answer) and perhaps `keep_after`,
+    and `grounded` where it has a worked example: small models go on about that one.
     The question file holds `raw` and `chat` with {title} and {question}. Other braces are ordinary text.
 
     Raises:
@@ -77,7 +82,7 @@ def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Pa
     path = _prompt_file(name_or_path)
     template, file = read_templates(path, style, ("title", "context"), _SelfEditTemplates)
     question = load_template(question_path, style, "title", "question")
-    return Prompts(path.stem, style, template, question, file.split, file.keep_after)
+    return Prompts(path.stem, style, template, question, file.split, file.keep_after, file.grounded)
 
 
 def make_domain(
@@ -101,7 +106,9 @@ def make_domain(
         return render(fill(prompts.self_edit, title=passage.title, context=passage.context))
 
     def parse_completion(passage: Passage, completion: str) -> SelfEdit:
-        return parse(passage, completion, prompts.split, prompts.keep_after, max_examples, include_passage)
+        return parse(
+            passage, completion, prompts.split, prompts.keep_after, max_examples, include_passage, prompts.grounded
+        )
 
     def queries(passage: Passage) -> list[Query]:
         return [make_query(render, prompts.question, passage.title, q.question, q.answer) for q in passage.questions]
@@ -121,13 +128,15 @@ def parse(
     keep_after: str | None = None,
     max_examples: int = MAX_EXAMPLES,
     include_passage: bool = True,
+    least_grounded: float = 0.0,
 ) -> SelfEdit:
     """A completion -> training sequences: each piece, then the passage itself, each under the passage's title.
 
     Pieces are the lines, once `---` has been read as a line break; a first line that only announces a list (the
     second begins with "1.") is dropped. With `split="question"` they are the numbered questions, each with all
     that follows it; text before "Question 1:" is dropped, while text before a later number is the first question,
-    whose "Question 1:" ended the prompt. `keep_after` first drops everything up to that heading, if it is there.
+    whose "Question 1:" ended the prompt. `keep_after` first drops everything up to that heading, if it is there. Pieces
+    less `grounded` in the passage than `least_grounded` are left out, and counted.
 
     A completion with no piece trains on nothing, not even the passage, and `problem` says so: writing nothing must
     not earn the reward of the passage.
@@ -138,11 +147,28 @@ def parse(
     pieces = _questions(text) if split == "question" else _lines(text)
     if not pieces:
         return SelfEdit(completion, (), "no training sequence")
-    kept = pieces[: max_examples - include_passage]
+    about = [piece for piece in pieces if grounded(without_number(piece), passage) >= least_grounded]
+    if not about:
+        return SelfEdit(completion, (), "no line about the passage", left_out=len(pieces))
+    kept = about[: max_examples - include_passage]
     examples = [_example(passage, piece) for piece in kept]
     if include_passage:
         examples.append(_example(passage, passage.context))
-    return SelfEdit(completion, tuple(examples))
+    return SelfEdit(completion, tuple(examples), left_out=len(pieces) - len(about))
+
+
+def grounded(line: str, passage: Passage) -> float:
+    """The share of a line's words, numbers and what has four letters and says something, that stand in the passage.
+
+    Words with the same first four letters count as the same: "keeps" stands in a passage that has "keeper".
+    """
+    there, asked = set(_roots(f"{passage.title} {passage.context}")), _roots(line)
+    return sum(word in there for word in asked) / len(asked) if asked else 0.0
+
+
+def without_number(line: str) -> str:
+    """A line of a list without its bullet or number."""
+    return _NUMBERING.sub("", line)
 
 
 def passage_only(passage: Passage) -> SelfEdit:
@@ -152,6 +178,19 @@ def passage_only(passage: Passage) -> SelfEdit:
 
 def _example(passage: Passage, text: str) -> Example:
     return Example(prompt="", completion=f"{passage.title}\n{text}")
+
+
+_COMMON = frozenset(
+    ("what", "which", "where", "when", "whom", "whose", "does", "were", "have", "that", "this", "with", "from", "many",
+     "much", "there", "their")
+)  # fmt: skip
+_NUMBERING = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
+
+
+def _roots(text: str) -> list[str]:
+    words = re.findall(r"[^\W_]+", re.sub(r"['’]", "", text.lower()))
+    said = [word for word in words if (len(word) > 3 or word.isdigit()) and word not in _COMMON]
+    return [word[:4] if word.isalpha() else word for word in said]
 
 
 def _lines(text: str) -> list[str]:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from seal_jax.analysis.statistics import paired_bootstrap
+from seal_jax.analysis.statistics import FEWEST, paired_bootstrap
 
-FEWEST = 8  # passages of a verdict: a bootstrap interval over fewer is far too narrow
 ROUNDING = 1e-9  # shares of a few tasks often differ by exactly nothing: what is left of the sums is no difference
 BASE = "base"  # the row of the model as it was
 T = TypeVar("T")

@@ -48,7 +48,7 @@ ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 
 # For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
 NOTES = Notes(
-    "facts", max_sequences=8, sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95), answer_tokens=24
+    "facts", max_sequences=8, sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95), answer_tokens=64
 )
 INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8)
 COMPUTE = Compute(width_cuts=(24, 32, 48, 96))
@@ -60,6 +60,18 @@ class Answer(NamedTuple):
     question: str
     before: str
     after: str
+    before_cut: bool = False  # at the limit of tokens
+    after_cut: bool = False
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Before and after as they are displayed: one that was cut off ends in dots."""
+        return mark_cut(self.before, self.before_cut), mark_cut(self.after, self.after_cut)
+
+
+def mark_cut(answer: str, was_cut: bool) -> str:
+    """An answer as it is displayed."""
+    return f"{answer} … (cut off)" if was_cut else answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,18 +127,14 @@ class Adapted:
             )
             chunk = Chunk(batching.round_up(2, self.lm.mesh.size if self.lm.mesh else 1), say=chunk.say)
         both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
-        (before, after), _ = ask_each(self.lm, both, queries, sizes, max_tokens=self.answer_tokens, chunk=chunk)
-        return [Answer(q.question, b, a) for q, b, a in zip(queries, before, after, strict=True)]
+        said = ask_each(self.lm, both, queries, sizes, max_tokens=self.answer_tokens, chunk=chunk)
+        questions = [query.question for query in queries]
+        return [Answer(*each) for each in zip(questions, *said.answers, *said.cut, strict=True)]
 
     def queries(self, questions: Sequence[Question], *, topic: str | None = None) -> list[Query]:
         """Questions with their answers, as the model reads them."""
         about = self.topic if topic is None else topic
         return [make_query(self.render, self.template, about, q.question, q.answer) for q in questions]
-
-    def shown(self, answer: str) -> str:
-        """An answer as it is displayed: one cut off at the limit of tokens, within a sentence, ends in dots."""
-        cut = len(self.lm.codec.encode_more(answer)) >= self.answer_tokens - 1 and answer[-1:] not in ".!?"
-        return f"{answer} ..." if cut else answer
 
     def save(self, folder: str | Path, *, merged: bool = False) -> Path:
         """Writes the adapter as PEFT reads it into `folder`, and with `merged` the whole model into `folder`/merged.

@@ -50,7 +50,7 @@ class Settings(Knowledge):
     split: Literal["train", "held_out"] = "train"
     """Which passages of a data set that has both; a file is taken whole."""
     passages: int = 50
-    """Drawn with the seed."""
+    """Drawn with the data seed."""
     samples: int = 1
     """Self-edits a passage; a passage's figure is their mean."""
     seeds: int = 1
@@ -150,7 +150,7 @@ def choose_passages(config: Settings) -> tuple[list[Passage], dict[str, tuple[st
         what = f"--data {config.data}: {len(source)} passages in its split {config.split}"
     if len(source) < config.passages:
         raise ValueError(f"{what}; --passages asks for {config.passages}")
-    chosen = squad.shuffled(source, config.seed)[: config.passages]
+    chosen = squad.shuffled(source, config.data_seed)[: config.passages]
     recorded = {p.id: p.completions[: config.samples] for p in chosen} if config.edits else {}
     return chosen, recorded, [digest([passages.prompt_texts(config), source])]
 

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.run.terminal import show
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
-from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chunk_of, figure
+from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chosen_by, chunk_of, figure
 from seal_jax.types import SelfEdit, Verdict
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,6 +159,7 @@ def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> di
         questions = sum(len(passage.questions) for passage in passages)
         if questions:
             rows = evaluation.rows(stages(taught, asked), passages, questions, seed=config.seed)
+            rows = [row | counted(scores) for row, scores in zip(rows, scores_of(taught, asked), strict=True)]
             tables.append(questions_table(taught))
         else:
             here.closing.append(
@@ -173,19 +174,33 @@ def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> di
         tables.append(table)
     answered = keep_answers(here.folder, adapted.ask_all(config.ask) if config.ask else [])
     if answered:
-        told = [[question, *map(adapted.shown, said)] for question, *said in answered]
+        told = [[answer.question, *answer.shown] for answer in answered]
         tables.insert(0, {"title": "Asked", "columns": COLUMNS[:1] + COLUMNS[2:], "rows": told, "page_only": True})
     return here.finish(rows, tables=tables, **parts)
 
 
 def stages(taught: Taught, asked: Sequence[int]) -> list[evaluation.Stage]:
     """The base model and the kept adapter, on the passages that have questions."""
-    after = [taught.scores[p][taught.chosen] for p in asked]
+    before, after = scores_of(taught, asked)
     count = len(taught.settings)
     label = "Taught the document" + (f" (best of {count} candidates, by these questions)" if count > 1 else "")
     accuracy, likely = [score.accuracy for score in after], [score.log_likelihood for score in after]
-    base = evaluation.base_stage([taught.base[p] for p in asked], "Base model")
-    return [base, evaluation.Stage("taught", label, accuracy, likely, {})]
+    base = evaluation.base_stage(before, "Base model")
+    own = [edit for row in taught.edits for edit in row[taught.chosen]]
+    problems = evaluation.problems_of_writing(own) | evaluation.cut_answers(after)
+    return [base, evaluation.Stage("taught", label, accuracy, likely, problems)]
+
+
+def scores_of(taught: Taught, asked: Sequence[int]) -> tuple[list[Score], list[Score]]:
+    """Before and after, of the passages that have questions."""
+    return [taught.base[p] for p in asked], [taught.scores[p][taught.chosen] for p in asked]
+
+
+def counted(scores: Sequence[Score]) -> dict[str, Any]:
+    """The share of questions answered right, its interval over questions: they are of one document, and few."""
+    known = [verdict for score in scores for verdict in score.verdicts if verdict is not None]
+    found = wilson(sum(known), len(known))
+    return {"accuracy": found.as_json(), "interval": "Wilson"}
 
 
 def record(here: Session, taught: Taught) -> None:
@@ -197,7 +212,10 @@ def record(here: Session, taught: Taught) -> None:
             score = taught.scores[p][c]
             examples = tuple(dict.fromkeys(example for edit in edits for example in edit.examples))
             problem = None if examples else edits[0].problem
-            edit = SelfEdit("\n\n".join(edit.completion for edit in edits), examples, problem)
+            edit = SelfEdit(
+                "\n\n".join(edit.completion for edit in edits), examples, problem,
+                left_out=sum(edit.left_out for edit in edits), shortened=sum(edit.shortened for edit in edits),
+            )  # fmt: skip
             row.append(Trial(passage, c, edit, [score._replace(losses=[] if p else taught.losses[c])], taught.base[p]))
         trials.append(row)
     keep = [[c == taught.chosen for c in range(len(taught.settings))] for _ in trials]
@@ -207,7 +225,8 @@ def record(here: Session, taught: Taught) -> None:
 
 def candidates_table(config: Any, taught: Taught) -> dict[str, Any]:
     """What each candidate was trained on, and how it answered."""
-    by = config.teaching.choose_by if any(p.questions for p in taught.passages) else "the last loss: no question"
+    asked = any(p.questions for p in taught.passages)
+    by = chosen_by(taught.base, config.teaching) if asked else "the last loss: no question"
     rows = []
     for c, (settings, (count, tokens)) in enumerate(zip(taught.settings, taught.sequences, strict=True)):
         first, last = evaluation.first_and_last(taught.losses[c], settings.epochs)
@@ -234,7 +253,9 @@ def questions_table(taught: Taught) -> dict[str, Any]:
     for p, passage in enumerate(taught.passages):
         base, after = taught.base[p], taught.scores[p][taught.chosen]
         for q, question in enumerate(passage.questions):
-            rows.append(compared(question, (base.answers[q], after.answers[q]), (base.verdicts[q], after.verdicts[q])))
+            cut = [q < len(score.cut) and score.cut[q] for score in (base, after)]
+            answer = Answer(question.question, base.answers[q], after.answers[q], *cut)
+            rows.append(compared(question, answer, (base.verdicts[q], after.verdicts[q])))
     title = "Questions that the model wrote, not trained on"
     return {"title": title, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
 
@@ -242,10 +263,10 @@ def questions_table(taught: Taught) -> dict[str, Any]:
 COLUMNS, WIDTHS = ["question", "expected", "before", "after"], [56, 24, 38, 38]
 
 
-def compared(question: Question, answers: Sequence[str], verdicts: Sequence[Verdict]) -> list[str]:
+def compared(question: Question, answer: Answer, verdicts: Sequence[Verdict]) -> list[str]:
     """A line of such a table; what was right is marked."""
     marks = ("+ " if verdict else "" for verdict in verdicts)
-    said = (mark + answer for mark, answer in zip(marks, answers, strict=True))
+    said = (mark + text for mark, text in zip(marks, answer.shown, strict=True))
     return [question.question, question.answer, *said]
 
 
@@ -265,16 +286,18 @@ def examine(here: Session, adapted: Adapted, exam: Sequence[Question]) -> tuple[
     def ask() -> list[list[Any]]:
         answers = adapted.ask_queries(queries)
         before, after = [answer.before for answer in answers], [answer.after for answer in answers]
-        return [before, after, here.judge.grade(queries, before), here.judge.grade(queries, after)]
+        return [list(answers), here.judge.grade(queries, before), here.judge.grade(queries, after)]
 
-    before, after, right_before, right_after = here.folder.once(piece, ask)
+    kept, right_before, right_after = here.folder.once(piece, ask)
+    answers = [Answer(*fields) for fields in kept]
     here.progress.advance(len(queries), accuracy=mean(right_after), resumed=resumed)
     task = Passage("exam", adapted.topic, "", tuple(exam))
     record: dict[str, Any] = {"questions": [question._asdict() for question in exam]}
-    for stage, said, right in (("before", before, right_before), ("after", after, right_after)):
-        here.miss([(task, Score(said, right, [], []), {"stage": f"exam, {stage}"})])
-        record[stage] = {"answers": said, "verdicts": right, "accuracy": mean(right)}
-    answers, verdicts = zip(before, after, strict=True), zip(right_before, right_after, strict=True)
+    for stage, right in (("before", right_before), ("after", right_after)):
+        said, cut = ([getattr(answer, name) for answer in answers] for name in (stage, f"{stage}_cut"))
+        here.miss([(task, Score(said, right, [], [], cut=cut), {"stage": f"exam, {stage}"})])
+        record[stage] = {"answers": said, "cut": cut, "verdicts": right, "accuracy": mean(right)}
+    verdicts = zip(right_before, right_after, strict=True)
     rows = [compared(*asked) for asked in zip(exam, answers, verdicts, strict=True)]
     title = f"Your exam: {share(right_before)} right before, {share(right_after)} after"
     note = "+ is right."
@@ -317,7 +340,7 @@ def afterwards(config: Any, adapted: Adapted, folder: RunFolder) -> None:
             show(f"Whole model (Hugging Face): {saved / 'merged'}")
     if config.ask:
         given = {answer.question: answer for answer in keep_answers(folder, [])}
-        show(side_by_side([given[question.strip()] for question in config.ask], adapted.shown))
+        show(side_by_side([given[question.strip()] for question in config.ask]))
     elif sys.stdin is not None and sys.stdin.isatty():
         converse(adapted, folder)
     elif config.exam is None:  # a pipe or a batch job is not kept waiting
@@ -338,7 +361,7 @@ def converse(adapted: Adapted, folder: RunFolder) -> None:
         try:
             answer = adapted.ask(question)
             keep_answers(folder, [answer])
-            show(side_by_side([answer], adapted.shown))
+            show(side_by_side([answer]))
         except ValueError as error:
             show(f"error: {error}")
         except KeyboardInterrupt:
@@ -346,13 +369,13 @@ def converse(adapted: Adapted, folder: RunFolder) -> None:
             return
 
 
-def side_by_side(answers: Sequence[Answer], shown: Callable[[str], str] = str, width: int | None = None) -> str:
-    """Each question over its two answers, each as `shown`, in two columns of the terminal's width."""
+def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
+    """Each question over its two answers, in two columns of the terminal's width."""
     columns = width or min(120, shutil.get_terminal_size((80, 24)).columns)
     half = max(16, (columns - 5) // 2)
     lines = []
     for answer in answers:
-        cells = [textwrap.wrap(shown(text) or "(nothing)", half) for text in (answer.before, answer.after)]
+        cells = [textwrap.wrap(text or "(nothing)", half) for text in answer.shown]
         lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | after"]
         lines += [f"  {a:<{half}} | {b}".rstrip() for a, b in itertools.zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)

@@ -15,12 +15,12 @@ from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.sampler import Sampling, row_keys, sample
 from seal_jax.graders.choose import Connection, Grader, Judge, judge_with
 from seal_jax.graders.endpoint import Endpoint
-from seal_jax.graders.judge import Ask
+from seal_jax.graders.judge import THOUGHT_TOKENS, Ask
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.graders.replies import Replies, Usage
 from seal_jax.io import hub
 from seal_jax.run import runtime
-from seal_jax.types import LanguageModel
+from seal_jax.types import LanguageModel, opens_thought, without_thought
 
 # Prompts are padded to the first of these that holds them (tokens), so that few programs are compiled. Beyond the last,
 # to its multiples. For SmolLM2 a grading prompt is about 170 tokens long, one that rates a self-edit about 500.
@@ -63,9 +63,11 @@ def _ask_model_here(
     config: Grader, batch: int, replies: Replies, usage: Usage, devices: int | None, say: Callable[[str], None]
 ) -> Callable[[int], Ask]:
     """A number of tokens -> an `Ask` of the model here, which is loaded once, when it is first needed."""
-    name = str(config.model)
+    name, thinks = str(config.model), False
     chunk = Chunk(batch, "prompts of the judge", say)
-    load = functools.cache(lambda: runtime.load(name, dtype=config.dtype, style="auto", devices=devices))
+    load = functools.cache(
+        lambda: runtime.load(name, dtype=config.dtype, style="auto", devices=devices, may_think=True)
+    )
 
     @functools.cache
     def stamp() -> list[list[Any]]:
@@ -76,12 +78,26 @@ def _ask_model_here(
 
     def make_ask(max_tokens: int) -> Ask:
         def send(new: Sequence[str], keep: Callable[..., None]) -> None:
+            nonlocal thinks
             judge = load()
             chat = judge.render if judge.style == "chat" else None
-            room = judge.context_length - max_tokens
-            run = reply_to(new, keep, judge.lm, chat, room=room, max_tokens=max_tokens, chunk=chunk)
-            usage.calls += run
-            usage.failed += len(new) - run
+            thought = max(max_tokens, min(THOUGHT_TOKENS[0], judge.context_length // 2))  # half is for the prompt
+            left = dict.fromkeys(new)
+
+            def noted(prompt: str, reply: str) -> None:
+                keep(prompt, reply)
+                del left[prompt]
+
+            def reply(tokens: int) -> int:
+                room = judge.context_length - tokens
+                return reply_to(list(left), noted, judge.lm, chat, room=room, max_tokens=tokens, chunk=chunk)
+
+            if not (thinks or judge.opens_thought):
+                reply(max_tokens)
+            if left:  # those cut off in a thought; what is too long will be again
+                thinks = reply(thought) > 0 or thinks
+            usage.calls += len(new) - len(left)
+            usage.failed += len(left)
 
         return lambda prompts: replies.ask(
             prompts, send, usage, model=name, files=stamp(), dtype=config.dtype, max_tokens=max_tokens
@@ -106,16 +122,18 @@ def reply_to(
         keep: called with a prompt and its reply, after each chunk.
         chat: a prompt -> as an instruct model reads it; None for a base model, which continues the prompt's text.
         room: tokens that a prompt may have; a longer one gets no reply.
-        max_tokens: of a reply.
+        max_tokens: of a reply, what the judge thinks before it included; one cut off in a thought is no reply.
 
     Returns:
         How many prompts got a reply.
     """
     encoded = [(lm.codec.encode(chat(prompt) if chat else f"{prompt}\n"), prompt) for prompt in prompts]
     fitting = sorted((pair for pair in encoded if len(pair[0]) <= room), key=lambda pair: len(pair[0]))
-    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+    sampling, told = Sampling(max_tokens=max_tokens, temperature=0), 0
+    opened = "<think>" if chat is not None and opens_thought(chat("?")) else ""
 
     def run(index: np.ndarray, live: np.ndarray) -> tuple[()]:
+        nonlocal told
         rows = [fitting[i][0] for i in index]
         longest = max(map(len, rows))
         width = next((width for width in WIDTHS if width >= longest), batching.round_up(longest, WIDTHS[-1]))
@@ -128,9 +146,13 @@ def reply_to(
         )  # fmt: skip
         written, lengths = jax.device_get((out.tokens, out.lengths))
         for row, i in enumerate(index[live]):
-            keep(fitting[i][1], lm.codec.decode(written[row, 0, 0, : lengths[row, 0, 0]].tolist()))
+            text = lm.codec.decode(written[row, 0, 0, : lengths[row, 0, 0]].tolist())
+            said = without_thought(f"{opened}{text}")
+            if said or not (text or opened):
+                keep(fitting[i][1], said)
+                told += 1
         return ()
 
     if fitting:
         in_chunks(run, len(fitting), chunk, devices=lm.mesh.size if lm.mesh else 1)
-    return len(fitting)
+    return told

@@ -16,9 +16,10 @@ from seal_jax.engine import batching
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import Shapes
 from seal_jax.run.runtime import Speaker
-from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Teaching, keep_grounded, passage_examples
-from seal_jax.types import Compute, Grade, Query, SelfEdit, Style
+from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Teaching, passage_examples
+from seal_jax.types import Compute, Example, Grade, Query, SelfEdit, Style
 
+QUESTION_TOKENS, GOLD_TOKENS = 48, 24  # of a self-written question and its answer, at most
 STYLES: tuple[Style, ...] = get_args(Style)
 
 
@@ -50,11 +51,15 @@ def make_lesson(
             "(--teaching.most-passages). Cut out the part that matters, or raise that and expect time in proportion"
         )
     prompts = squad.load_prompts(notes.prompt, style)
-    about = squad.make_domain(prompts, render, grade, max_examples=notes.max_sequences)
+    about = squad.make_domain(
+        prompts._replace(grounded=teaching.grounded), render, grade, max_examples=notes.max_sequences
+    )
     asking = question_template(style)
 
     def parse(passage: Passage, text: str) -> SelfEdit:
-        return keep_grounded(passage, about.parse(passage, text), teaching.grounded)
+        edit, title = about.parse(passage, text), f"{passage.title}\n"
+        lines = [squad.without_number(example.completion.removeprefix(title)) for example in edit.examples[:-1]]
+        return edit._replace(examples=(*(Example("", title + line) for line in lines if line), *edit.examples[-1:]))
 
     def queries(passage: Passage) -> list[Query]:
         return [make_query(render, prompts.question, document.title, q.question, q.answer) for q in passage.questions]
@@ -64,7 +69,9 @@ def make_lesson(
 
     domain = about._replace(parse=parse, queries=queries)
     longest = max(len(encode(p.title)) + 2 + max(sampling.max_tokens, len(encode(p.context))) for p in passages)
-    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + 2 * answer_tokens
+    asked = len(encode(make_query(render, prompts.question, document.title, "", "").prompt)) + min(
+        2 * answer_tokens, QUESTION_TOKENS
+    )
     written = max(len(encode(text(p))) for p in passages for text in (domain.prompt, questions_prompt))
     needed = max(longest, written + sampling.max_tokens, asked + answer_tokens)
     if needed > speaker.context_length:
@@ -81,7 +88,7 @@ def make_lesson(
         ),
         questions=TOGETHER,
         question_width=batching.round_up(asked, 8),
-        gold_width=batching.round_up(answer_tokens, 8),
+        gold_width=batching.round_up(min(answer_tokens, GOLD_TOKENS), 8),
     )
     return Lesson(document.title, passages, domain, questions_prompt, sizes, batching.round_up(written, 8))
 

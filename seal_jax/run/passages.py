@@ -216,10 +216,10 @@ def split(config: Any) -> Split:
     need = outer.rounds * size + outer.validation
     inputs: list[Any] = prompt_texts(config)
     inputs.append(squad.load_passages(config.data, "train"))
-    train = squad.shuffled(inputs[-1], config.seed)
+    train = squad.shuffled(inputs[-1], config.data_seed)
     if config.held_out_data or config.data in squad.SPLIT_SOURCES:
         inputs.append(squad.load_passages(config.held_out_data or config.data, "held_out"))
-        held_out = squad.shuffled(inputs[-1], config.seed)[:asked]
+        held_out = squad.shuffled(inputs[-1], config.data_seed)[:asked]
         seen = {passage.id for passage in held_out}
         train = [passage for passage in train if passage.id not in seen]
     else:

@@ -29,7 +29,7 @@ from seal_jax.run.session import Model, Prepared, Session, decided
 from seal_jax.seal import entigraph, evaluation
 from seal_jax.seal.entigraph import Kind
 from seal_jax.seal.rewards import Score, Trial
-from seal_jax.seal.rounds import try_base, write_self_edits
+from seal_jax.seal.rounds import fitted, try_base, write_self_edits
 from seal_jax.types import Compute, Example, LanguageModel, SelfEdit
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def choose(config: Any) -> Corpus:
         ValueError: fewer passages or questions than the run needs, or an external file that lacks one.
     """
     inputs: list[Any] = [*prompt_texts(config), squad.load_passages(config.data, "held_out")]
-    passages = squad.shuffled(inputs[-1], config.seed)[: config.n]
+    passages = squad.shuffled(inputs[-1], config.data_seed)[: config.n]
     if len(passages) < config.n:
         raise ValueError(f"--data {config.data}: {len(passages)} passages; the run learns {config.n} (--n)")
     external = {}
@@ -64,7 +64,7 @@ def choose(config: Any) -> Corpus:
         inputs.append(external)
     if config.seal:
         inputs.append(trained_by(config))
-    asked = choose_questions(passages, config.questions, config.seed)
+    asked = choose_questions(passages, config.questions, config.data_seed)
     lines = [
         f"{config.n} passages learnt at once, {questions_of(asked)} questions to {len(asked)} of them: {config.data}"
     ]
@@ -256,9 +256,13 @@ def stages_of(config: Any) -> list[Stage]:
 
 def write(config: Any, here: Session, lm: LanguageModel, data: Corpus, name: str) -> list[list[SelfEdit]]:
     """The texts of one row, by passage."""
+    passages, shapes = data.passages, here.loop.trainer.shapes
+    texts = [[] for _ in passages] if name == "passage" else _written(config, here, lm, data, name)
+    return [[fitted(edit, lm.codec, shapes) for edit in row] for row in texts]
+
+
+def _written(config: Any, here: Session, lm: LanguageModel, data: Corpus, name: str) -> list[list[SelfEdit]]:
     loop, passages = here.loop, data.passages
-    if name == "passage":
-        return [[] for _ in passages]
     if name == "external":
         return [[whole(passage, text) for text in data.external[passage.id]] for passage in passages]
     if name.startswith("entigraph_"):

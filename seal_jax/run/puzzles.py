@@ -70,7 +70,7 @@ def choose(config: Any) -> Puzzles:
         inputs.append(
             [(task.id, [grid.tolist() for pair in (*task.train, *task.test) for grid in pair]) for task in found]
         )
-        return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
+        return [found[i] for i in np.random.default_rng(config.data_seed).permutation(len(found))]
 
     train, held_out = read("training"), read("evaluation")
     if config.data not in tasks.NAMED_SOURCES:  # a path has no splits: both are the same tasks

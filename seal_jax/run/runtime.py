@@ -19,7 +19,7 @@ from seal_jax.io import hub, tokenizer, weights
 from seal_jax.io.hub import cache_folder
 from seal_jax.nn import transformer
 from seal_jax.nn.transformer import ModelConfig
-from seal_jax.types import Compute, LanguageModel, Style
+from seal_jax.types import Compute, LanguageModel, Style, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
@@ -88,16 +88,24 @@ class Speaker(NamedTuple):
     render: Callable[[str], str]  # a prompt -> as it reads it
 
     @property
+    def opens_thought(self) -> bool:
+        """Whether its chat template begins every reply inside a thought (Qwen3-Thinking, R1's distillations)."""
+        return self.style == "chat" and opens_thought(self.render("?"))
+
+    @property
     def context_length(self) -> int:
         """Tokens."""
         return sys.maxsize if self.model is None else self.model.context_length
 
 
-def load(name: str, *, dtype: str, style: str, devices: int | None, with_weights: bool = True) -> Speaker:
+def load(
+    name: str, *, dtype: str, style: str, devices: int | None, with_weights: bool = True, may_think: bool = False
+) -> Speaker:
     """A model by name, on the devices. Without weights, for a plan: nothing is fetched.
 
     Raises:
-        ValueError: a chat style for a model without a chat template; files of it that are refused.
+        ValueError: a chat style for a model without a chat template; a template that opens a thought where there is no
+            room for one (unless it `may_think`); files of it that are refused.
         FileNotFoundError: there is no such model.
     """
     if not with_weights and not hub.locate(name).cached:
@@ -107,17 +115,23 @@ def load(name: str, *, dtype: str, style: str, devices: int | None, with_weights
     files, mesh = hub.find_model(name), make_mesh(devices)
     text = tokenizer.load_tokenizer(files)
     codec = tokenizer.make_codec(text, files)
+    chat = (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None
+    manner, render = in_style(style, chat, name)
+    if not may_think and manner == "chat" and opens_thought(render("?")):
+        raise ValueError(
+            f"{name}: its chat template opens a thought before every reply, and answers and self-edits would end "
+            "inside it. Use a model that answers at once (of Qwen3, one named Instruct, or one that can do both), or "
+            "prompt it without its template: --style raw"
+        )
     if with_weights:
         config, params = weights.load_model(files, dtype=jnp.dtype(dtype))
         params = place(params, mesh)
     else:
         config, params = weights.read_shape(files), {}
     tokenizer.require_rows(text, config.vocab_size, str(files.path))
-    chat = (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None
-    spoken, render = in_style(style, chat, name)
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     return Speaker(
-        LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh), config, spoken, render
+        LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh), config, manner, render
     )
 
 

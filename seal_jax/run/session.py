@@ -64,7 +64,9 @@ class RunConfig:
     inner: FineTuning = FineTuning()
     """The inner loop: how an adapter is trained on a self-edit."""
     seed: int = 0
-    """Of everything that is drawn: tasks, self-edits, adapters, orders."""
+    """Of what is drawn while it runs: self-edits, adapters, orders. Not of the tasks, so that seeds can be compared."""
+    data_seed: int = 0
+    """Of which tasks are drawn, held-out ones too, and in which order."""
 
     def __post_init__(self) -> None:
         require_at_least(1, answer_tokens=self.answer_tokens)

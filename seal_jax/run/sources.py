@@ -49,7 +49,7 @@ def load(config: Any) -> Sources:
             + ", ".join(f"{label} ({len(own)})" for label, own in completions.items())
             + "; passages are matched by title and context"
         )
-    chosen = squad.shuffled(shared, config.seed)[: config.passages] if config.passages else shared
+    chosen = squad.shuffled(shared, config.data_seed)[: config.passages] if config.passages else shared
     texts = [p._replace(completions=()) for p in chosen]
     left_out, count = len(everything) - len(shared), len(chosen)
     lines = [f"{count} passages, {passages.questions_of(chosen)} questions; {left_out} left out", *config.edits]

@@ -11,6 +11,7 @@ from seal_jax.domains import squad
 from seal_jax.run import passages
 from seal_jax.run.plan import BASE, Stage
 from seal_jax.run.session import Session
+from seal_jax.seal import evaluation
 from seal_jax.seal.continual import MERGED, Stream
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.types import Task
@@ -48,7 +49,7 @@ def cut(config: Any) -> Streams:
             f"--data {config.data}: {len(read)} passages in its split {config.split}; {config.streams} streams of "
             f"{length} need {need} (--streams, --stream-length)"
         )
-    order = squad.shuffled(read, config.seed)[:need]
+    order = squad.shuffled(read, config.data_seed)[:need]
     lines = [
         f"{config.streams} streams of {length} passages, {passages.questions_of(order)} questions: {config.data}, "
         f"{config.split}",
@@ -121,7 +122,8 @@ def rows(config: Any, found: dict[str, list[Stream]], data: Streams) -> list[dic
         values, suffix = figures(streams), "" if option == "none" else f"_{option}"
         own, final, shown = f"after_own_edit{suffix}", f"after_all_edits{suffix}", label_of(config, option)
         above = ("base", first.base) if len(table) == 1 else None  # the row above is another option's: nothing to say
-        troubles = dict(_troubles(streams))
+        troubles = dict(_troubles(streams)) | evaluation.problems_of_writing([s.edit for r in streams for s in r.steps])
+        troubles |= evaluation.cut_answers([score for stream in streams for score in stream.steps[-1].scores])
         table += [
             row(own, f"Right after its own edit: {shown}", values.own, values.own_log_likelihood, above, {}),
             row(

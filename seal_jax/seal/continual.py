@@ -32,8 +32,8 @@ from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import kl_to_base, next_token
 from seal_jax.seal.rewards import Score, ask, mean
-from seal_jax.seal.rounds import Loop, stable_hash
-from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least
+from seal_jax.seal.rounds import Loop, fitted, stable_hash
+from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least, without_thought
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool
@@ -171,7 +171,7 @@ class _Group:
 
         texts, seconds = loop.journal.once(f"{piece}/write", lambda: _timed(lambda: self._write(tasks)))
         edits = [
-            loop.domain.parse(task, text)._replace(finished=ended)
+            fitted(loop.domain.parse(task, text), self.lm.codec, loop.trainer.shapes)._replace(finished=ended)
             for task, (text, ended) in zip(tasks, texts, strict=True)
         ]
         own = [self._sequences(edit) for edit in edits]
@@ -223,7 +223,8 @@ class _Group:
         out = in_chunks(run, len(tasks), loop.trainer.chunk, devices=lm.mesh.size if lm.mesh else 1)
         written, lengths, stopped = (np.asarray(side[:, 0, 0]) for side in out)
         return [
-            (codec.decode(written[r, : lengths[r]].tolist()), bool(stopped[r])) for r in range(len(tasks))
+            (without_thought(codec.decode(written[r, : lengths[r]].tolist())), bool(stopped[r]))
+            for r in range(len(tasks))
         ]  # fmt: skip
 
     def _train(self, n: int, lessons: Sequence[Sequences]) -> Adapter | None:
@@ -319,14 +320,14 @@ def _ask(
     packed = [[query for task in stream for query in task] for stream in queries]
     answers: list[list[str]] = [[] for _ in streams]
     likely: list[list[float | None]] = [[] for _ in streams]
+    cut: list[list[bool]] = [[] for _ in streams]
     for start in range(0, max(map(len, packed)), loop.trainer.shapes.questions):
         part = [row[start : start + loop.trainer.shapes.questions] for row in packed]
-        said, likelihoods = ask(
-            lm, weights, part, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=loop.trainer.chunk
-        )
+        said = ask(lm, weights, part, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=loop.trainer.chunk)
         for r in range(len(streams)):
-            answers[r] += said[r]
-            likely[r] += likelihoods[r]
+            answers[r] += said.answers[r]
+            likely[r] += said.likely[r]
+            cut[r] += said.cut[r]
 
     def parts(stream: Sequence[Sequence[Query]]) -> list[slice]:
         ends = list(itertools.accumulate(map(len, stream)))
@@ -336,7 +337,7 @@ def _ask(
     verdicts = loop.domain.grade([packed[r][own] for r, own in where], [answers[r][own] for r, own in where])
     scores: list[list[Score]] = [[] for _ in streams]
     for (r, own), graded in zip(where, verdicts, strict=True):
-        score = Score(answers[r][own], graded, likely[r][own], [])
+        score = Score(answers[r][own], graded, likely[r][own], [], cut=cut[r][own])
         if not np.isfinite(np.array(score.log_likelihoods, float)).all():  # weights too large to compute with
             asked = len(score.answers)
             score = Score([""] * asked, [False] * len(score.verdicts), [None] * asked, [], DIVERGED)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap, wilson
+from seal_jax.analysis.statistics import FEW, FEWEST, GAIN, SHARE, bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import RoundLog
 from seal_jax.types import Query, SelfEdit, Task, Verdict
@@ -25,12 +25,12 @@ class Stage(NamedTuple):
     label: str  # as the report prints it
     accuracy: list[float | None]  # [P], mean over self-edits and training seeds
     log_likelihood: list[float | None]  # [P], of the gold answers, nats a token
-    problems: dict[str, int]  # how many self-edits trained nothing, or diverged
+    problems: dict[str, int]  # how many self-edits trained nothing or diverged, and what was left out or cut
 
 
 def base_stage(scores: Sequence[Score], label: str) -> Stage:
     """The model as it is."""
-    return Stage("base", label, [s.accuracy for s in scores], [s.log_likelihood for s in scores], {})
+    return Stage("base", label, [s.accuracy for s in scores], [s.log_likelihood for s in scores], cut_answers(scores))
 
 
 def trained_stage(name: str, label: str, trials: Sequence[Sequence[Trial]]) -> Stage:
@@ -40,8 +40,31 @@ def trained_stage(name: str, label: str, trials: Sequence[Sequence[Trial]]) -> S
         label,
         [mean(trial.accuracy for trial in row) for row in trials],
         [mean(trial.log_likelihood for trial in row) for row in trials],
-        dict(sorted(Counter(trial.problem for row in trials for trial in row if trial.problem).items())),
+        problems_of([trial for row in trials for trial in row]),
     )
+
+
+def problems_of(trials: Sequence[Trial]) -> dict[str, int]:
+    """What went wrong with so many self-edits: no training, divergence, what was not trained on, answers cut off."""
+    scores = [score for trial in trials for score in trial.scores if score is not trial.base]
+    edits = [trial.edit for trial in trials]
+    found = Counter(trial.problem for trial in trials if trial.problem)
+    return dict(sorted(found.items())) | problems_of_writing(edits) | cut_answers(scores)
+
+
+def problems_of_writing(edits: Sequence[SelfEdit]) -> dict[str, int]:
+    """What of self-edits was not trained on, although they were."""
+    counts = {
+        "lines about something else than the task, left out": sum(edit.left_out for edit in edits),
+        "training sequences cut at the widest step": sum(edit.shortened for edit in edits),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def cut_answers(scores: Sequence[Score]) -> dict[str, int]:
+    """How many answers ended at the limit of tokens, rather than by themselves."""
+    count = sum(map(sum, (score.cut for score in scores)))
+    return {"answers cut off at the limit of tokens": count} if count else {}
 
 
 def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed: int) -> list[dict[str, Any]]:
@@ -55,7 +78,7 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
                 "label": stage.label,
                 "passages": len(tasks),
                 "questions": questions,
-                "accuracy": bootstrap_mean(stage.accuracy, seed=seed).as_json(),
+                "accuracy": bootstrap_mean(stage.accuracy, seed=seed, within=SHARE).as_json(),
                 "log_likelihood": bootstrap_mean(stage.log_likelihood, seed=seed).as_json(),
                 "versus_previous": above and {"row": above.name, **_difference(above, stage, seed)},
                 "versus_base": above and {"row": stages[0].name, **_difference(stages[0], stage, seed)},
@@ -67,7 +90,7 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
 
 
 def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
-    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed).as_json()
+    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed, within=GAIN).as_json()
 
 
 def with_solved(table: Sequence[dict[str, Any]], tried: Sequence[Sequence[Score]]) -> list[dict[str, Any]]:
@@ -151,8 +174,10 @@ def trial_record(
                 "gold": query.gold,
                 "before": before.answers[q],
                 "before_correct": _verdict(before, q),
+                "before_cut": _was_cut(before, q),
                 "after": after.answers[q] if after else None,
                 "after_correct": _verdict(after, q) if after else None,
+                "after_cut": after is not None and _was_cut(after, q),
             }
             for q, query in enumerate(queries)
         ],
@@ -162,6 +187,10 @@ def trial_record(
 def _verdict(score: Score, q: int) -> Verdict:
     """Of one answer; None too where only the task as a whole has one."""
     return score.verdicts[q] if len(score.verdicts) == len(score.answers) else None
+
+
+def _was_cut(score: Score, q: int) -> bool:
+    return q < len(score.cut) and score.cut[q]
 
 
 def round_record(number: int, log: RoundLog) -> dict[str, Any]:
@@ -178,7 +207,7 @@ def round_record(number: int, log: RoundLog) -> dict[str, Any]:
             max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials
         ),
         "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
-        "problems": dict(sorted(Counter(trial.problem for trial in trials if trial.problem).items())),
+        "problems": problems_of(trials),
         "sft_losses": log.losses,
     }
 
@@ -209,7 +238,14 @@ def writing_figures(edits: Sequence[Sequence[SelfEdit]]) -> dict[str, float | No
 def ungraded(task: Task, queries: Sequence[Query], score: Score, **where: Any) -> list[dict[str, Any]]:
     """The answers that a judge failed to grade, as lines of ungraded.jsonl: `experiments.grade` reads them."""
     return [
-        {**where, "passage": task.id, "question": query.question, "gold": query.gold, "answer": score.answers[q]}
+        {
+            **where,
+            "passage": task.id,
+            "question": query.question,
+            "gold": query.gold,
+            "answer": score.answers[q],
+            "cut": _was_cut(score, q),
+        }
         for q, query in enumerate(queries)
         if q < len(score.verdicts) and score.verdicts[q] is None
     ]
@@ -239,7 +275,7 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     if named == {None}:
         intervals = f"95 % intervals, paired by {unit}"
     else:
-        others = ["bootstrap"] if None in named else []
+        others = [] if None not in named else ["bootstrap"] if first["passages"] >= FEW else ["Student's"]
         intervals = f"95 % intervals ({', '.join(sorted(filter(None, named)) + others)}), differences paired by {unit}"
     counts = [f"{row['solved']} of {row['tried']}" if row.get("tried") else "" for row in table]
     if any(counts):
@@ -259,6 +295,8 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     if change and change["low"] is not None:
         rounding = 1e-9  # of sums: the low end of an interval may be exactly nothing
         clear = "better" if change["low"] > rounding else "worse" if change["high"] < -rounding else "no clear change"
+        if first["passages"] < FEWEST:
+            clear = f"too few {unit}s to say"
         lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
     return "\n".join(lines)
 

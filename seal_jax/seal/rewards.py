@@ -23,7 +23,7 @@ from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys,
 from seal_jax.engine.training import Shapes, Trainer, train, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict
+from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int
@@ -37,6 +37,7 @@ class Score(NamedTuple):
     log_likelihoods: list[float | None]  # [Q], mean over the gold answer's tokens, nats
     losses: list[float]  # one a step that was trained
     problem: str | None = None  # "diverged", or why there was nothing to train on
+    cut: list[bool] = []  # noqa: RUF012 - [Q], which answers were cut off at the limit of tokens; empty: not known
 
     @property
     def accuracy(self) -> float | None:
@@ -98,6 +99,14 @@ def mean(values: Iterable[float | None]) -> float | None:
 # Ask
 
 
+class Said(NamedTuple):
+    """What E adapters say to their queries."""
+
+    answers: list[list[str]]  # [E][Q], without what the model thinks before it speaks
+    likely: list[list[float | None]]  # of the gold answers, nats a token
+    cut: list[list[bool]]  # at the limit of tokens
+
+
 def ask(
     lm: LanguageModel,
     adapters: Adapter,
@@ -106,7 +115,7 @@ def ask(
     *,
     max_tokens: int,
     chunk: Chunk,
-) -> tuple[list[list[str]], list[list[float | None]]]:
+) -> Said:
     """Greedy answers of E groups of queries, each by its own adapter, and each gold answer's mean log-likelihood.
 
     `adapters` carries the axis E; `training.untrained` are the base model. A non-finite adapter's answers mean nothing.
@@ -121,7 +130,7 @@ def ask(
     golds = _gold_rows(codec, queries, shapes)
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
 
-    def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, Array, Array]:
+    def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, ...]:
         base = (lm.model, lm.params, lora.take(adapters, index))
         prompts = read(*base, tokens[index], valid[index], mesh=lm.mesh)  # once, for the answer and for the gold one
         likely = log_likelihoods(*base, prompts, valid[index], *(side[index] for side in golds), mesh=lm.mesh)
@@ -130,14 +139,17 @@ def ask(
         written = write(
             keys, *base, prompts, valid[index], allowed, sampling=sampling, stop=codec.stop, mesh=lm.mesh
         )  # fmt: skip
-        return written.tokens[:, :, 0], written.lengths[:, :, 0], likely
+        return written.tokens[:, :, 0], written.lengths[:, :, 0], written.stopped[:, :, 0], likely
 
-    written, lengths, likely = map(np.asarray, in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1))
+    written, lengths, stopped, likely = map(
+        np.asarray, in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1)
+    )
     answers = [
-        [codec.decode(written[e, q, : lengths[e, q]].tolist()).strip() for q in range(len(group))]
+        [without_thought(codec.decode(written[e, q, : lengths[e, q]].tolist())).strip() for q in range(len(group))]
         for e, group in enumerate(queries)
     ]
-    return answers, [[float(x) for x in likely[e, : len(group)]] for e, group in enumerate(queries)]
+    likelihoods: list[list[float | None]] = [likely[e, : len(group)].tolist() for e, group in enumerate(queries)]
+    return Said(answers, likelihoods, [(~stopped[e, : len(group)]).tolist() for e, group in enumerate(queries)])
 
 
 def _gold_rows(
@@ -215,27 +227,26 @@ def score(
     settings = [edit.settings for edit in edits]
     adapters, losses = train(lm, sequences, trainer, seed=seed, settings=settings)
     finite = np.array(inner.is_finite(adapters))
-    answers, likely = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
-    finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in likely]  # or too large to compute with
+    said = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
+    finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in said.likely]  # or too large to compute with
     trained = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
-    return graded(queries, answers, likely, trained, finite, grade)
+    return graded(queries, said, trained, finite, grade)
 
 
 def graded(
     queries: Sequence[Sequence[Query]],
-    answers: Sequence[list[str]],
-    likely: Sequence[list[float | None]],
+    said: Said,
     losses: Sequence[list[float]],
     finite: Bool[np.ndarray, "E"],
     grade: GradeTasks,
 ) -> list[Score]:
     """Scores from E groups of answers, graded in one call; those of an adapter that is not finite are empty."""
-    answers = [group if ok else [""] * len(group) for group, ok in zip(answers, finite, strict=True)]
+    answers = [group if ok else [""] * len(group) for group, ok in zip(said.answers, finite, strict=True)]
     verdicts = grade(queries, answers)
     scores = []
     for e, group in enumerate(queries):
         if finite[e]:
-            scores.append(Score(answers[e], verdicts[e], likely[e], losses[e]))
+            scores.append(Score(answers[e], verdicts[e], said.likely[e], losses[e], cut=said.cut[e]))
         else:
             scores.append(Score(answers[e], [False] * len(verdicts[e]), [None] * len(group), losses[e], "diverged"))
     return scores
@@ -251,6 +262,6 @@ def score_base(
 ) -> list[Score]:
     """The same for the model as it is: once per question."""
     adapters = untrained(lm, len(queries), trainer)
-    answers, likely = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
-    verdicts = grade(queries, answers)
-    return [Score(a, v, ll, []) for a, v, ll in zip(answers, verdicts, likely, strict=True)]
+    said = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
+    everything = np.ones(len(queries), bool)
+    return graded(queries, said, [[] for _ in queries], everything, grade)

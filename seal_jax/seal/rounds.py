@@ -24,6 +24,7 @@ from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer
 from seal_jax.seal.rewards import Score, Trial, gold_tokens, mean, score, score_base
 from seal_jax.types import (
+    Codec,
     Compute,
     Display,
     Domain,
@@ -35,6 +36,7 @@ from seal_jax.types import (
     SelfEdit,
     Silent,
     Task,
+    without_thought,
 )
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -152,7 +154,10 @@ def write_self_edits(
         out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False)
         written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
         return [
-            [(codec.decode(written[p, k, : lengths[p, k]].tolist()), bool(stopped[p, k])) for k in range(samples)]
+            [
+                (without_thought(codec.decode(written[p, k, : lengths[p, k]].tolist())), bool(stopped[p, k]))
+                for k in range(samples)
+            ]
             for p in range(len(group))
         ]
 
@@ -163,12 +168,32 @@ def write_self_edits(
         resumed = loop.journal.has(piece)
         completions = loop.journal.once(piece, partial(write, group))
         edits += [
-            [domain.parse(task, text)._replace(finished=finished) for text, finished in row]
+            [
+                fitted(domain.parse(task, text), codec, loop.trainer.shapes)._replace(finished=finished)
+                for text, finished in row
+            ]
             for task, row in zip(group, completions, strict=True)
         ]
         tokens = sum(len(codec.encode_more(text)) for row in completions for text, _ in row)
         loop.display.advance(len(group), tokens=tokens, resumed=resumed)
     return edits
+
+
+def fitted(edit: SelfEdit, codec: Codec, shapes: Shapes) -> SelfEdit:
+    """The self-edit with examples that a training step has room for: a longer one is cut at its end, and counted.
+
+    What a model wrote within its limit of tokens may be longer when it is read back, and in another model's tokens.
+    """
+    most, shortened, examples = shapes.widths[-1], 0, []
+    for example in edit.examples:
+        long = size = len(batching.tokenize(example, codec).ids)
+        while size > most and example.completion:
+            kept = min(len(example.completion) - 1, len(example.completion) * most // size)
+            example = example._replace(completion=example.completion[:kept])
+            size = len(batching.tokenize(example, codec).ids)
+        shortened += size < long
+        examples.append(example)
+    return edit._replace(examples=tuple(examples), shortened=edit.shortened + shortened) if shortened else edit
 
 
 def try_base(
@@ -205,6 +230,7 @@ def try_self_edits(
 
     A self-edit that yields no training sequence scores what the base model does.
     """
+    edits = [[fitted(edit, lm.codec, loop.trainer.shapes) for edit in row] for row in edits]
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
     sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
     epochs = [chosen.epochs if (chosen := edits[p][k].settings) else loop.trainer.config.epochs for p, k in flat]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seal_jax.analysis.statistics import FEWEST
 from seal_jax.domains import document as documents
 from seal_jax.domains import squad
 from seal_jax.domains.squad import Passage, Question
@@ -31,7 +32,7 @@ from seal_jax.graders.lexical import normalise
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.seal.outer.rest_em import select
-from seal_jax.seal.rewards import Score, ask, gold_tokens, graded, mean
+from seal_jax.seal.rewards import Said, Score, ask, gold_tokens, graded, mean
 from seal_jax.seal.rounds import Loop, write_self_edits
 from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Settings, require_at_least
 
@@ -54,7 +55,8 @@ class Teaching:
     sentences: bool = True  # train on the sentences of a passage, too, each for itself
     learning_rates: tuple[float, ...] = ()  # of the candidates, by turns; () is the inner loop's for all
     questions: int = 24  # self-written, spread over the passages; the candidate is chosen by them
-    choose_by: Literal["accuracy", "log_likelihood", "probability"] = "accuracy"  # ties: by log-likelihood
+    choose_by: Literal["accuracy", "log_likelihood", "probability"] = "accuracy"
+    """Ties, and accuracy over fewer than eight questions: by log-likelihood."""
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -264,7 +266,7 @@ def answered_by(passage: Passage, question: Question) -> bool:
         and 0 < len(gold.split()) <= ANSWER_WORDS
         and f" {gold} " in f" {context} "
         and f" {gold} " not in f" {asked} {normalise(passage.title)} "
-        and grounded(question.question, f"{passage.title} {passage.context}") >= GROUNDED_QUESTION
+        and squad.grounded(question.question, passage) >= GROUNDED_QUESTION
     )
 
 
@@ -295,57 +297,24 @@ def candidate_examples(
     return list(chosen)
 
 
-_COMMON = frozenset(
-    ("what", "which", "where", "when", "whom", "whose", "does", "were", "have", "that", "this", "with", "from", "many",
-     "much", "there", "their")
-)  # fmt: skip
-_NUMBERING = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.)])\s+")
-
-
-def keep_grounded(passage: Passage, edit: SelfEdit, least: float) -> SelfEdit:
-    """A self-edit without the lines that speak of something else, and without their numbering.
-
-    A small model likes to copy the prompt's worked example, and to go on inventing.
-    """
-    if not edit.examples:
-        return edit
-    title, about = f"{passage.title}\n", f"{passage.title} {passage.context}"
-    lines = [_NUMBERING.sub("", example.completion.removeprefix(title)) for example in edit.examples[:-1]]
-    kept = [line for line in lines if line and grounded(line, about) >= least]
-    if not kept:
-        return edit._replace(examples=(), problem="no line about the passage")
-    return edit._replace(examples=(*(Example("", title + line) for line in kept), edit.examples[-1]))
-
-
-def grounded(line: str, text: str) -> float:
-    """The share of a line's words, numbers and what has four letters and says something, that stand in the text.
-
-    Words with the same first four letters count as the same: "keeps" stands in a text that has "keeper".
-    """
-    there, asked = set(_roots(text)), _roots(line)
-    return sum(word in there for word in asked) / len(asked) if asked else 0.0
-
-
-def _roots(text: str) -> list[str]:
-    words = [word for word in normalise(text).split() if (len(word) > 3 or word.isdigit()) and word not in _COMMON]
-    return [word[:4] if word.isalpha() else word for word in words]
-
-
 def score_all(
     lm: LanguageModel, adapters: Adapter, passages: Sequence[Passage], loop: Loop, at_once: Chunk
 ) -> list[list[Score]]:
     """Every question to each of C adapters, graded: [C][P]. One that diverged answers nothing."""
     queries = [loop.domain.queries(passage) for passage in passages]
     flat = [query for own in queries for query in own]
-    answers, likely = ask_each(lm, adapters, flat, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
-    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in likely]
+    said = ask_each(lm, adapters, flat, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
+    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in said.likely]
     count, each = len(finite), len(passages)
     ends = np.cumsum([len(own) for own in queries])
     parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
     scores = graded(
         queries * count,
-        [own[part] for own in answers for part in parts],
-        [own[part] for own in likely for part in parts],
+        Said(
+            [own[part] for own in said.answers for part in parts],
+            [own[part] for own in said.likely for part in parts],
+            [own[part] for own in said.cut for part in parts],
+        ),
         [[]] * (count * each),
         np.repeat(finite, each),
         loop.domain.grade,
@@ -361,20 +330,20 @@ def ask_each(
     *,
     max_tokens: int,
     chunk: Chunk,
-) -> tuple[list[list[str]], list[list[float | None]]]:
-    """The same queries to each of C adapters, `sizes.questions` at a time: answers and log-likelihoods, [C][Q]."""
+) -> Said:
+    """The same queries to each of C adapters, `sizes.questions` at a time: [C][Q]."""
     total = len(adapters.scale)
     groups = [queries[at : at + sizes.questions] for at in range(0, len(queries), sizes.questions)]
     if not groups:
-        return [[] for _ in range(total)], [[] for _ in range(total)]
+        return Said([[] for _ in range(total)], [[] for _ in range(total)], [[] for _ in range(total)])
     of_group = np.repeat(np.arange(total), len(groups))
-    said, likely = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
+    said = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
 
     def joined(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
         n = len(groups)
         return [[value for row in rows[c * n : (c + 1) * n] for value in row] for c in range(total)]
 
-    return joined(said), joined(likely)
+    return Said(joined(said.answers), joined(said.likely), joined(said.cut))
 
 
 def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
@@ -398,9 +367,16 @@ def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[fl
                          for c, own in enumerate(by_candidate)]], float)
         for name in (teaching.choose_by, "log_likelihood")
     }  # fmt: skip
-    by = "log_likelihood" if np.isnan(values[teaching.choose_by]).all() else teaching.choose_by
+    by = teaching.choose_by if chosen_by(by_candidate[0], teaching) == teaching.choose_by else "log_likelihood"
+    by = "log_likelihood" if np.isnan(values[by]).all() else by
     keep = select(values[by], np.zeros(1), rule="best", tie_break=values["log_likelihood"])
     return int(np.argmax(keep[0]))
+
+
+def chosen_by(scores: Sequence[Score], teaching: Teaching) -> str:
+    """What candidates are chosen by: of a few questions the share that is right is mostly ties and luck."""
+    asked = sum(len(score.answers) for score in scores)
+    return teaching.choose_by if asked >= FEWEST or teaching.choose_by != "accuracy" else "log_likelihood"
 
 
 def figure(scores: Sequence[Score], name: str) -> float | None:
