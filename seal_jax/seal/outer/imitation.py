@@ -48,7 +48,7 @@ def imitate(
     loop.display.phase(f"{name}: SFT on the winners", len(pairs), "self-edits")
 
     def work() -> Adapter:
-        adapter, losses = train_on(writer, pairs, sft, seed=loop.seed, watch=loop.trainer.chunk.watch)
+        adapter, losses = train_on(writer, pairs, sft, seed=loop.seed, watch=loop.trainer.watch)
         loop.journal.once(f"{name}/sft losses", lambda: losses)  # before the checkpoint: where that is, these are
         return adapter
 
@@ -74,7 +74,7 @@ def train_on(
     sequences = [batching.tokenize(pair, lm.codec) for pair in pairs]
     width = batching.round_up(max(len(s.ids) for s in sequences), 32)  # all are alike: one width to compile
     shapes = Shapes((width,), len(sequences), 0, 0, 0)
-    trainer = Trainer(config, shapes, Compute(chunk=1, remat=True), Chunk(1, watch=watch))
+    trainer = Trainer(config, shapes, Compute(chunk=1, remat=True), Chunk(1), watch=watch)
     adapters, losses = train(lm, [sequences], trainer, seed=seed)
     if not np.asarray(is_finite(adapters)).all():
         raise ValueError(
