@@ -18,6 +18,7 @@ class Chunk:
     size: int
     what: str = "adapters"
     say: Callable[[str], None] = print
+    halved: int = 0  # times that training, which has a bank of its own, ran out of memory
     planned: int = dataclasses.field(init=False)  # the size before any halving: a resumed run cuts its pieces by it
 
     def __post_init__(self) -> None:

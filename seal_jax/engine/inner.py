@@ -54,6 +54,7 @@ class Optimiser:
         require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
 
 
+Device = Any  # a jax.Device
 Weights = Any  # what is trained: an adapter's (a, b), or all of a model's params
 
 
@@ -352,7 +353,7 @@ def adapt_each(
     devices = 1 if mesh is None or together else mesh.size
     planned = plans(lessons, widths=widths, room=room, batch_size=batch_size, devices=devices)
     places = _places(longest, room, devices)
-    lanes = [_Lane(d, model, params, recipe, mesh if together else None, places) for d in range(devices)]
+    lanes = [_Lane(model, params, recipe, places, where) for where in _lanes(params, mesh, together)]
     ticks = [_without(skip, own) for own in planned]
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
     done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
@@ -400,19 +401,32 @@ def _without(skip: Collection[int], ticks: Sequence[Tick]) -> list[Tick]:
     return [tick for tick in rest if tick.rows]
 
 
+def _lanes(params: dict[str, Any], mesh: Mesh | None, together: bool) -> list[Device | Mesh]:
+    """Where adapters are trained: each device of a mesh by itself, or all of them together."""
+    if mesh is None:
+        return [next(iter(jnp.asarray(jax.tree.leaves(params)[0]).devices()))]
+    return [mesh] if together else list(mesh.devices.flat)
+
+
+def _on(device: Device, leaf: Any) -> Any:
+    """What a device holds of a parameter that all have (nothing is copied); brought there where it holds nothing."""
+    shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else ()
+    for shard in shards:
+        if shard.device == device and shard.data.shape == leaf.shape:
+            return shard.data
+    return jax.device_put(leaf, device)
+
+
 class _Lane:
     """A device (or a mesh whose devices share every row), its bank, and the ticks that it has been given."""
 
-    def __init__(
-        self, number: int, model: Model, params: dict[str, Any], recipe: Recipe, mesh: Mesh | None, places: int
-    ):
-        self._model, self._recipe, self._mesh, self._places = model, recipe, mesh, places
-        if mesh is None:  # a view of what this device holds of the parameters
-            params = jax.tree.map(lambda leaf: jnp.asarray(leaf).addressable_shards[number].data, params)
-            self._sharding: Any = SingleDeviceSharding(jax.tree.leaves(params)[0].device)
-        else:
-            self._sharding = NamedSharding(mesh, PartitionSpec())
-        self._params = params
+    def __init__(self, model: Model, params: dict[str, Any], recipe: Recipe, places: int, where: Device | Mesh):
+        self._model, self._recipe, self._places = model, recipe, places
+        self._mesh = where if isinstance(where, Mesh) else None
+        self._sharding = (
+            NamedSharding(where, PartitionSpec()) if isinstance(where, Mesh) else SingleDeviceSharding(where)
+        )
+        self._params = params if isinstance(where, Mesh) else jax.tree.map(partial(_on, where), params)
         self._bank: Bank | None = None
         self._pending: list[tuple[Tick, Metrics]] = []
 

@@ -138,7 +138,7 @@ def fit(
     """`compute` with what it leaves open: as many adapters as the free memory of each device holds.
 
     Where fewer than `ENOUGH` fit, a smaller piece of the loss, then fewer tokens at a time, and at last recomputed
-    layers make room. At least one adapter a device is planned for even where none seems to fit: that is only a forecast.
+    layers make room. At least one adapter a device is planned for even where none seems to fit: it is a forecast.
     """
     room, devices, on_cpu = SHARE * machine.free, machine.devices, machine.on_cpu
     wanted = -(-compute.chunk // devices) if compute.chunk else MOST_ON_CPU if on_cpu else MOST

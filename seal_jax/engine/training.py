@@ -121,9 +121,9 @@ def train_each(
         adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
         return _only(adapter, own[e].projections)
 
-    done, room = set(skip), room_of(lm, trainer)
-    widths = widths_for(lm, lessons, trainer)
+    done, widths = set(skip), widths_for(lm, lessons, trainer)
     while True:
+        room = room_of(lm, trainer)
         finished = inner.adapt_each(
             lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss, trainer.compute),
@@ -136,8 +136,11 @@ def train_each(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or room.places == 1:
                 raise
-            room = Room(room.places // 2, room.tokens // 2)
-            trainer.chunk.say(f"not enough device memory: going on with {room.places} adapters in training on a device")
+            trainer.chunk.halved += 1
+            trainer.chunk.say(
+                f"not enough device memory for {room.places} adapters in training on a device: going on with "
+                f"{room_of(lm, trainer).places}"
+            )
         else:
             return
 
@@ -184,8 +187,9 @@ def lessons_of(
 
 def room_of(lm: LanguageModel, trainer: Trainer) -> Room:
     """What each device trains at a time."""
-    devices = lm.mesh.size if lm.mesh else 1
-    return Room(math.ceil((trainer.compute.chunk or 1) / devices), trainer.compute.tick_tokens or TICK_TOKENS)
+    devices, less = lm.mesh.size if lm.mesh else 1, 2**trainer.chunk.halved
+    places, tokens = math.ceil((trainer.compute.chunk or 1) / devices), trainer.compute.tick_tokens or TICK_TOKENS
+    return Room(max(1, places // less), max(1, tokens // less))
 
 
 def widths_for(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> tuple[int, ...]:
