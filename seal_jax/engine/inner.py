@@ -358,6 +358,10 @@ def adapt_each(
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
     done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
 
+    for e in sorted(found.keys() - set(skip)):
+        if not len(longest[e]):  # nothing to train on: it stays as it began
+            yield e, jax.device_get(start(e)), found.pop(e)
+
     def take(lane: _Lane, ticked: Tick) -> None:
         lane.take(ticked, lessons.rows(ticked, batch_size, places))
 

@@ -1,8 +1,9 @@
 """How much memory a run takes on each device, and how many adapters that leaves room for.
 
 The formulas count what XLA keeps: each was fitted to the buffers it assigns (`compiled.memory_analysis()`) for Llama-
-and Qwen-shaped models in float32, and tests/test_memory.py holds them to within 20 % of those. Nothing is allocated or
-compiled here. Where the plan is wrong all the same, `chunks.in_chunks` halves the chunk and goes on.
+and Qwen-shaped models in float32, and tests/test_memory.py holds them to within 20 % of those (training: 10 %). Nothing
+is allocated or compiled here. Where the plan is wrong all the same, `training.train_each` and `chunks.in_chunks` halve
+what they hold and go on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from seal_jax.nn.transformer import ModelConfig
 
 RESIDENT_COPIES = 3  # of an adapter in the bank: its value and Adam's two moments
-STEP_COPIES = 6  # of one that takes a step: value, gradient, moments as they were and will be
+STEP_COPIES = 3  # of one that takes a step: taken out of the bank, the gradient and what it becomes in their place
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
 MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
@@ -137,23 +138,26 @@ def fit(
 ) -> Compute:
     """`compute` with what it leaves open: as many adapters as the free memory of each device holds.
 
-    Where fewer than `ENOUGH` fit, a smaller piece of the loss, then fewer tokens at a time, and at last recomputed
-    layers make room. At least one adapter a device is planned for even where none seems to fit: it is a forecast.
+    Those in training wait in the bank while others answer, so no more are planned for than leave room for `ENOUGH` to
+    answer. Where fewer than `ENOUGH` train (or than the user fixed), a smaller piece of the loss, then fewer tokens at
+    a time, and at last recomputed layers make room. At least one adapter a device is planned for even where none seems
+    to fit: it is a forecast.
     """
     room, devices, on_cpu = SHARE * machine.free, machine.devices, machine.on_cpu
     wanted = -(-compute.chunk // devices) if compute.chunk else MOST_ON_CPU if on_cpu else MOST
 
-    def trains(candidate: Compute, adapters: int) -> bool:
-        width = shapes.widths[-1]
-        return (
-            training(model, config, candidate, adapters=adapters, width=width, itemsize=machine.itemsize).total <= room
-        )
-
-    def answers(adapters: int) -> bool:
+    def answers(adapters: int, waiting: int) -> bool:
         tokens = sizes.answer_tokens
         need = answering(model, config, shapes, adapters=adapters, max_tokens=tokens, itemsize=machine.itemsize)
-        resident = RESIDENT_COPIES * count * _adapter(model, config)  # they wait in the bank
-        return need.total + resident <= room
+        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config) <= room
+
+    ready = _most(lambda n: answers(n, n), min(ENOUGH, wanted))
+
+    def trains(candidate: Compute, adapters: int) -> bool:
+        width, size = shapes.widths[-1], machine.itemsize
+        if training(model, config, candidate, adapters=adapters, width=width, itemsize=size).total > room:
+            return False
+        return bool(compute.chunk) or adapters <= (ready or ENOUGH) or answers(ready, adapters)
 
     def writes(prompts: int) -> bool:
         need = writing(
@@ -164,6 +168,7 @@ def fit(
 
     budget = compute.tick_tokens or tick_tokens(model, on_cpu)
     budgets = [budget] if compute.tick_tokens else [budget, budget // 2, budget // 4, budget // 8]
+    enough = wanted if compute.chunk else min(ENOUGH, wanted)
     count, chosen = -1, compute
     for remat, tokens, loss_chunk in itertools.product(
         (True,) if compute.remat else (False, True), budgets, (compute.loss_chunk, max(1, compute.loss_chunk // 4))
@@ -172,11 +177,11 @@ def fit(
         fitting = _most(partial(trains, candidate), wanted)
         if fitting > count:
             count, chosen = fitting, candidate
-        if count >= min(ENOUGH, wanted):
+        if count >= enough:
             break
-    count = max(1, count)
-    together = _most(answers, min(count, MOST_ANSWERS_ON_CPU if on_cpu else MOST_ANSWERS))
-    prompts = _most(writes, 4 * (MOST_ANSWERS_ON_CPU if on_cpu else MOST_ANSWERS) // sizes.samples)
+    count, most = wanted if compute.chunk else max(1, count), MOST_ANSWERS_ON_CPU if on_cpu else MOST_ANSWERS
+    together = _most(lambda n: answers(n, count), min(count, most))
+    prompts = _most(writes, 4 * most // sizes.samples)
     return dataclasses.replace(
         chosen,
         chunk=compute.chunk or count * devices,

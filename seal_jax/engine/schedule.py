@@ -76,7 +76,7 @@ def schedule(
     steps = np.array([len(own) for own in longest] or [0])
     table = np.zeros((len(steps), steps.max() + 1), np.int64)
     for e, own in enumerate(longest):
-        table[e, : len(own)] = own
+        table[e, : len(own)] = np.maximum(own, 1)  # a step that reads nothing is a step all the same
     sizes = [rows_of(width, room, batch_size) for width in widths]
     waiting, bank, at = list(adapters)[::-1], np.full(room.places, -1), np.zeros(len(steps), np.int64)
     ticks: list[Tick] = []
