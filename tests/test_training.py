@@ -234,12 +234,12 @@ def test_a_self_edit_without_sequences_leaves_its_adapter_as_it_began(lm, edits)
 
 
 def test_whoever_watches_sees_the_tokens_that_the_ticks_compute(lm, edits):
-    seen: list[tuple[int, int]] = []
-    watched = trainer(WIDE, Compute(chunk=2))._replace(watch=lambda done, total: seen.append((done, total)))
+    seen: list[tuple[int, int, int]] = []
+    watched = trainer(WIDE, Compute(chunk=2))._replace(watch=lambda *now: seen.append(now))
     train(lm, edits, watched, seed=3)
     (ticks,) = ticks_of(lm, lessons_of(edits, watched, seed=3)[0], watched)
-    assert [done for done, _ in seen] == np.cumsum([tick.width * tick.size for tick in ticks]).tolist()
-    assert {total for _, total in seen} == {computed_tokens(ticks)}
+    assert [done for done, _, _ in seen] == np.cumsum([tick.width * tick.size for tick in ticks]).tolist()
+    assert {(total, adapters) for _, total, adapters in seen} == {(computed_tokens(ticks), 2)}
 
 
 def test_nothing_finished_is_lost_when_memory_runs_out(lm, edits, monkeypatch):
