@@ -67,7 +67,7 @@ class Trainer(NamedTuple):
     compute: Compute
     chunk: Chunk  # adapters that answer at a time
     loss: Loss = next_token
-    watch: Callable[[int, int], None] | None = None  # called in training: tokens computed so far, and in all
+    watch: Callable[[int, int, int], None] | None = None  # called in training: tokens computed, of how many; adapters
 
 
 def make_trainer(
@@ -122,12 +122,17 @@ def train_each(
         return _only(adapter, own[e].projections)
 
     done, widths = set(skip), widths_for(lm, lessons, trainer)
+
+    def watch(computed: int, of: int) -> None:
+        if trainer.watch is not None:
+            trainer.watch(computed, of, len(edits) - len(skip))
+
     while True:
         room = room_of(lm, trainer)
         finished = inner.adapt_each(
             lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss, trainer.compute),
-            widths=widths, room=room, mesh=lm.mesh, skip=frozenset(done), watch=trainer.watch,
+            widths=widths, room=room, mesh=lm.mesh, skip=frozenset(done), watch=watch,
         )  # fmt: skip
         try:
             for e, adapter, metrics in finished:

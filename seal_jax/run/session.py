@@ -299,7 +299,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
             ready = experiment.prepare(config, data, Model(speaker, load, judge, compute))
             cut = decided(folder, partial(fit, config, speaker, ready, compute))
             chunk = Chunk(cut.answer_chunk or 1, "answering adapters", progress.note)
-            trainer = Trainer(config.inner, ready.shapes, cut, chunk, watch=progress.steps)
+            trainer = Trainer(config.inner, ready.shapes, cut, chunk, watch=progress.training)
             loop = Loop(
                 ready.domain, trainer, config.sampling, ready.prompt_width,
                 Chunk(cut.write_chunk or 1, "self-edits", progress.note), config.answer_tokens, config.seed,

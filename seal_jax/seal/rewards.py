@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -232,7 +233,7 @@ def score_each(
     settings = [edit.settings for edit in edits]
     trained = train_each(lm, sequences, trainer, seed=seed, settings=settings, skip=skip)
     while chunk := list(itertools.islice(trained, trainer.chunk.planned)):
-        numbers, each, losses = zip(*chunk, strict=True)
+        numbers, each, losses = zip(*sorted(chunk, key=itemgetter(0)), strict=True)
         adapters = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
         asked = [queries[e] for e in numbers]
         answers, likely = ask(lm, adapters, asked, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
