@@ -94,7 +94,7 @@ def test_only_the_given_adapters_are_trained():
 
 def test_rows_are_what_the_tokens_of_a_tick_allow():
     room = Room(8, 192)
-    assert [rows_of(width, room) for width in (8, 24, 48, 128, 512)] == [8, 8, 4, 2, 1]
+    assert [rows_of(width, room) for width in (8, 24, 48, 128, 160, 512)] == [8, 8, 4, 2, 1, 1]
     assert [rows_of(48, room, batch_size) for batch_size in (1, 2, 4)] == [4, 2, 1]
 
 
