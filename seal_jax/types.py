@@ -158,19 +158,6 @@ def require_at_least(least: float, **values: float) -> None:
             raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
-class TokenBatch(struct.PyTreeNode):
-    """The training sequences of E self-edits, and the order in which the inner loop visits them.
-
-    Sequences are stored once, not once an epoch: `order` points into N. Rows are right-padded, longest first.
-    """
-
-    tokens: Int[AnyArray, "E N T"]
-    loss_weight: Float[AnyArray, "E N T"]  # of predicting this token; 0 where it is not trained
-    lengths: Int[AnyArray, "E N"]  # 0 where there is no sequence
-    order: Int[AnyArray, "E S B"]  # rows of N; -1 is no row, and a step with no row at all changes nothing
-    widths: tuple[int, ...] = struct.field(pytree_node=False)  # lengths a step may be cut to, ascending; the last is T
-
-
 class HParams(struct.PyTreeNode):
     """Everything that may differ between self-edits, so an ablation is more rows of the same axis."""
 
@@ -187,11 +174,15 @@ class Compute:
     """What changes the cost of a run and none of its figures, but for the rounding of sums. No part of its identity."""
 
     chunk: int | None = None
-    """Adapters trained at a time, over all devices; by default as many as fit in memory."""
+    """Adapters in training at a time, over all devices; by default as many as fit in memory."""
+    answer_chunk: int | None = None
+    """Adapters that answer at a time, over all devices; by default as many as fit in memory."""
+    tick_tokens: int | None = None
+    """Tokens that training computes at a time on each device, about; by default what keeps one busy."""
     write_chunk: int | None = None
     """Self-edits written at a time; by default as many as fit in memory."""
-    width_cuts: tuple[int, ...] = (32, 40, 56, 72, 192, 256, 320)
-    """Tokens that a training step may be cut to: the narrowest that holds its sequences."""
+    width_cuts: tuple[int, ...] = (16, 24, 28, 32, 40, 48, 56, 72, 96, 128, 160, 192, 224, 256, 320, 416)
+    """Tokens that a training step may be cut to; those that pad least for their time to compile are used."""
     remat: bool = False
     """Recompute layers in the backward pass: about a third more work, far less memory."""
     loss_chunk: int = 256
@@ -203,7 +194,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         require_at_least(1, accumulate=self.accumulate, loss_chunk=self.loss_chunk)
-        for name in ("chunk", "write_chunk", "devices"):
+        for name in ("chunk", "answer_chunk", "tick_tokens", "write_chunk", "devices"):
             if getattr(self, name) is not None:
                 require_at_least(1, **{name: getattr(self, name)})
 

@@ -20,7 +20,7 @@ from seal_jax.domains.arc.prompts import grid_text, load_prompts, puzzle_prompt,
 from seal_jax.domains.arc.self_edits import Choice
 from seal_jax.domains.arc.tasks import by_id, load_tasks
 from seal_jax.domains.arc.training_set import CAP, augmenters, build, copied, leave_out, pseudo_tasks, steps
-from seal_jax.engine.batching import make_batch, tokenize
+from seal_jax.engine.batching import pad_rows, tokenize
 from seal_jax.io.hub import find_model
 from seal_jax.io.tokenizer import chat, load_tokenizer, make_codec
 from seal_jax.types import Codec, Example
@@ -270,10 +270,10 @@ def test_the_loss_is_on_the_output_grid_and_the_end_alone(embedded, tasks: dict[
     sequences = [tokenize(example, codec) for example in examples]
     assert 60 < len(sequences) <= 72  # a copy may turn out to be its original: the task has but two colours
     width = 8 * (max(len(sequence.ids) for sequence in sequences) // 8 + 1)
-    batch = make_batch([sequences], epochs=1, batch_size=2, widths=(width,), capacity=len(sequences), seed=0)
+    rows = pad_rows(sequences, range(len(sequences)), width)
     answers = set()
-    for ids, mask in zip(batch.tokens[0], batch.loss_weight[0] > 0, strict=True):
-        trained = ids[mask].tolist()
+    for ids, weight in zip(*rows, strict=True):
+        trained = ids[weight > 0].tolist()
         assert trained[-1] in codec.stop
         text = codec.decode(trained)
         grid = read_grid(text)
@@ -292,8 +292,8 @@ def test_with_all_tokens_the_loss_is_on_every_one(embedded, tasks: dict[str, Tas
         assert sequence.loss_from == 0
         assert sequence.ids == tokenize(apart, codec).ids  # the same tokens, whether encoded in one piece or two
     sequences = [tokenize(example, codec) for example in whole]
-    batch = make_batch([sequences], epochs=1, batch_size=2, widths=(2048,), capacity=len(sequences), seed=0)
-    np.testing.assert_array_equal(batch.loss_weight[0].sum(axis=1), batch.lengths[0])
+    _, weight = pad_rows(sequences, range(len(sequences)), 2048)
+    assert weight.sum(axis=1).tolist() == [len(sequence.ids) for sequence in sequences]
 
 
 @pytest.mark.parametrize("name", ["3eda0437", "903d1b4a"])

@@ -48,13 +48,10 @@ def trained(tiny, config=CONFIG, sequences=SEQUENCES, *, compute=COMPUTE, mesh=N
 
 def plain_loop(tiny, config: FullTuning, sequences=SEQUENCES) -> tuple[dict, list[float]]:
     """optax.adamw over jax.grad of an ordinary cross-entropy, all sequences as wide as the longest."""
-    counts, epochs, size = [len(sequences)], config.epochs, config.batch_size
-    ordered = sorted(sequences, key=lambda s: -len(s.ids))
-    order = batching.shuffle(counts, capacity=len(sequences), epochs=epochs, batch_size=size, seed=3)[0]
-
+    order = batching.order(len(sequences), epochs=config.epochs, batch_size=config.batch_size, seed=3)
     longest = max(len(s.ids) for s in sequences)
     tokens, kept = np.zeros((len(sequences), longest), np.int32), np.zeros((len(sequences), longest), bool)
-    for n, (ids, start, _) in enumerate(ordered):
+    for n, (ids, start, _) in enumerate(sequences):
         tokens[n, : len(ids)] = ids
         kept[n, max(start, 1) : len(ids)] = True
 

@@ -11,13 +11,13 @@ import optax
 import pytest
 from flax import nnx
 
-from seal_jax.engine import batching, chunks, inner
-from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.inner import Optimiser, Recipe, adapt, adapt_many, is_finite, learning_rate
-from seal_jax.engine.training import init_adapters
+from seal_jax.engine import batching, inner, schedule, training
+from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe, adapt_each, is_finite, learning_rate
+from seal_jax.engine.schedule import Room
+from seal_jax.engine.training import FineTuning, Shapes, init_adapters, make_trainer
 from seal_jax.nn import lora
 from seal_jax.nn.losses import kl_to_base, next_token
-from seal_jax.types import Compute, HParams
+from seal_jax.types import Compute, HParams, LanguageModel
 
 E, MAX_RANK = 4, 4
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -33,15 +33,19 @@ STEADY = Optimiser(eps=1e-5)
 
 
 @partial(jax.jit, static_argnames=("model", "recipe"))
-def adapt_jit(model, params, adapter, batch, plan, hyper, recipe, fixed=None):
-    """One adapter through the whole of its plan."""
-    begun = inner.begin(adapter, recipe.optimiser, steps=len(batch.order))
-    return adapt(model, params, begun, batch, plan, (0, plan.num_steps), hyper, recipe, fixed=fixed)
+def one_step(model, params, state, given, tokens, loss_weight, recipe):
+    """A step of one adapter, without a bank."""
+    return inner.step(model, params, state, given, tokens, loss_weight, recipe)
 
 
-def every_step(count: int) -> batching.Plan:
-    """A plan of so many steps, all as wide as the first width."""
-    return batching.Plan(jnp.arange(count), jnp.zeros(count, int), jnp.asarray(count))
+def alone(tiny, adapter, sequences, order, hyper, recipe, fixed=None):
+    """One adapter through its steps, one after another: its last state, and the metrics of all, [S]."""
+    state, metrics, width = inner.begin(adapter, recipe.optimiser), [], max(len(s.ids) for s in sequences)
+    for read in order:
+        rows = batching.pad_rows(sequences, read, width)
+        state, measured = one_step(tiny.model, tiny.params, state, Given(hyper, fixed), *rows, recipe)
+        metrics.append(measured)
+    return state, inner.Metrics(*np.array(jax.device_get(metrics)).T)
 
 
 def hparams(count: int = E, *, numbers=None, **changes) -> HParams:
@@ -54,12 +58,18 @@ def hparams(count: int = E, *, numbers=None, **changes) -> HParams:
     return HParams(**rows, numbers={name: np.full(count, value, np.float32) for name, value in (numbers or {}).items()})
 
 
-def make_batch(*, widths=(16,), batch_size: int = 1, epochs: int = 2):
+def lessons(*, batch_size: int = 1, epochs: int = 2) -> Lessons:
     """Four self-edits of 3, 2, 3 and 2 sequences, 4 to 16 tokens long; the loss begins at another place in each."""
     rng = np.random.default_rng(0)
     lengths = [(16, 9, 5), (13, 4), (11, 8, 6), (7, 6)]
     edits = [[batching.Tokens(rng.integers(1, 61, n).tolist(), n % 3) for n in row] for row in lengths]
-    return batching.make_batch(edits, epochs=epochs, batch_size=batch_size, widths=widths, capacity=3, seed=1)
+    orders = [batching.order(len(edit), epochs=epochs, batch_size=batch_size, seed=1) for edit in edits]
+    return Lessons(edits, orders)
+
+
+def chosen(taught: Lessons, adapters) -> Lessons:
+    """The lessons of some adapters."""
+    return Lessons([taught.sequences[e] for e in adapters], [taught.orders[e] for e in adapters])
 
 
 def fresh(tiny, hyper: HParams, max_rank: int = MAX_RANK):
@@ -67,17 +77,26 @@ def fresh(tiny, hyper: HParams, max_rank: int = MAX_RANK):
 
 
 def train(
-    tiny, hyper, *, batch=None, optimiser=STEADY, loss=next_token, compute=Compute(), chunk=2, mesh=None, adapters=None,
-    say=print, fixed=None, params=None,
+    tiny, hyper, *, taught=None, optimiser=STEADY, loss=next_token, compute=Compute(), places=2, tokens=32, mesh=None,
+    adapters=None, fixed=None, params=None, widths=(16,), watch=None, skip=(),
 ):  # fmt: skip
-    adapters = fresh(tiny, hyper) if adapters is None else adapters
-    chunk = chunk if isinstance(chunk, Chunk) else Chunk(chunk, say=say)
-    batch = make_batch() if batch is None else batch
+    """E adapters through the steps that `hyper` counts (or that there are), and metrics [E, S], NaN past the end."""
+    adapters = jax.device_get(fresh(tiny, hyper) if adapters is None else adapters)
+    taught = lessons() if taught is None else taught
+    orders = [order[:n] for order, n in zip(taught.orders, np.asarray(hyper.num_steps), strict=True)]
     params = tiny.params if params is None else params
-    recipe = Recipe(optimiser, loss, compute)
-    return jax.device_get(
-        adapt_many(tiny.model, params, adapters, batch, hyper, recipe, chunk=chunk, mesh=mesh, fixed=fixed)
-    )
+    found, given = {}, Given(hyper, jax.device_get(fixed))
+    for e, adapter, metrics in adapt_each(
+        tiny.model, params, partial(row, adapters), Lessons(taught.sequences, orders), given,
+        Recipe(optimiser, loss, compute), widths=widths, room=Room(places, tokens), mesh=mesh, watch=watch, skip=skip,
+    ):  # fmt: skip
+        assert e not in found
+        found[e] = adapter, metrics
+    metrics = np.full((2, len(orders), max(map(len, orders))), np.nan, np.float32)
+    for e, (_, own) in found.items():
+        metrics[:, e, : len(own.loss)] = own
+    trained = [found[e][0] if e in found else row(adapters, e) for e in range(len(orders))]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trained), inner.Metrics(*metrics)
 
 
 def row(tree, e: int | slice | np.ndarray):
@@ -108,24 +127,22 @@ def mixed(tiny):
 
 
 def test_many_equal_one_by_one(tiny, mixed):
-    """Each alone is a batch of its own: no steps of rest, padded to its own length and its own rank."""
+    """Each alone, without a bank: padded to its own length and its own rank."""
     adapters, metrics = mixed
-    batch, hyper = make_batch(), hparams(**MIXED)
+    taught, hyper = lessons(), hparams(**MIXED)
     for e in range(E):
-        alone, rank = row(hyper, e), MIXED["rank"][e]
-        order = batch.order[e][(batch.order[e] >= 0).any(axis=1)]
-        narrow = row(batch, e).replace(order=order)
+        own, rank = row(hyper, e), MIXED["rank"][e]
+        order = taught.orders[e][: MIXED["num_steps"][e]]
         start = row(fresh(tiny, hparams(**MIXED), max_rank=rank), e)
-        trained = adapt_jit(tiny.model, tiny.params, start, narrow, every_step(len(order)), alone, Recipe(STEADY))
-        adapter, one = trained.state.adapter, trained.metrics
+        state, one = alone(tiny, start, taught.sequences[e], order, own, Recipe(STEADY))
+        adapter = state.adapter
         assert moved((adapter.a, adapter.b), (start.a, start.b)) > 1e-3
         for name in TARGETS:
             assert_close(adapters.a[name][e][:, :, :rank], adapter.a[name])
             assert_close(adapters.b[name][e][:, :rank], adapter.b[name])
-        steps = MIXED["num_steps"][e]
         losses = np.asarray(metrics.loss[e])
-        assert_close(losses[~np.isnan(losses)], one.loss[:steps])
-        assert np.isnan(one.loss[steps:]).all()
+        assert_close(losses[~np.isnan(losses)], one.loss)
+        assert np.isnan(losses).sum() == 6 - len(order)
 
 
 def test_columns_past_the_rank_stay_zero(mixed):
@@ -135,11 +152,9 @@ def test_columns_past_the_rank_stay_zero(mixed):
 
 
 def test_two_devices_train_what_one_does(tiny, mixed, mesh):
-    """Three adapters: the second chunk is filled up to a share for each device, and what fills it is dropped."""
-    hyper, batch, start, expected = (
-        row(tree, slice(3)) for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)), mixed)
-    )
-    adapters, metrics = train(tiny, hyper, batch=batch, adapters=start, mesh=mesh)
+    """Three adapters: one device has two of them, the other one and a place to spare."""
+    hyper, start, expected = (row(tree, slice(3)) for tree in (hparams(**MIXED), fresh(tiny, hparams(**MIXED)), mixed))
+    adapters, metrics = train(tiny, hyper, taught=chosen(lessons(), range(3)), adapters=start, mesh=mesh)
     assert metrics.loss.shape == (3, 6)
     assert_close((adapters, metrics), expected)
 
@@ -148,14 +163,14 @@ def test_two_devices_train_what_one_does(tiny, mixed, mesh):
 def test_two_devices_share_the_rows_of_a_single_adapter(tiny, mesh, accumulate):
     """As in the outer SFT. Three rows a step, the last of an epoch smaller: devices have unequal shares of tokens."""
     edit = [batching.Tokens(list(range(n, 2 * n)), n % 3) for n in (16, 12, 9, 7)]
-    options = {"epochs": 2, "widths": (16,), "capacity": 4, "seed": 0}
-    batch = batching.make_batch([edit], batch_size=3, **options)
-    even = batching.make_batch([edit], batch_size=4, **options)  # what micro-batches can divide
+    odd, even = (  # even: what micro-batches can divide
+        Lessons([edit], [batching.order(4, epochs=2, batch_size=size, seed=0)]) for size in (3, 4)
+    )
     compute = Compute(accumulate=accumulate)
-    assert (batch.order >= 0).sum(axis=2).tolist() == [[3, 1, 3, 1]]
-    hyper, batch = (hparams(1, num_steps=4), batch) if accumulate == 1 else (hparams(1, num_steps=2), even)
-    together = train(tiny, hyper, batch=batch, mesh=mesh, compute=compute, chunk=1)
-    assert_close(together, train(tiny, hyper, batch=batch))
+    assert (odd.orders[0] >= 0).sum(axis=1).tolist() == [3, 1, 3, 1]
+    hyper, taught = (hparams(1, num_steps=4), odd) if accumulate == 1 else (hparams(1, num_steps=2), even)
+    together = train(tiny, hyper, taught=taught, mesh=mesh, compute=compute, places=1)
+    assert_close(together, train(tiny, hyper, taught=taught))
 
 
 def test_zero_steps_are_the_identity(tiny):
@@ -168,9 +183,9 @@ def test_zero_steps_are_the_identity(tiny):
 
 
 def test_a_self_edit_without_sequences_trains_nothing(tiny):
-    batch = make_batch()
-    batch = batch.replace(order=np.where(np.arange(E)[:, None, None] == 1, -1, batch.order))
-    adapters, _ = train(tiny, hparams(), batch=batch)
+    taught = lessons()
+    taught.sequences[1], taught.orders[1] = [], batching.order(0, epochs=2, batch_size=1, seed=1)
+    adapters, _ = train(tiny, hparams(), taught=taught)
     assert_equal(row(adapters, 1), row(fresh(tiny, hparams()), 1))
 
 
@@ -187,17 +202,24 @@ def test_the_base_model_and_the_given_adapters_are_left_alone(tiny):
 
 
 def test_pads_carry_no_loss(tiny):
-    batch = make_batch()
-    pads = np.arange(16) >= batch.lengths[..., None]
-    assert pads.any()
-    assert_equal(
-        train(tiny, hparams(), batch=batch.replace(tokens=np.where(pads, 33, batch.tokens))), train(tiny, hparams())
-    )
+    """Whatever stands in a pad: rows are padded with 0, and a step three times as wide gives the same."""
+    rows = lessons().rows(schedule.Tick(16, 2, [schedule.Row(1, 0, 0), schedule.Row(3, 0, 1)]), 1, 2)
+    assert (rows.loss_weight == 0).sum() > 5 and not rows.tokens[rows.loss_weight == 0].all()
+    hyper, start = row(hparams(2), 0), row(fresh(tiny, hparams(2)), 0)
+    pads = np.cumsum(rows.loss_weight[:, :, ::-1], axis=2)[:, :, ::-1] == 0
+    for tokens, weight, pad in zip(rows.tokens, rows.loss_weight, pads, strict=True):
+        state, given = inner.begin(start, STEADY), Given(hyper)
+        states = [
+            one_step(tiny.model, tiny.params, state, given, np.where(pad, filler, tokens), weight, Recipe(STEADY))
+            for filler in (0, 33)
+        ]
+        assert_equal(*states)
 
 
 def test_a_weight_multiplies_the_loss_and_the_gradient_of_its_tokens(tiny):
     """Three sequences in one step: linear in their weights, over the tokens whose weight is not 0."""
-    batch, moving = row(make_batch(), 0), row(earlier(tiny), 0)
+    tokens, trained_on = batching.pad_rows(lessons().sequences[0], range(3), 16)
+    moving = row(earlier(tiny), 0)
     decoder, key = nnx.merge(tiny.model, tiny.params), jax.random.key(0)
 
     @jax.jit
@@ -207,9 +229,9 @@ def test_a_weight_multiplies_the_loss_and_the_gradient_of_its_tokens(tiny):
             hidden = decoder(tokens, adapter=lora.Adapter(*sides, moving.scale))[0]
             return inner.Outputs(hidden, decoder.head())
 
-        loss_weight = jnp.asarray(batch.loss_weight) * weights[:, None]
+        loss_weight = trained_on * weights[:, None]
         total = inner.loss_and_gradient(
-            forward, (moving.a, moving.b), jnp.asarray(batch.tokens), loss_weight, key,
+            forward, (moving.a, moving.b), jnp.asarray(tokens), loss_weight, key,
             loss=next_token, numbers={}, compute=Compute(),
         )  # fmt: skip
         count = jnp.sum(loss_weight[:, 1:] != 0)
@@ -227,14 +249,28 @@ def test_a_weight_multiplies_the_loss_and_the_gradient_of_its_tokens(tiny):
 
 
 def test_steps_cut_short_train_the_same(tiny):
-    cut = make_batch(widths=(8, 16))
-    assert len(set(batching.make_plans(cut.lengths, cut.order, cut.widths, shares=1).width_index[0].tolist())) > 1
-    assert_close(train(tiny, hparams(), batch=cut), train(tiny, hparams()))
+    longest = lessons().longest()
+    ticks = schedule.schedule(longest, range(E), widths=(8, 16), room=Room(2, 32))
+    assert {tick.width for tick in ticks} == {8, 16}
+    assert_close(train(tiny, hparams(), widths=(8, 16)), train(tiny, hparams()))
+
+
+@pytest.mark.parametrize(("places", "tokens"), [(1, 1), (3, 16), (4, 64)])
+def test_the_bank_and_its_budget_change_nothing(tiny, mixed, places, tokens):
+    """One at a time; three, each step alone; all at a time."""
+    assert_close(train(tiny, hparams(**MIXED), places=places, tokens=tokens), mixed)
+
+
+def test_what_was_finished_before_is_left_out_and_the_rest_is_the_same_to_the_last_bit(tiny, mixed):
+    adapters, metrics = train(tiny, hparams(**MIXED), skip={0, 2})
+    for e in (1, 3):
+        assert_equal(row((adapters, metrics), e), row(mixed, e))
+    assert np.isnan(metrics.loss[[0, 2]]).all()
 
 
 def test_adapt_is_a_plain_loop_of_optax(tiny):
     """One adapter, written out with optax's own optimiser and a loss over whole rows of logits."""
-    batch, hyper, optimiser = row(make_batch(), 0), row(hparams(**MIXED), 0), Optimiser(weight_decay=0.1, clip_norm=4.0)
+    taught, hyper, optimiser = lessons(), row(hparams(**MIXED), 0), Optimiser(weight_decay=0.1, clip_norm=4.0)
     start = row(fresh(tiny, hparams(**MIXED)), 0)
     adamw = optax.chain(
         optax.clip_by_global_norm(4.0),
@@ -255,23 +291,27 @@ def test_adapt_is_a_plain_loop_of_optax(tiny):
 
     weights, expected = (start.a, start.b), []
     moments = adamw.init(weights)
-    for n in batch.order[:, 0]:
-        weights, moments, *measured = step(weights, moments, batch.tokens[n], batch.loss_weight[n])
+    for n in taught.orders[0][:, 0]:
+        tokens, mask = batching.pad_rows(taught.sequences[0], [n], 16)
+        weights, moments, *measured = step(weights, moments, tokens[0], mask[0])
         expected.append(measured)
-    trained = adapt_jit(tiny.model, tiny.params, start, batch, every_step(6), hyper, Recipe(optimiser))
-    adapter, metrics = trained.state.adapter, trained.metrics
+    state, metrics = alone(tiny, start, taught.sequences[0], taught.orders[0], hyper, Recipe(optimiser))
+    adapter = state.adapter
     assert_close(np.stack(metrics, axis=1), np.array(expected))
     assert (metrics.grad_norm > 4).any() and (metrics.grad_norm < 4).any()  # the norm before clipping
     assert_close((adapter.a, adapter.b), weights)
 
 
 def test_micro_batches_add_up_to_the_large_batch(tiny):
-    large = make_batch(batch_size=4)
-    assert (large.order >= 0).sum(axis=2).tolist()[0] == [3, 3]  # a row is missing: shares are of tokens, not of halves
-    whole = train(tiny, hparams(num_steps=2), batch=large)
+    large = lessons(batch_size=4)
+    assert (large.orders[0] >= 0).sum(axis=1).tolist() == [
+        3,
+        3,
+    ]  # a row is missing: shares are of tokens, not of halves
+    whole = train(tiny, hparams(num_steps=2), taught=large)
     for accumulate in (2, 6):  # 6: the greatest common divisor with 4 is 2
         compute = Compute(accumulate=accumulate)
-        assert_close(train(tiny, hparams(num_steps=2), batch=large, compute=compute), whole)
+        assert_close(train(tiny, hparams(num_steps=2), taught=large, compute=compute), whole)
 
 
 def test_dropout_follows_from_the_seed(tiny):
@@ -312,13 +352,11 @@ def test_on_top_of_a_fixed_adapter_is_on_the_merged_model(tiny, mixed, on_top):
     adapters, metrics = on_top
     assert moved(adapters.b, mixed[0].b) > 1e-3  # it matters what lies below
     for e in (0, 1):
-        hyper, batch, start = (
-            row(tree, np.array([e])) for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)))
-        )
+        hyper, start = (row(tree, np.array([e])) for tree in (hparams(**MIXED), fresh(tiny, hparams(**MIXED))))
         params = lora.merge(tiny.params, row(earlier(tiny), e))
-        merged, expected = train(tiny, hyper, batch=batch, adapters=start, params=params)
+        merged, expected = train(tiny, hyper, taught=chosen(lessons(), [e]), adapters=start, params=params)
         assert_close(row((adapters.a, adapters.b), np.array([e])), (merged.a, merged.b), atol=2e-5)
-        assert_close(row(metrics, np.array([e])), expected, atol=1e-4)
+        assert_close(row(metrics, np.array([e]))[0][:, : expected.loss.shape[1]], expected.loss, atol=1e-4)
 
 
 def test_the_fixed_adapter_stays_as_it_is(tiny):
@@ -336,21 +374,22 @@ def test_room_that_is_empty_changes_nothing(tiny, mixed):
 
 
 def test_two_devices_train_on_top_of_each_ones_own(tiny, on_top, mesh):
-    hyper, batch, start, below, expected = (
-        row(tree, slice(3))
-        for tree in (hparams(**MIXED), make_batch(), fresh(tiny, hparams(**MIXED)), earlier(tiny), on_top)
+    hyper, start, below, expected = (
+        row(tree, slice(3)) for tree in (hparams(**MIXED), fresh(tiny, hparams(**MIXED)), earlier(tiny), on_top)
     )
-    assert_close(train(tiny, hyper, batch=batch, adapters=start, fixed=below, mesh=mesh), expected)
+    assert_close(
+        train(tiny, hyper, taught=chosen(lessons(), range(3)), adapters=start, fixed=below, mesh=mesh), expected
+    )
 
 
 def test_dropout_spares_what_is_fixed(tiny):
     """With a B that has not moved, only the adapter below says anything: dropping inputs must not change it."""
     one, below = row(fresh(tiny, hparams()), 0), row(earlier(tiny), 0)
-    batch, still = row(make_batch(), 0), row(hparams(learning_rate=0.0), 0)
+    taught, still = lessons(), row(hparams(learning_rate=0.0), 0)
 
     def losses(dropout):
         recipe = Recipe(Optimiser(dropout=dropout))
-        return adapt_jit(tiny.model, tiny.params, one, batch, every_step(6), still, recipe, below).metrics.loss
+        return alone(tiny, one, taught.sequences[0], taught.orders[0], still, recipe, below)[1].loss
 
     np.testing.assert_allclose(losses(0.5), losses(0.0), rtol=1e-6, atol=1e-6)
 
@@ -377,17 +416,16 @@ def test_the_penalty_is_the_divergence_of_whole_predictions(tiny, with_fixed):
     """Against JAX's own derivative of the plain formula, and against differences."""
     moving = row(earlier(tiny), 1)
     below = row(earlier(tiny), 0) if with_fixed else None
-    batch, weights, kl = row(make_batch(batch_size=3, epochs=1), 0), (moving.a, moving.b), 0.7
-    order = batch.order[0]  # one step, of all sequences
-    rows = jnp.asarray(batch.tokens)[order], jnp.asarray(batch.loss_weight)[order]
+    sequences, weights, kl = lessons().sequences[0], (moving.a, moving.b), 0.7
+    rows = batching.pad_rows(sequences, range(3), 16)  # one step, of all sequences
     # Several pieces, the last one padded. With b1 = 0 Adam's first moment is the gradient.
     recipe = Recipe(Optimiser(b1=0.0, clip_norm=1e9), kl_to_base, Compute(loss_chunk=16))
     hyper = row(hparams(num_steps=1, numbers={"kl": kl}), 0)
 
     def ours(weights):
         adapter = lora.Adapter(*weights, moving.scale)
-        trained = adapt_jit(tiny.model, tiny.params, adapter, batch, every_step(1), hyper, recipe, below)
-        return trained.metrics.loss[0], trained.state.moments[1].mu
+        state, metrics = alone(tiny, adapter, sequences, [range(3)], hyper, recipe, below)
+        return metrics.loss[0], state.moments[1].mu
 
     plain = jax.jit(jax.value_and_grad(lambda w, kl: penalised(tiny, w, moving, *rows, kl, below)))
     loss, gradient = ours(weights)
@@ -403,9 +441,9 @@ def test_the_penalty_is_the_divergence_of_whole_predictions(tiny, with_fixed):
 
 
 def test_micro_batches_share_the_penalty(tiny):
-    large = make_batch(batch_size=4)
+    large = lessons(batch_size=4)
     hyper = hparams(num_steps=2, numbers={"kl": 0.5})
-    one, other = (train(tiny, hyper, batch=large, loss=kl_to_base, compute=Compute(accumulate=n)) for n in (1, 2))
+    one, other = (train(tiny, hyper, taught=large, loss=kl_to_base, compute=Compute(accumulate=n)) for n in (1, 2))
     assert_close(one, other)
 
 
@@ -417,7 +455,7 @@ def test_a_heavier_penalty_keeps_the_adapter_closer(tiny):
         )
         for kl in (0, 10)
     ]
-    tokens = jnp.asarray(make_batch().tokens[0])
+    tokens = jnp.asarray(batching.pad_rows(lessons().sequences[0], range(3), 16)[0])
     everywhere = jnp.ones_like(tokens, bool)
 
     @jax.jit
@@ -492,35 +530,19 @@ def test_clipping_is_each_adapters_own(tiny):
 
 
 @pytest.mark.parametrize("devices", [None, 2])
-def test_a_watched_training_is_told_of_and_the_same_to_the_last_bit(tiny, monkeypatch, mesh, devices):
+def test_a_watched_training_ends_where_all_is_computed_and_compiles_once(tiny, mesh, devices):
     mesh, told = (mesh if devices else None), []
     placed = (
         tiny if devices else tiny._replace(params=jax.device_put(tiny.params, jax.devices()[0]))
     )  # as a real one is
     hyper, own = hparams(**MIXED), Optimiser(eps=1.1e-5)  # an optimiser of its own: a program of its own
-    programs = inner._adapt_chunk._cache_size()
     plain = train(placed, hyper, optimiser=own, mesh=mesh)
-    monkeypatch.setattr(chunks, "FIRST_PART", 1)
-    monkeypatch.setattr(chunks, "PART_SECONDS", 0.0)
-    watched = Chunk(2, watch=lambda *seen: told.append(seen))
-    jax.tree.map(np.testing.assert_array_equal, train(placed, hyper, optimiser=own, chunk=watched, mesh=mesh), plain)
-    assert told == [(step, 6) for _ in range(2) for step in range(1, 7)]
-    assert inner._adapt_chunk._cache_size() == programs + 1
-
-
-def test_a_single_adapter_on_two_devices_is_watched_too(tiny, monkeypatch, mesh):
-    monkeypatch.setattr(chunks, "FIRST_PART", 2)
-    told: list[tuple[int, int]] = []
-    one = {
-        "hyper": hparams(1, num_steps=2),
-        "batch": row(make_batch(batch_size=2, epochs=1), slice(0, 1)),
-        "mesh": mesh,
-    }
-    plain = train(tiny, **one, chunk=1)
-    jax.tree.map(
-        np.testing.assert_array_equal, train(tiny, **one, chunk=Chunk(1, watch=lambda *n: told.append(n))), plain
-    )
-    assert told == [(2, 2)]
+    programs = inner.tick._cache_size()
+    watched = train(placed, hyper, optimiser=own, mesh=mesh, watch=lambda *seen: told.append(seen))
+    assert_equal(watched, plain)
+    assert inner.tick._cache_size() == programs  # another run compiles nothing
+    done, total = zip(*told, strict=True)
+    assert len(set(total)) == 1 and done[-1] == total[0] and list(done) == sorted(set(done))
 
 
 def test_whoever_watches_may_stop_it(tiny):
@@ -528,59 +550,72 @@ def test_whoever_watches_may_stop_it(tiny):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, hparams(), chunk=Chunk(2, watch=stop))
+        train(tiny, hparams(), watch=stop)
 
 
 class Memory:
-    """Stands in for `_adapt_chunk` on a device that holds so many adapters."""
+    """Stands in for `tick` on a device that holds so many adapters."""
 
     def __init__(self, room: int, message: str = "RESOURCE_EXHAUSTED: out of memory"):
-        self.room, self.message, self.sizes, self.train = room, message, [], inner._adapt_chunk
+        self.room, self.message, self.sizes, self.tick = room, message, [], inner.tick
 
-    def __call__(self, model, params, training, *rest):
-        self.sizes.append(len(training.state.adapter.scale))
+    def __call__(self, model, params, bank, *rest, **options):
+        if not self.sizes or self.sizes[-1] != len(bank.state.step):
+            self.sizes.append(len(bank.state.step))
         if self.sizes[-1] > self.room:
             raise jax.errors.JaxRuntimeError(self.message)
-        return self.train(model, params, training, *rest)
+        return self.tick(model, params, bank, *rest, **options)
 
 
-def test_without_room_the_chunk_is_halved_and_said_once(tiny, mixed, monkeypatch):
-    memory, said = Memory(room=2), []
-    monkeypatch.setattr(inner, "_adapt_chunk", memory)
-    chunk = Chunk(8, say=said.append)
-    assert_close(train(tiny, hparams(**MIXED), chunk=chunk), mixed)
-    assert memory.sizes == [8, 4, 2, 2]
-    assert chunk.size == 2
-    assert [line.split(":")[1] for line in said] == [" going on with 4", " going on with 2"]
-    assert "not enough device memory for 8 adapters at a time" in said[0]
-    train(tiny, hparams(**MIXED), chunk=chunk)  # for good: neither tried nor said again
-    assert memory.sizes[4:] == [2, 2]
+def squeezed(tiny, monkeypatch, room: int, *, mesh=None, message: str = "RESOURCE_EXHAUSTED: out of memory"):
+    """Four adapters, four at a time, on a device with less room: the stand-in, what was said, and how to train."""
+    memory, said = Memory(room, message), []
+    monkeypatch.setattr(inner, "tick", memory)
+    shapes = Shapes((16,), 3, 0, 0, 0)
+    trainer = make_trainer(FineTuning(TARGETS, 4, epochs=2), shapes, Compute(chunk=4, tick_tokens=32), say=said.append)
+    lm = LanguageModel(tiny.model, tiny.params, None, mesh)
+    return memory, said, lambda: training.train(lm, lessons().sequences, trainer, seed=0)
+
+
+def test_without_room_fewer_are_trained_at_a_time_and_it_is_said_once(tiny, monkeypatch):
+    expected, _ = squeezed(tiny, monkeypatch, 4)[2]()
+    memory, said, run = squeezed(tiny, monkeypatch, 1)
+    assert_close(run()[0], expected)
+    assert memory.sizes == [4, 2, 1]
+    assert [line.split(":")[1] for line in said] == [" going on with 2", " going on with 1"]
+    assert "not enough device memory for 4 adapters in training on a device" in said[0]
+    run()  # for good: neither tried nor said again
+    assert memory.sizes == [4, 2, 1]
     assert len(said) == 2
 
 
-def test_no_room_for_one_adapter_a_device_is_raised(tiny, monkeypatch, mesh):
-    monkeypatch.setattr(inner, "_adapt_chunk", Memory(room=0))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        train(tiny, hparams(), chunk=2, say=lambda line: None)
-    inner._adapt_chunk.sizes.clear()
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        train(tiny, hparams(), chunk=6, mesh=mesh, say=lambda line: None)
-    assert inner._adapt_chunk.sizes == [6, 2]  # always a whole share for each device
+def test_what_had_finished_is_not_trained_again(tiny, monkeypatch):
+    memory, _, run = squeezed(tiny, monkeypatch, 4)
+    taken, tick = [], memory.tick
+
+    def later(model, params, bank, rows, **options):
+        if len(taken) == 6:
+            taken.append(0)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        taken.append(int((rows.places < len(bank.state.step)).sum()))
+        return tick(model, params, bank, rows, **options)
+
+    memory.tick = later
+    run()
+    once = sum(len(order) for order in lessons().orders)
+    assert once < sum(taken) < 2 * once
 
 
-def test_the_size_said_is_the_size_used(tiny, monkeypatch, mesh):
-    said: list[str] = []
-    monkeypatch.setattr(inner, "_adapt_chunk", Memory(room=2))
-    chunk = Chunk(6, say=said.append)
-    train(tiny, hparams(**MIXED), chunk=chunk, mesh=mesh)
-    assert inner._adapt_chunk.sizes == [6, 2, 2]
-    assert chunk.size == 2
-    assert len(said) == 1
-    assert said[0].endswith("going on with 2")
+def test_no_room_for_one_adapter_is_raised(tiny, monkeypatch, mesh):
+    for on in (None, mesh):
+        memory, _, run = squeezed(tiny, monkeypatch, 0, mesh=on)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            run()
+        assert memory.sizes[-1] == 1
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
-    monkeypatch.setattr(inner, "_adapt_chunk", Memory(room=0, message="INTERNAL: no such thing"))
+    memory, said, run = squeezed(tiny, monkeypatch, 0, message="INTERNAL: no such thing")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        train(tiny, hparams(), chunk=4)
-    assert inner._adapt_chunk.sizes == [4]
+        run()
+    assert (memory.sizes, said) == ([4], [])

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from seal_jax.engine import batching
-from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.inner import Optimiser, Recipe, adapt_many
+from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe, adapt_each
+from seal_jax.engine.schedule import Room
 from seal_jax.engine.training import init_adapters
 from seal_jax.nn import lora
 from seal_jax.nn.losses import Head, Loss, kl_to_base, next_token, token_losses
@@ -195,20 +195,21 @@ def test_a_bfloat16_model_has_losses_in_float32_and_gradients_in_its_own():
 
 
 def test_a_users_own_loss_trains_many_adapters_as_a_plain_loop_would(tiny):
-    """Two adapters, each with numbers of its own, through `adapt_many`; and each by optax on whole rows of logits."""
+    """Two adapters, each with numbers of its own, through `adapt_each`; and each by optax on whole rows of logits."""
     rng, steps, optimiser = np.random.default_rng(0), 4, Optimiser(eps=1e-5)
     edits = [[batching.Tokens(rng.integers(1, 61, n).tolist(), n % 3) for n in row] for row in ((12, 7), (9, 5))]
-    batch = batching.make_batch(edits, epochs=2, batch_size=1, widths=(8, 16), capacity=2, seed=1)
+    lessons = Lessons(edits, [batching.order(2, epochs=2, batch_size=1, seed=seed) for seed in (1, 2)])
     numbers = {"weight": np.float32([0.5, 3.0]), "smoothing": np.float32([0.1, 0.4])}
     same = {"rank": np.int32([4, 4]), "num_steps": np.int32([steps] * 2), "alpha": np.float32([8, 8])}
     hyper = HParams(learning_rate=np.float32([3e-3, 1e-3]), seed=np.int32([7, 8]), numbers=numbers, **same)
-    start = init_adapters(tiny.params["blocks"], hyper, ("q_proj", "down_proj"), 4)
-    trained, metrics = jax.device_get(
-        adapt_many(
-            tiny.model, tiny.params, start, batch, hyper, Recipe(optimiser, OWN, Compute(loss_chunk=5)), chunk=Chunk(2)
+    start = jax.device_get(init_adapters(tiny.params["blocks"], hyper, ("q_proj", "down_proj"), 4))
+    trained = {
+        e: (adapter, metrics.loss)
+        for e, adapter, metrics in adapt_each(
+            tiny.model, tiny.params, partial(lora.take, start), lessons, Given(hyper),
+            Recipe(optimiser, OWN, Compute(loss_chunk=5)), widths=(8, 16), room=Room(2, 16),
         )
-    )
-    start = jax.device_get(start)
+    }  # fmt: skip
     adam = optax.chain(optax.clip_by_global_norm(optimiser.clip_norm), optax.scale_by_adam(eps=optimiser.eps))
 
     @jax.jit
@@ -224,14 +225,13 @@ def test_a_users_own_loss_trains_many_adapters_as_a_plain_loop_would(tiny):
 
     for e in range(2):
         one, own = lora.take(start, e), {name: values[e] for name, values in numbers.items()}
+        mine, losses = trained[e]
         weights = (one.a, one.b)
         moments = adam.init(weights)
         for s in range(steps):
-            row, rate = (e, batch.order[e, s, 0]), hyper.learning_rate[e] * (1 - s / steps)
-            weights, moments, value = step(
-                weights, moments, batch.tokens[row], batch.loss_weight[row], one.scale, rate, own
-            )
-            np.testing.assert_allclose(metrics.loss[e, s], value, rtol=1e-5)
-        mine = lora.take(trained, e)
+            (tokens,), (kept,) = batching.pad_rows(edits[e], lessons.orders[e][s], 16)
+            rate = hyper.learning_rate[e] * (1 - s / steps)
+            weights, moments, value = step(weights, moments, tokens, kept, one.scale, rate, own)
+            np.testing.assert_allclose(losses[s], value, rtol=1e-5)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), (mine.a, mine.b), weights)
         assert max(np.abs(w).max() for w in mine.b.values()) > 1e-3

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seal_jax.engine import batching, inner, memory, sampler
-from seal_jax.engine.inner import Recipe
+from seal_jax.engine import inner, memory, sampler
+from seal_jax.engine.inner import Given, Recipe, Rows
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, Shapes, init_adapters
+from seal_jax.engine.schedule import Room, rows_of
+from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapters
 from seal_jax.io.architectures import NAMED
-from seal_jax.nn import transformer
-from seal_jax.types import PROJECTIONS, Compute, HParams, TokenBatch
+from seal_jax.nn import lora, transformer
+from seal_jax.types import PROJECTIONS, Compute, HParams
 
 QV = ("q_proj", "v_proj")
 GIB = 2**30
@@ -41,38 +41,49 @@ def abstract_adapters(params, config: FineTuning, count: int):
 
 
 def assigned(compiled) -> int:
-    """Bytes of everything a program needs at once."""
+    """Bytes of everything a program needs at once; what is donated lies where its new value will."""
     found = compiled.memory_analysis()
-    return found.temp_size_in_bytes + found.argument_size_in_bytes
+    given, new = found.argument_size_in_bytes, found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.temp_size_in_bytes + given + new
 
 
-@pytest.mark.parametrize(
-    ("name", "layers", "adapters", "width", "config", "compute"),
-    [
-        ("smollm2-135m", 30, 4, 48, FineTuning(projections=QV), Compute()),
-        ("smollm2-135m", 12, 4, 128, FineTuning(projections=PROJECTIONS, rank=16), Compute()),
-        ("llama-3.2-1b", 4, 4, 128, FineTuning(projections=PROJECTIONS), Compute()),
-        ("qwen2.5-7b", 3, 4, 128, FineTuning(projections=QV), Compute()),
-        ("qwen3-1.7b", 4, 2, 512, FineTuning(projections=QV), Compute()),
-        ("qwen2.5-7b", 3, 1, 256, FineTuning(projections=PROJECTIONS, batch_size=4), Compute(remat=True)),
-        ("smollm2-135m", 12, 4, 256, FineTuning(projections=QV), Compute(loss_chunk=32)),
-    ],
-)
+ALL = 1024  # tokens of a tick: all adapters below take a step together
+TRAINING = [
+    ("smollm2-135m", 30, 4, 48, FineTuning(projections=QV), Compute()),
+    ("smollm2-135m", 12, 4, 128, FineTuning(projections=PROJECTIONS, rank=16), Compute(tick_tokens=ALL)),
+    ("llama-3.2-1b", 4, 4, 128, FineTuning(projections=PROJECTIONS), Compute()),
+    ("qwen2.5-7b", 3, 4, 128, FineTuning(projections=QV), Compute(tick_tokens=ALL)),
+    ("qwen3-1.7b", 4, 2, 512, FineTuning(projections=QV), Compute(tick_tokens=ALL)),
+    ("qwen2.5-7b", 3, 1, 256, FineTuning(projections=PROJECTIONS, batch_size=4), Compute(remat=True)),
+    ("smollm2-135m", 12, 4, 256, FineTuning(projections=QV), Compute(tick_tokens=ALL, loss_chunk=32)),
+    ("smollm2-135m", 12, 64, 64, FineTuning(projections=PROJECTIONS), Compute(tick_tokens=256)),  # most of them wait
+]
+
+
+@pytest.mark.parametrize(("name", "layers", "adapters", "width", "config", "compute"), TRAINING)
 def test_training_needs_what_was_planned(name, layers, adapters, width, config, compute):
     shapes, model, params = abstract(name, layers)
-    hyper, lora = abstract_adapters(params, config, adapters)
-    n, steps = 8, 16
-    batch = TokenBatch(
-        shape(adapters, n, width), shape(adapters, n, width, dtype=np.float32), shape(adapters, n),
-        shape(adapters, steps, config.batch_size), (width,),
-    )  # fmt: skip
-    plan = batching.Plan(shape(1, steps), shape(1, steps), shape(1))
-    begin = partial(inner._begin_chunk, optimiser=config.optimiser, steps=steps)
-    training, part = jax.eval_shape(begin, lora), (shape(), shape())
-    recipe = Recipe(config.optimiser, compute=compute)
-    lowered = inner._adapt_chunk.lower(model, params, training, batch, plan, part, hyper, recipe)
+    hyper, one = jax.eval_shape(lambda many: lora.take(many, 0), abstract_adapters(params, config, 1))
+    bank = jax.eval_shape(
+        lambda a, h: inner._empty(a, Given(h), optimiser=config.optimiser, places=adapters), one, hyper
+    )
+    size = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
+    read = (size, config.batch_size, width)
+    rows = Rows(shape(size), shape(*read), shape(*read, dtype=np.float32))
+    lowered = inner.tick.lower(model, params, bank, rows, recipe=Recipe(config.optimiser, compute=compute))
     planned = memory.training(shapes, config, compute, adapters=adapters, width=width, itemsize=4).total
-    assert planned == pytest.approx(assigned(lowered.compile()), rel=0.2)
+    assert planned == pytest.approx(assigned(lowered.compile()), rel=0.1)
+
+
+def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
+    def need(adapters: int) -> memory.Need:
+        return memory.training(
+            NAMED["smollm2-135m"], FineTuning(), Compute(tick_tokens=256), adapters=adapters, width=64, itemsize=4
+        )
+
+    more, less = need(9), need(8)  # of which 4 take a step
+    assert more._replace(adapters=0) == less._replace(adapters=0)
+    assert more.adapters - less.adapters == 3 * memory._adapter(NAMED["smollm2-135m"], FineTuning())
 
 
 @pytest.mark.parametrize(
@@ -113,67 +124,111 @@ SHAPES = Shapes(widths=(64, 256), capacity=8, questions=5, question_width=64, go
 WRITING = memory.Writing(samples=5, prompt_width=256, max_tokens=256, answer_tokens=64)
 
 
-def fit(free: float, compute: Compute = Compute(), *, model: str = "qwen2.5-7b", devices: int = 1) -> Compute:
-    return memory.fit(
-        NAMED[model], FineTuning(), SHAPES, compute, WRITING, free=free, devices=devices, itemsize=2, most=64
-    )
+QWEN = NAMED["qwen2.5-7b"]
+
+
+def fit(free: float, compute: Compute = Compute(), *, devices: int = 1, on_cpu: bool = False) -> Compute:
+    machine = memory.Machine(free, devices, itemsize=2, on_cpu=on_cpu)
+    return memory.fit(QWEN, FineTuning(), SHAPES, compute, WRITING, machine)
+
+
+def trains(free: float, compute: Compute, adapters: int) -> bool:
+    """Whether so many train on a device."""
+    need = memory.training(QWEN, FineTuning(), compute, adapters=adapters, width=256, itemsize=2)
+    return need.total <= memory.SHARE * free
+
+
+def answers(free: float, adapters: int, *, waiting: int) -> bool:
+    """Whether so many answer on a device while others are in its bank."""
+    need = memory.answering(QWEN, FineTuning(), SHAPES, adapters=adapters, max_tokens=64, itemsize=2)
+    bank = memory.RESIDENT_COPIES * waiting * memory._adapter(QWEN, FineTuning())
+    return need.total + bank <= memory.SHARE * free
 
 
 def test_more_memory_holds_more_adapters_and_recomputes_less():
-    tight, *roomy = [fit(free * GIB) for free in (34, 48, 80, 141)]
+    tight, *roomy = [fit(free * GIB) for free in (19, 34, 48, 80)]
     assert tight.remat and tight.chunk >= memory.ENOUGH
     assert not any(plan.remat for plan in roomy)
-    assert roomy[0].chunk < roomy[1].chunk < roomy[2].chunk <= 64
-    assert tight.write_chunk < roomy[-1].write_chunk
-    assert fit(1000 * GIB).chunk == 64
+    assert tight.chunk < roomy[0].chunk < roomy[1].chunk < roomy[2].chunk == memory.MOST
+    assert tight.answer_chunk < roomy[0].answer_chunk < roomy[2].answer_chunk == memory.MOST_ANSWERS
+    assert tight.write_chunk < roomy[0].write_chunk < roomy[1].write_chunk < roomy[2].write_chunk
+    assert fit(1000 * GIB) == roomy[2]
 
 
 def test_what_is_planned_fits_and_one_more_would_not():
-    for free in (48 * GIB, 80 * GIB):
+    for free in (34 * GIB, 40 * GIB, 48 * GIB):
         plan = fit(free)
-        sizes = [
-            memory.training(
-                NAMED["qwen2.5-7b"], FineTuning(), plan, adapters=plan.chunk + more, width=256, itemsize=2
-            ).total
-            for more in (0, 1)
-        ]
-        assert sizes[0] <= memory.SHARE * free < sizes[1]
+        assert trains(free, plan, plan.chunk)
+        assert answers(free, plan.answer_chunk, waiting=plan.chunk)
+        assert not answers(free, plan.answer_chunk + 1, waiting=plan.chunk)
+        assert not answers(free, memory.ENOUGH, waiting=plan.chunk + 1)
 
 
-def test_recomputing_has_to_pay_unless_the_user_fixed_the_number():
-    def without(free: float) -> int:
-        """Adapters that fit with layers kept and the smaller piece of the loss."""
-        kept, model = Compute(loss_chunk=64), NAMED["qwen2.5-7b"]
-        return sum(
-            memory.training(model, FineTuning(), kept, adapters=n, width=256, itemsize=2).total <= memory.SHARE * free
-            and memory.answering(model, FineTuning(), SHAPES, adapters=n, max_tokens=64, itemsize=2).total
-            <= memory.SHARE * free
-            for n in range(1, 65)
-        )
+def test_the_bank_leaves_room_for_enough_to_answer_where_so_many_can():
+    for free in (GIB * n for n in range(20, 60, 2)):
+        plan = fit(free)
+        possible = sum(answers(free, n, waiting=n) for n in range(1, memory.ENOUGH + 1))
+        assert plan.answer_chunk >= possible
+        assert plan.chunk <= max(possible, memory.ENOUGH) or possible == memory.ENOUGH
 
+
+def test_room_is_made_by_what_costs_least_and_only_for_enough():
+    """A smaller piece of the loss, then smaller ticks, then recomputed layers: each where nothing before it will do."""
+    ways = [
+        Compute(remat=remat, tick_tokens=tokens, loss_chunk=piece)
+        for remat in (False, True)
+        for tokens in (512, 256, 128, 64)
+        for piece in (256, 64)
+    ]
     decided = set()
-    for free in (GIB * n for n in range(24, 60)):
-        plan, kept = fit(free), without(free)
-        decided.add(plan.remat)
-        assert not plan.remat or (memory.RECOMPUTING * kept < plan.chunk and kept < memory.ENOUGH)
-    assert decided == {True, False}
-    tight = 34 * GIB
-    assert fit(tight, Compute(chunk=without(tight))).remat is False
-    assert fit(tight, Compute(chunk=without(tight) + 1)).remat is True
+    for free in (GIB * n / 4 for n in range(72, 104)):
+        plan = fit(free)
+        way = Compute(remat=plan.remat, tick_tokens=plan.tick_tokens, loss_chunk=plan.loss_chunk)
+        decided.add(way)
+        enough = [trains(free, other, memory.ENOUGH) for other in ways]
+        if any(enough):
+            assert way == ways[enough.index(True)]
+    assert len(decided) >= 4
+    assert {way.remat for way in decided} == {True, False}
+
+
+def test_a_number_that_the_user_fixed_is_made_room_for():
+    tight = 21 * GIB
+    most = sum(trains(tight, Compute(tick_tokens=64, loss_chunk=64), n) for n in range(1, 129))
+    assert memory.ENOUGH < most < 128
+    assert fit(tight, Compute(chunk=memory.ENOUGH)) == fit(tight)
+    for chunk, remat in ((memory.ENOUGH + 1, False), (most, False), (most + 1, True)):
+        plan = fit(tight, Compute(chunk=chunk))
+        assert (plan.chunk, plan.remat) == (chunk, remat)
+        assert trains(tight, plan, chunk)
 
 
 def test_every_device_holds_its_share():
-    assert fit(80 * GIB, devices=4).chunk == 4 * fit(80 * GIB).chunk
+    one, four = fit(48 * GIB), fit(48 * GIB, devices=4)
+    for name in ("chunk", "answer_chunk", "write_chunk"):
+        assert getattr(four, name) == 4 * getattr(one, name)
+    assert four.tick_tokens == one.tick_tokens
 
 
 def test_what_the_user_fixed_stays():
-    fixed = Compute(chunk=6, remat=True, write_chunk=10, width_cuts=(64,), accumulate=2, devices=1)
+    fixed = Compute(
+        chunk=6, answer_chunk=3, tick_tokens=100, write_chunk=10, remat=True, width_cuts=(64,), accumulate=2, devices=1
+    )
     assert fit(48 * GIB, fixed) == fixed
+    assert fit(19 * GIB, Compute(tick_tokens=300)).tick_tokens == 300
+
+
+def test_a_tick_keeps_its_device_busy():
+    sizes = [memory.tick_tokens(NAMED[name], on_cpu=False) for name in ("smollm2-135m", "llama-3.2-1b", "qwen2.5-7b")]
+    assert sizes[0] == memory.MOST_TICK > sizes[1] > sizes[2] == memory.LEAST_TICK
+    plan = fit(1000 * GIB, on_cpu=True)
+    assert plan.tick_tokens == TICK_TOKENS
+    assert (plan.chunk, plan.answer_chunk) == (memory.MOST_ON_CPU, memory.MOST_ANSWERS_ON_CPU)
 
 
 def test_a_micro_batch_is_the_batch_by_the_greatest_common_divisor():
     def need(accumulate: int, batch_size: int = 4) -> memory.Need:
-        config, compute = FineTuning(batch_size=batch_size), Compute(accumulate=accumulate)
+        config, compute = FineTuning(batch_size=batch_size), Compute(accumulate=accumulate, tick_tokens=ALL)
         return memory.training(NAMED["smollm2-135m"], config, compute, adapters=4, width=64, itemsize=4)
 
     assert need(6) == need(2)
@@ -183,7 +238,7 @@ def test_a_micro_batch_is_the_batch_by_the_greatest_common_divisor():
 
 def test_one_adapter_is_tried_even_where_none_seems_to_fit():
     plan = fit(1 * GIB)
-    assert (plan.chunk, plan.write_chunk) == (1, 5)
+    assert (plan.chunk, plan.answer_chunk, plan.write_chunk) == (1, 1, 5)
 
 
 def test_lines_name_what_is_needed_and_what_there_is():

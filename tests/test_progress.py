@@ -54,26 +54,26 @@ def test_what_an_earlier_run_did_counts_as_done_but_not_as_speed():
     assert "90/100 passages, 0:10 left" in stream.getvalue()
 
 
-def test_the_steps_of_units_that_train_are_shown_and_count_as_fractions_of_them():
+def test_the_tokens_of_units_that_train_are_shown_and_count_as_fractions_of_them():
     clock, stream = Clock(), io.StringIO()
     with Progress(console=Console(file=stream), clock=clock) as progress:
         progress.phase("Training", 8, "adapters")
         clock.now += 10  # compiling
-        progress.steps(4, 100, 4)
+        progress.training(4, 100, 4)
         for done in (20, 36):
             clock.now += 8
-            progress.steps(done, 100, 4)
-        progress.steps(100, 100, 4)
+            progress.training(done, 100, 4)
+        progress.training(100, 100, 4)
         clock.now += 20
         progress.advance(4, adapters=4)
         clock.now += 11
-        progress.steps(50, 100, 4)
+        progress.training(50, 100, 4)
     assert [line.split(": ", 1)[1] for line in stream.getvalue().splitlines()] == [
         "8 adapters",
-        "0/8 adapters, 8:15 left, step 4/100",
-        "0/8 adapters, 2:00 left, step 36/100",
+        "0/8 adapters, 8:15 left, training 4 %",
+        "0/8 adapters, 2:00 left, training 36 %",
         "4/8 adapters, 0.09 adapters/s, 0:46 left",
-        "4/8 adapters, 0.07 adapters/s, 0:19 left, step 50/100",
+        "4/8 adapters, 0.07 adapters/s, 0:19 left, training 50 %",
         "done after 0:57, 4/8 adapters, 0.07 adapters/s",
     ]
 
@@ -96,7 +96,7 @@ def test_the_display_fits_its_terminal(width, height):
             progress.phase(name, 12)
             clock.now += 3_700
             progress.advance(7, adapters=100_000, tokens=123_456_789, accuracy=0.5)
-            progress.steps(12_000, 34_000)
+            progress.training(12_000, 34_000)
         paper = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
         with paper.capture() as capture:
             paper.print(progress._display.get_renderable())
@@ -111,8 +111,8 @@ def test_advance_needs_a_phase():
     progress = Progress(["Base"], console=Console(file=io.StringIO()))
     with pytest.raises(ValueError, match=r"advance\(\) was called before any phase"):
         progress.advance()
-    with pytest.raises(ValueError, match=r"steps\(\) was called before any phase"):
-        progress.steps(1, 2)
+    with pytest.raises(ValueError, match=r"training\(\) was called before any phase"):
+        progress.training(1, 2)
 
 
 def seconds_left(line: str) -> int:
@@ -128,7 +128,7 @@ def test_the_time_left_falls_while_a_chunk_trains_and_between_reports():
         for _ in range(2):
             for done in range(1, 20):
                 clock.now += 10
-                progress.steps(done, 19, 10)
+                progress.training(done, 19, 10)
             clock.now += 10
             progress.advance(10, adapters=10)
         lines = stream.getvalue().splitlines()[1:]
@@ -142,7 +142,7 @@ def test_the_time_left_falls_while_a_chunk_trains_and_between_reports():
     assert left == list(range(390, -1, -10))
 
 
-def test_steps_that_start_again_are_those_of_the_next_chunk():
+def test_tokens_that_start_again_are_those_of_the_next_training():
     clock = Clock()
     with Progress(console=Console(file=io.StringIO()), clock=clock) as progress:
         progress.phase("Training", 20, "adapters")
@@ -150,11 +150,26 @@ def test_steps_that_start_again_are_those_of_the_next_chunk():
         for _ in range(2):
             for done in (3, 9):
                 clock.now += 1
-                progress.steps(done, 9, 10)
+                progress.training(done, 9, 10)
                 completed.append(progress._stages[-1].task.completed)
         progress.advance(20)
         completed.append(progress._stages[-1].task.completed)
     assert completed == [3, 9, 13, 19, 20]
+
+
+def test_units_that_finish_while_others_train_do_not_count_twice():
+    """The time left falls all the while, though the first adapter is finished only when most tokens are computed."""
+    clock, left = Clock(), []
+    with Progress(console=Console(file=io.StringIO()), clock=clock) as progress:
+        progress.phase("Training", 10, "adapters")
+        for done in range(1, 21):
+            clock.now += 10
+            progress.training(done, 20, 10)
+            if done > 15:
+                progress.advance(2)
+            left += [seconds_left(fact) for fact in progress._stages[-1].facts() if " left" in fact]
+    assert left == sorted(left, reverse=True)
+    assert left[0] <= 210 and left[-1] == 0
 
 
 def test_a_terminal_keeps_what_has_ended_and_clears_the_rest():

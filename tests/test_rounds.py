@@ -21,7 +21,7 @@ from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling, read
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.run.journal import RunFolder
-from seal_jax.seal import rounds
+from seal_jax.seal import rewards, rounds
 from seal_jax.seal.outer import Outer, imitation
 from seal_jax.seal.outer.imitation import train_on
 from seal_jax.seal.outer.rest_em import select
@@ -158,31 +158,31 @@ def test_rest_em_finds_the_best_self_edit_of_every_task(lm, loop, signal):
 
 def test_a_round_asks_the_base_once_a_question_and_does_nothing_twice(lm, tmp_path, monkeypatch):
     asked, tried = [], []
-    real_base, real_score = rounds.score_base, rounds.score
+    real_base, real_score = rounds.score_base, rounds.score_each
 
     def counting_base(lm, queries, *rest, **options):
         asked.extend(query.question for group in queries for query in group)
         return real_base(lm, queries, *rest, **options)
 
     def counting_score(lm, edits, *rest, **options):
-        tried.append((options["seed"], len(edits)))
+        tried.extend(options["seed"])
         return real_score(lm, edits, *rest, **options)
 
     monkeypatch.setattr(rounds, "score_base", counting_base)
-    monkeypatch.setattr(rounds, "score", counting_score)
+    monkeypatch.setattr(rounds, "score_each", counting_score)
     config = dataclasses.replace(OUTER, samples=8, reward_seeds=2)
     loop = make_loop(tmp_path / "run")
     after, log = a_round(lm, KEYS, config, loop)
     assert asked == ["north?", "south?"]
     trained = sum(bool(trial.edit.examples) for row in log.trials for trial in row)
-    assert tried == [(0, trained), (1, trained)]  # every self-edit that can be trained on, once a training seed
+    assert tried == [0] * trained + [1] * trained  # every self-edit that can be trained on, once a training seed
     assert all(len(trial.scores) == (2 if trial.edit.examples else 1) for row in log.trials for trial in row)
     loop.journal.close()
 
     def not_again(*_, **__):
         raise AssertionError("finished work was done again")
 
-    for module, name in ((rounds, "score_base"), (rounds, "score"), (rounds, "sample"), (imitation, "train")):
+    for module, name in ((rounds, "score_base"), (rewards, "ask"), (rounds, "sample"), (imitation, "train")):
         monkeypatch.setattr(module, name, not_again)
     # Another chunk, as after a run that found too little memory late: the pieces it finished are still its pieces.
     again = make_loop(tmp_path / "run")
@@ -196,7 +196,13 @@ def test_a_round_asks_the_base_once_a_question_and_does_nothing_twice(lm, tmp_pa
 
 def test_a_chunk_halved_by_lack_of_memory_does_not_change_which_pieces_a_run_has(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "score_base", lambda lm, queries, *_, **__: [one_score(0.5) for _ in queries])
-    monkeypatch.setattr(rounds, "score", lambda lm, edits, *_, **__: [one_score(len(e.completion) / 8) for e in edits])
+    monkeypatch.setattr(
+        rounds,
+        "score_each",
+        lambda lm, edits, *_, skip, **__: [
+            (i, one_score(len(e.completion) / 8)) for i, e in enumerate(edits) if i not in skip
+        ],
+    )
     edits = [[parse(key, word) for word in ("red", "blue", "green")] for key in KEYS * 2]
 
     def play(loop: Loop) -> tuple:

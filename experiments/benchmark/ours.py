@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seal_jax.engine import batching, sampler, training
+from seal_jax.engine import batching, sampler, schedule, training
 from seal_jax.engine.batching import Tokens
-from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.inner import Recipe, adapt_many
+from seal_jax.engine.inner import Given, Lessons, Recipe, adapt_each
 from seal_jax.engine.sampler import Completions, Sampling
+from seal_jax.engine.schedule import Room
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
-from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.types import Compute, HParams, LanguageModel
 
@@ -28,26 +27,16 @@ def trainer(config: FineTuning, edits: Sequence[Sequence[Tokens]], adapters: int
     return training.make_trainer(config, Shapes(widths, max(map(len, edits)), 0, 0, 0), compute)
 
 
-def processed_tokens(edits: Sequence[Sequence[Tokens]], trainer: Trainer, *, seed: int, devices: int) -> int:
-    """Tokens that training these self-edits computes, pads and idle places included."""
-    config, shapes, adapters = trainer.config, trainer.shapes, trainer.chunk.planned
-    batch = batching.make_batch(
-        edits, epochs=config.epochs, batch_size=min(config.batch_size, shapes.capacity), widths=shapes.widths,
-        capacity=shapes.capacity, seed=seed,
-    )  # fmt: skip
-    devices = min(devices, adapters)  # a single adapter's rows are shared by all: a step of one row has one to share
-    return batching.processed_tokens(batch, adapters // devices * devices, devices)
+def processed_tokens(lm: LanguageModel, edits: Sequence[Sequence[Tokens]], trainer: Trainer, *, seed: int) -> int:
+    """Tokens that training these self-edits computes, pads and filler included."""
+    lessons, _ = training.lessons_of(edits, trainer, seed=seed)
+    return sum(schedule.computed_tokens(ticks, lessons.batch_size) for ticks in training.ticks_of(lm, lessons, trainer))
 
 
 def losses(
     lm: LanguageModel, start: Adapter, tokens: Sequence[Sequence[int]], order: Sequence[int], config: FineTuning
 ) -> Float[np.ndarray, "S"]:
-    """The loss at each step of training one adapter from `start`, on `tokens` (longest first) in this order."""
-    widths = batching.bucket_widths(len(tokens[0]), (32,))
-    batch = batching.make_batch(
-        [[Tokens(list(ids), 0) for ids in tokens]],
-        epochs=1, batch_size=1, widths=widths, capacity=len(tokens), seed=0,
-    )  # fmt: skip
+    """The loss at each step of training one adapter from `start`, on `tokens` in this order."""
     hparams = HParams(
         learning_rate=np.full(1, config.learning_rate, np.float32),
         num_steps=np.full(1, len(order), np.int32),
@@ -55,10 +44,12 @@ def losses(
         rank=np.full(1, config.rank, np.int32),
         seed=np.zeros(1, np.int32),
     )
-    batch = batch.replace(order=np.asarray(order, np.int32)[None, :, None])
-    recipe = Recipe(config.optimiser)
-    _, metrics = adapt_many(lm.model, lm.params, lora.stack([start]), batch, hparams, recipe, chunk=Chunk(1))
-    return np.asarray(metrics.loss)[0]
+    lessons = Lessons([[Tokens(list(ids), 0) for ids in tokens]], [np.asarray(order, np.int32)[:, None]])
+    ((_, _, metrics),) = adapt_each(
+        lm.model, lm.params, lambda e: start, lessons, Given(hparams), Recipe(config.optimiser),
+        widths=batching.bucket_widths(max(map(len, tokens)), ()), room=Room(1, 1),
+    )  # fmt: skip
+    return np.asarray(metrics.loss)
 
 
 def writer(

@@ -1,18 +1,14 @@
-"""Work that does not fit on the devices at once, cut to what does: adapters by chunks, steps by parts of a second."""
+"""Work that does not fit on the devices at once, cut to what does: chunk by chunk."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-FIRST_PART = 4  # steps that a watched chunk takes before its first report
-PART_SECONDS = 1.0  # parts grow until they take this long
 
 
 @dataclasses.dataclass
@@ -22,7 +18,7 @@ class Chunk:
     size: int
     what: str = "adapters"
     say: Callable[[str], None] = print
-    watch: Callable[[int, int], None] | None = None  # told while a chunk trains: optimiser steps done, and of how many
+    halved: int = 0  # times that training, which has a bank of its own, ran out of memory
     planned: int = dataclasses.field(init=False)  # the size before any halving: a resumed run cuts its pieces by it
 
     def __post_init__(self) -> None:
@@ -66,18 +62,3 @@ def in_chunks(
         outputs.append(output if live.all() else jax.tree.map(lambda x, n=int(live.sum()): x[:n], output))
         done += size
     return outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
-
-
-def in_parts(steps: int, watch: Callable[[int, int], None] | None) -> Iterator[tuple[int, int]]:
-    """Cuts steps into parts, (first, past the last), of about a second, and tells `watch` of each; without it, one."""
-    if watch is None:
-        yield 0, steps
-        return
-    done, size = 0, FIRST_PART
-    while done < steps:
-        began, last = time.monotonic(), min(steps, done + size)
-        yield done, last
-        done = last
-        watch(done, steps)
-        if time.monotonic() - began < PART_SECONDS:
-            size *= 2

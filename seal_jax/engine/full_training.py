@@ -198,10 +198,8 @@ def train_all_weights(
     devices, dtype = (lm.mesh.size if lm.mesh else 1), np.dtype(jax.tree.leaves(lm.params)[0].dtype)
     widths = batching.bucket_widths(max(len(s.ids) for s in sequences), compute.width_cuts)
     batch_size = min(config.batch_size, len(sequences))
-    batch = batching.make_batch(
-        [sequences], epochs=config.epochs, batch_size=batch_size, widths=widths, capacity=len(sequences), seed=seed
-    )
-    lengths, order = np.asarray(batch.lengths)[0], np.asarray(batch.order)[0]
+    order = batching.order(len(sequences), epochs=config.epochs, batch_size=batch_size, seed=seed)
+    lengths = np.array([len(s.ids) for s in sequences])
     idle = -batch_size % (devices * math.gcd(compute.accumulate, batch_size))
     order = np.pad(order, ((0, 0), (0, idle)), constant_values=-1)
     steps = len(order)
@@ -216,9 +214,7 @@ def train_all_weights(
         for s in range(epoch * steps // config.epochs, (epoch + 1) * steps // config.epochs):
             there = order[s] >= 0
             width = widths[np.searchsorted(widths, lengths[order[s][there]].max())]
-            rows = np.maximum(order[s], 0)
-            tokens = np.asarray(batch.tokens)[0, rows, :width]
-            loss_weight = np.where(there[:, None], np.asarray(batch.loss_weight)[0, rows, :width], 0)
+            tokens, loss_weight = batching.pad_rows(sequences, order[s], width)
             state, loss, norm = step(state, tokens, loss_weight, hparams)
             losses.append(float(loss))
             if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):

@@ -1,17 +1,20 @@
 """The inner loop: train one LoRA adapter on each self-edit, all of them at once (paper section 3.1, Algorithm 1).
 
 `loss_and_gradient` and `update` are one optimiser step of one set of weights: an adapter's or, in full_training.py, a
-whole model's. `adapt` takes a self-edit's steps: read those as if there were a single adapter. `adapt_many` maps it
-over the self-edits. The frozen base model is shared by all of them and is never copied; what may differ between
-adapters (rank, alpha, learning rate, steps, seed, numbers of the loss) is an array.
+whole model's. `step` is one step of one adapter: read it as if there were no other. `tick` maps it over adapters that
+lie in a bank on the device, and `adapt_each` takes all of them through all their steps (schedule.py says when). The
+frozen base model is shared by all and is never copied; what may differ between adapters (rank, alpha, learning rate,
+steps, seed, numbers of the loss) is an array.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -19,15 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from seal_jax.engine.batching import Plan, make_plans
-from seal_jax.engine.chunks import Chunk, in_chunks, in_parts
+from seal_jax.engine import schedule
+from seal_jax.engine.batching import Tokens, pad_rows, round_up
+from seal_jax.engine.schedule import Room, Tick
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Head, Loss, Numbers, next_token, token_losses
 from seal_jax.nn.transformer import Model
-from seal_jax.types import Compute, HParams, TokenBatch, require_at_least
+from seal_jax.types import AnyArray, Compute, HParams, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -50,6 +54,7 @@ class Optimiser:
         require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
 
 
+Device = Any  # a jax.Device
 Weights = Any  # what is trained: an adapter's (a, b), or all of a model's params
 
 
@@ -64,19 +69,11 @@ class Outputs(NamedTuple):
 Forward = Callable[[Weights, "Int[Array, 'B T']", "PRNGKeyArray"], Outputs]
 
 
-class InnerState(struct.PyTreeNode):
-    """One adapter in training."""
-
-    adapter: Adapter
-    moments: optax.OptState
-    step: Int[Array, ""]
-
-
 class Metrics(NamedTuple):
     """What one step reports. NaN in a step that changed nothing."""
 
-    loss: Float[Array, ""]  # mean over trained tokens, nats
-    grad_norm: Float[Array, ""]  # before clipping
+    loss: Float[AnyArray, ""]  # mean over trained tokens, nats
+    grad_norm: Float[AnyArray, ""]  # before clipping
 
 
 def transformation(optimiser: Optimiser) -> optax.GradientTransformation:
@@ -108,8 +105,8 @@ def learning_rate(optimiser: Optimiser, hparams: HParams, step: Int[Array, ""]) 
 def loss_and_gradient(
     forward: Forward,
     weights: Weights,
-    tokens: Int[Array, "B T"],
-    loss_weight: Float[Array, "B T"],
+    tokens: Int[AnyArray, "B T"],
+    loss_weight: Float[AnyArray, "B T"],
     key: PRNGKeyArray,
     *,
     loss: Loss,
@@ -174,46 +171,46 @@ class Recipe(NamedTuple):
     compute: Compute = Compute()
 
 
-class Training(NamedTuple):
-    """One adapter part of the way through its steps, and what those that are done have reported, [S]."""
+class InnerState(struct.PyTreeNode):
+    """One adapter in training: what changes with every step."""
 
-    state: InnerState
-    metrics: Metrics
-
-
-def begin(adapter: Adapter, optimiser: Optimiser, *, steps: int) -> Training:
-    """An adapter before the first of at most S `steps`."""
-    nothing = jnp.full(steps, jnp.nan)
-    moments = transformation(optimiser).init((adapter.a, adapter.b))
-    return Training(InnerState(adapter, moments, jnp.zeros((), jnp.int32)), Metrics(nothing, nothing))
+    adapter: Adapter
+    moments: optax.OptState
+    step: Int[Array, ""]  # taken so far
 
 
-def adapt(
+class Given(struct.PyTreeNode):
+    """What an adapter is trained with: what stays the same."""
+
+    hparams: HParams
+    fixed: Adapter | None = None  # trained before; this one is trained on top of it
+
+
+def begin(adapter: Adapter, optimiser: Optimiser) -> InnerState:
+    """An adapter before its first step."""
+    return InnerState(adapter, transformation(optimiser).init((adapter.a, adapter.b)), jnp.zeros((), jnp.int32))
+
+
+def step(
     model: Model,
     params: dict[str, Any],
-    training: Training,
-    batch: TokenBatch,
-    plan: Plan,
-    part: tuple[Int[Array, ""], Int[Array, ""]],
-    hparams: HParams,
+    state: InnerState,
+    given: Given,
+    tokens: Int[AnyArray, "B T"],
+    loss_weight: Float[AnyArray, "B T"],
     recipe: Recipe,
     rows_axis: str | None = None,
-    fixed: Adapter | None = None,
-) -> Training:
-    """Trains one adapter through a part of `plan`, on top of `fixed` if there is one, which stays as it is.
-
-    `batch` and `hparams` are one adapter's: tokens [N, T], order [S, B], scalars. `part` is the first step of the plan
-    that is taken, and the first that is not: a plan in parts gives what it gives in one. A step past `num_steps`, or
-    with no row, changes nothing.
-    """
+) -> tuple[InnerState, Metrics]:
+    """One optimiser step of one adapter. Where devices share its rows, `rows_axis` names their mesh axis."""
     optimiser, loss, compute = recipe
+    hparams, fixed = given.hparams, given.fixed
     decoder = nnx.merge(model, params)
 
     def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
         a, b = weights
         hidden, _ = decoder(
             tokens,
-            adapter=training.state.adapter.replace(a=a, b=b),
+            adapter=state.adapter.replace(a=a, b=b),
             fixed=fixed,
             dropout=optimiser.dropout,
             dropout_key=key if optimiser.dropout > 0 else None,
@@ -222,159 +219,250 @@ def adapt(
         before = decoder(tokens, adapter=fixed)[0] if loss.teacher == "base" else None
         return Outputs(hidden, decoder.head(), before)
 
-    def at_width(width: int, weights: Weights, rows: Int[Array, "B"], key: PRNGKeyArray) -> Any:
-        row = jnp.maximum(rows, 0)
-        tokens = batch.tokens[:, :width][row]
-        loss_weight = jnp.where((rows >= 0)[:, None], batch.loss_weight[:, :width][row], 0)
-        return _sum_over(
-            rows_axis,
-            loss_and_gradient(
-                forward, weights, tokens, loss_weight, key,
-                loss=loss, numbers=hparams.numbers, compute=compute, rows_axis=rows_axis,
-            ),
-        )  # fmt: skip
-
-    def step(i: Int[Array, ""], training: Training) -> Training:
-        state, metrics = training
-        s, weights = plan.steps[i], (state.adapter.a, state.adapter.b)
-        rows, key = batch.order[s], jax.random.fold_in(jax.random.key(hparams.seed), state.step)
-        if rows_axis is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
-        # Only the gradient is taken inside the branch: state that passed through it would be copied at every step.
-        value, gradient = jax.lax.switch(plan.width_index[i], branches, weights, rows, key)
-        (a, b), moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
-        new_state = InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1)
-        active = (_sum_over(rows_axis, jnp.sum(rows >= 0)) > 0) & (state.step < hparams.num_steps)
-        state = jax.tree.map(partial(jnp.where, active), new_state, state)
-        reported = jax.tree.map(
-            lambda old, new: old.at[s].set(jnp.where(active, new, jnp.nan)),
-            metrics,
-            Metrics(value, optax.global_norm(gradient)),
-        )
-        return Training(state, reported)
-
-    branches = [partial(at_width, width) for width in batch.widths]
-    first, last = part
-    return jax.lax.fori_loop(first, jnp.minimum(last, plan.num_steps), step, training)
+    key, weights = jax.random.fold_in(jax.random.key(hparams.seed), state.step), (state.adapter.a, state.adapter.b)
+    if rows_axis is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
+    value, gradient = _sum_over(
+        rows_axis,
+        loss_and_gradient(
+            forward, weights, tokens, loss_weight, key,
+            loss=loss, numbers=hparams.numbers, compute=compute, rows_axis=rows_axis,
+        ),
+    )  # fmt: skip
+    (a, b), moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
+    state = InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1)
+    return state, Metrics(value, optax.global_norm(gradient))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Many adapters
 
 
-@partial(jax.jit, static_argnames=("optimiser", "steps", "mesh", "by_rows"), donate_argnames="adapters")
-def _begin_chunk(
-    adapters: Adapter, *, optimiser: Optimiser, steps: int, mesh: Mesh | None = None, by_rows: bool = False
-) -> Training:
-    many = jax.vmap(partial(begin, optimiser=optimiser, steps=steps))
-    if mesh is not None:
-        split = PartitionSpec() if by_rows else PartitionSpec("adapters")
-        many = jax.shard_map(many, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-    return many(adapters)
+class Bank(struct.PyTreeNode):
+    """N adapters in training on one device: each leaf has a leading axis N."""
+
+    state: InnerState
+    given: Given
 
 
-def _layout(batch: TokenBatch, by_rows: bool) -> tuple[Any, ...]:
-    """How (training, batch, plans, hparams, fixed) lie over the devices of a mesh."""
-    split, whole = PartitionSpec("adapters"), PartitionSpec()
-    if by_rows:  # each device takes its rows of every batch; gradients are summed
-        rows = jax.tree.map(lambda _: whole, batch).replace(order=PartitionSpec(None, None, "adapters"))
-        return whole, rows, whole, whole, whole
-    return split, split, split, split, split  # each trains its own adapters, by its own plan; nothing is exchanged
+class Rows(struct.PyTreeNode):
+    """What E adapters read in one tick. A row at place N, past the last, is filler and changes nothing."""
+
+    places: Int[AnyArray, "E"]
+    tokens: Int[AnyArray, "E B T"]
+    loss_weight: Float[AnyArray, "E B T"]
 
 
-@partial(jax.jit, static_argnames=("model", "recipe", "mesh", "by_rows"), donate_argnames="training")
-def _adapt_chunk(
-    model: Model,
-    params: dict[str, Any],
-    training: Training,
-    batch: TokenBatch,
-    plans: Plan,
-    part: Any,
-    hparams: HParams,
-    recipe: Recipe,
-    mesh: Mesh | None = None,
-    by_rows: bool = False,
-    fixed: Adapter | None = None,
-) -> Training:
-    # A plan is shared by the adapters of a device, so `switch` stays a branch and is not turned into a select of all.
-    rows_axis = "adapters" if by_rows else None
+@partial(jax.jit, static_argnames=("model", "recipe", "mesh"), donate_argnames="bank")
+def tick(
+    model: Model, params: dict[str, Any], bank: Bank, rows: Rows, *, recipe: Recipe, mesh: Mesh | None = None
+) -> tuple[Bank, Metrics]:
+    """One step of E of the bank's adapters: the bank after it, and metrics [E].
 
-    def many(
-        params: dict[str, Any],
-        training: Training,
-        batch: TokenBatch,
-        plans: Plan,
-        part: Any,
-        hparams: HParams,
-        fixed: Any,
-    ) -> Training:
-        def one(training: Training, batch: TokenBatch, hparams: HParams, fixed: Adapter | None) -> Training:
-            return adapt(model, params, training, batch, plan, part, hparams, recipe, rows_axis, fixed)
+    With a `mesh` of one axis "adapters" its devices each hold the same bank, take their share of the B sequences of
+    every step, and add up their gradients. Otherwise all is on one device.
+    """
 
-        plan = jax.tree.map(lambda x: x[0], plans)
-        return jax.vmap(one)(training, batch, hparams, fixed)
+    def many(params: dict[str, Any], bank: Bank, rows: Rows) -> tuple[Bank, Metrics]:
+        own = jax.tree.map(lambda leaf: leaf[rows.places], bank)
+        one = partial(step, model, params, recipe=recipe, rows_axis=None if mesh is None else "adapters")
+        states, metrics = jax.vmap(one)(own.state, own.given, rows.tokens, rows.loss_weight)
+        state = jax.tree.map(lambda leaf, new: leaf.at[rows.places].set(new, mode="drop"), bank.state, states)
+        return bank.replace(state=state), metrics
 
     if mesh is not None:
-        whole, (state, rows, planned, own, below) = PartitionSpec(), _layout(batch, by_rows)
-        specs = (whole, state, rows, planned, whole, own, below)
-        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=state, check_vma=False)
-    return many(params, training, batch, plans, part, hparams, fixed)
+        whole, split = PartitionSpec(), PartitionSpec(None, "adapters")
+        specs: Any = (whole, whole, Rows(whole, split, split))  # type: ignore[arg-type]  # specs take the places of arrays
+        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=(whole, whole), check_vma=False)
+    return many(params, bank, rows)
 
 
-def adapt_many(
+@partial(jax.jit, static_argnames=("optimiser", "places"))
+def _empty(adapter: Adapter, given: Given, *, optimiser: Optimiser, places: int) -> Bank:
+    one = Bank(begin(adapter, optimiser), given)
+    return jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape), leaf.dtype), one)
+
+
+@partial(jax.jit, static_argnames="optimiser", donate_argnames="bank")
+def _put(bank: Bank, place: Int[Array, ""], adapter: Adapter, given: Given, *, optimiser: Optimiser) -> Bank:
+    """The bank with an adapter before its first step at a place."""
+    one = Bank(begin(adapter, optimiser), given)
+    return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), bank, one)
+
+
+class Lessons(NamedTuple):
+    """What E adapters are trained on."""
+
+    sequences: Sequence[Sequence[Tokens]]  # [E], of each adapter
+    orders: Sequence[Int[np.ndarray, "S B"]]  # [E]: which of them each step reads; -1 is none
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences of a step, at most."""
+        return max((order.shape[1] for order in self.orders), default=1)
+
+    def longest(self) -> list[Int[np.ndarray, "S"]]:
+        """Tokens of the longest sequence of each step, by adapter."""
+        found = []
+        for own, order in zip(self.sequences, self.orders, strict=True):
+            lengths = np.array([*(len(s.ids) for s in own), 0])  # -1 reads the last: none
+            found.append(lengths[order].max(axis=1) if order.size else np.zeros(0, np.int64))
+        return found
+
+    def rows(self, tick: Tick, batch_size: int, places: int) -> Rows:
+        """The arrays of one tick."""
+        shape = (tick.size, batch_size, tick.width)
+        index = np.full(tick.size, places, np.int32)
+        tokens, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for r, (adapter, number, place) in enumerate(tick.rows):
+            index[r], read = place, self.orders[adapter][number]
+            tokens[r, : len(read)], loss_weight[r, : len(read)] = pad_rows(self.sequences[adapter], read, tick.width)
+        return Rows(index, tokens, loss_weight)
+
+
+def adapt_each(
     model: Model,
     params: dict[str, Any],
-    adapters: Adapter,
-    batch: TokenBatch,
-    hparams: HParams,
+    start: Callable[[int], Adapter],
+    lessons: Lessons,
+    given: Given,
     recipe: Recipe,
     *,
-    chunk: Chunk,
+    widths: Sequence[int],
+    room: Room,
     mesh: Mesh | None = None,
-    fixed: Adapter | None = None,
-) -> tuple[Adapter, Metrics]:
-    """Trains E adapters, a chunk of them at a time: `adapt`, vmapped over self-edits.
+    skip: Collection[int] = (),
+    watch: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Adapter, Metrics]]:
+    """Trains E adapters; yields each one's number, itself and its metrics [S], on the host, as soon as it has finished.
 
-    All of `adapters`, `batch`, `hparams` and `fixed` (what each is trained on top of) carry the leading axis E; metrics
-    are [E, S]. One program is compiled for all chunks; where progress is reported (`Chunk.watch`) it is called for some
-    steps at a time. A diverged adapter holds NaN and changes no other: see `is_finite`. With a `mesh` of one axis
-    "adapters", each device trains its share of a chunk; a single adapter, in a chunk of one, is trained by all of them,
-    each on its share of a step's rows.
+    `start(e)` is adapter e before its first step; `given` has a leading axis E. With a `mesh` each device has a bank, a
+    schedule and its share of the adapters, and nothing is exchanged; a single adapter is trained by all of them, each
+    on its share of a step's sequences. Adapters in `skip` are left out, and the ticks of all others are what they would
+    be without: a run that is carried on computes the same numbers. `watch` is called with the tokens computed so far
+    and in all. A diverged adapter holds NaN and changes no other: see `is_finite`.
+
+    Raises:
+        jax.errors.JaxRuntimeError: memory does not suffice.
     """
-    total, devices = len(batch.tokens), 1 if mesh is None else mesh.size
-    by_rows = total == chunk.planned == 1 and devices > 1
-    if by_rows:
-        micro = math.gcd(recipe.compute.accumulate, batch.order.shape[2])
-        idle = -batch.order.shape[2] % (devices * micro)
-        batch = batch.replace(order=np.pad(np.asarray(batch.order), ((0, 0), (0, 0), (0, idle)), constant_values=-1))
+    longest = lessons.longest()
+    together = mesh is not None and mesh.size > 1 and len(longest) == 1
+    batch_size = lessons.batch_size
+    if together and mesh is not None:  # whole micro-batches for each device
+        batch_size = round_up(batch_size, mesh.size * math.gcd(recipe.compute.accumulate, batch_size))
+    devices = 1 if mesh is None or together else mesh.size
+    planned = plans(lessons, widths=widths, room=room, batch_size=batch_size, devices=devices)
+    places = _places(longest, room, devices)
+    lanes = [_Lane(model, params, recipe, places, where) for where in _lanes(params, mesh, together)]
+    ticks = [_without(skip, own) for own in planned]
+    total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
+    done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
 
-    def train(index: Int[np.ndarray, "C"], live: Bool[np.ndarray, "C"]) -> tuple[Adapter, Metrics]:
-        rows = jax.tree.map(lambda x: x[index], batch)
-        hyper = jax.tree.map(lambda x: jnp.asarray(x)[index], hparams)
-        hyper = hyper.replace(num_steps=jnp.where(live, hyper.num_steps, 0))
-        order = np.where(live[:, None, None], rows.order, -1)
-        plans = make_plans(np.asarray(rows.lengths), order, rows.widths, shares=1 if by_rows else devices)
-        below, steps = None if fixed is None else lora.take(fixed, index), int(np.max(plans.num_steps))
-        training = _begin_chunk(
-            lora.take(adapters, index), optimiser=recipe.optimiser, steps=order.shape[1], mesh=mesh, by_rows=by_rows
+    for e in sorted(found.keys() - set(skip)):
+        if not len(longest[e]):  # nothing to train on: it stays as it began
+            yield e, jax.device_get(start(e)), found.pop(e)
+
+    def take(lane: _Lane, ticked: Tick) -> None:
+        lane.take(ticked, lessons.rows(ticked, batch_size, places))
+
+    with ThreadPoolExecutor(len(lanes)) as pool:  # a first call compiles: for all devices at a time
+        for turn in zip_longest(*ticks):
+            busy = [(lane, ticked) for lane, ticked in zip(lanes, turn, strict=True) if ticked is not None]
+            for lane, ticked in busy:
+                for adapter, number, place in ticked.rows:
+                    if number == 0:
+                        lane.put(place, start(adapter), jax.tree.map(lambda leaf, e=adapter: leaf[e], given))
+            list(pool.map(take, *zip(*busy, strict=True)))
+            for lane, ticked in busy:
+                finished = [row for row in ticked.rows if row.step + 1 == len(longest[row.adapter])]
+                lane.settle(found, leave=0 if finished else 1)
+                done += schedule.computed_tokens([ticked], batch_size)
+                for adapter, _, place in finished:
+                    yield adapter, lane.adapter(place), found.pop(adapter)
+            if watch is not None:
+                watch(done, total)
+
+
+def plans(lessons: Lessons, *, widths: Sequence[int], room: Room, batch_size: int, devices: int) -> list[list[Tick]]:
+    """The ticks of each device."""
+    longest = lessons.longest()
+    room = room._replace(places=_places(longest, room, devices))
+    return [
+        schedule.schedule(longest, own, widths=widths, room=room, batch_size=batch_size)
+        for own in schedule.share(longest, devices)
+    ]
+
+
+def _places(longest: Sequence[Int[np.ndarray, "S"]], room: Room, devices: int) -> int:
+    """Places on each device: no more than its share of the adapters, as a power of two (few sizes, few programs)."""
+    most = max(map(len, schedule.share(longest, devices)))
+    return min(room.places, 1 << max(0, most - 1).bit_length())
+
+
+def _without(skip: Collection[int], ticks: Sequence[Tick]) -> list[Tick]:
+    """The ticks, less the rows of some adapters: the others keep their width and their company."""
+    rest = [tick._replace(rows=[row for row in tick.rows if row.adapter not in skip]) for tick in ticks]
+    return [tick for tick in rest if tick.rows]
+
+
+def _lanes(params: dict[str, Any], mesh: Mesh | None, together: bool) -> list[Device | Mesh]:
+    """Where adapters are trained: each device of a mesh by itself, or all of them together."""
+    if mesh is None:
+        return [next(iter(jnp.asarray(jax.tree.leaves(params)[0]).devices()))]
+    return [mesh] if together else list(mesh.devices.flat)
+
+
+def _on(device: Device, leaf: Any) -> Any:
+    """What a device holds of a parameter that all have (nothing is copied); brought there where it holds nothing."""
+    shards = leaf.addressable_shards if isinstance(leaf, jax.Array) else ()
+    for shard in shards:
+        if shard.device == device and shard.data.shape == leaf.shape:
+            return shard.data
+    return jax.device_put(leaf, device)
+
+
+class _Lane:
+    """A device (or a mesh whose devices share every row), its bank, and the ticks that it has been given."""
+
+    def __init__(self, model: Model, params: dict[str, Any], recipe: Recipe, places: int, where: Device | Mesh):
+        self._model, self._recipe, self._places = model, recipe, places
+        self._mesh = where if isinstance(where, Mesh) else None
+        self._sharding = (
+            NamedSharding(where, PartitionSpec()) if isinstance(where, Mesh) else SingleDeviceSharding(where)
         )
-        # Placed once for all parts; and as what comes back will be, or the second part would be another program.
-        where = (
-            jnp.asarray(jax.tree.leaves(params)[0]).sharding
-            if mesh is None
-            else jax.tree.map(partial(NamedSharding, mesh), _layout(rows, by_rows))
-        )
-        training, rows, plans, hyper, below = jax.device_put((training, rows, plans, hyper, below), where)
-        for part in in_parts(steps, chunk.watch):
-            training = _adapt_chunk(model, params, training, rows, plans, part, hyper, recipe, mesh, by_rows, below)
-            jax.block_until_ready(training)
-        return training.state.adapter, training.metrics
+        self._params = params if isinstance(where, Mesh) else jax.tree.map(partial(_on, where), params)
+        self._bank: Bank | None = None
+        self._pending: list[tuple[Tick, Metrics]] = []
 
-    return in_chunks(train, total, chunk, devices=1 if by_rows else devices)
+    def put(self, place: int, adapter: Adapter, given: Given) -> None:
+        """A new adapter takes a place."""
+        optimiser, mine = self._recipe.optimiser, jax.device_put((adapter, given), self._sharding)
+        if self._bank is None:
+            self._bank = jax.device_put(_empty(*mine, optimiser=optimiser, places=self._places), self._sharding)
+        self._bank = _put(self._bank, np.int32(place), *mine, optimiser=optimiser)
+
+    def take(self, ticked: Tick, rows: Rows) -> None:
+        """Starts a tick; it has not ended when this returns."""
+        assert self._bank is not None  # an adapter's first step comes after it has been put
+        self._bank, metrics = tick(self._model, self._params, self._bank, rows, recipe=self._recipe, mesh=self._mesh)
+        self._pending.append((ticked, metrics))
+
+    def settle(self, found: dict[int, Metrics], *, leave: int) -> None:
+        """Waits for all ticks but so many and notes what they reported."""
+        while len(self._pending) > leave:
+            ticked, metrics = self._pending.pop(0)
+            values = jax.device_get(metrics)
+            for r, (adapter, number, _) in enumerate(ticked.rows):
+                found[adapter].loss[number], found[adapter].grad_norm[number] = values.loss[r], values.grad_norm[r]
+
+    def adapter(self, place: int) -> Adapter:
+        """What lies at a place, copied to the host."""
+        assert self._bank is not None
+        return jax.device_get(lora.take(self._bank.state.adapter, place))
 
 
-@jax.jit
-def is_finite(adapters: Adapter) -> Bool[Array, "E"]:
+def is_finite(adapters: Adapter) -> Bool[np.ndarray, "E"]:
     """Which of E trained adapters hold numbers only."""
-    finite = [jnp.isfinite(w).all(axis=tuple(range(1, w.ndim))) for w in jax.tree.leaves((adapters.a, adapters.b))]
-    return jnp.stack(finite).all(axis=0)
+    leaves = [np.asarray(w) for w in jax.tree.leaves((adapters.a, adapters.b))]
+    finite = np.stack([np.isfinite(w).all(axis=tuple(range(1, w.ndim))) for w in leaves])
+    return np.asarray(finite.all(axis=0))

@@ -1,29 +1,46 @@
 """How much memory a run takes on each device, and how many adapters that leaves room for.
 
 The formulas count what XLA keeps: each was fitted to the buffers it assigns (`compiled.memory_analysis()`) for Llama-
-and Qwen-shaped models in float32, and tests/test_memory.py holds them to within 20 % of those. Nothing is allocated or
-compiled here. Where the plan is wrong all the same, `chunks.in_chunks` halves the chunk and goes on.
+and Qwen-shaped models in float32, and tests/test_memory.py holds them to within 20 % of those (training: 10 %). Nothing
+is allocated or compiled here. Where the plan is wrong all the same, `training.train_each` and `chunks.in_chunks` halve
+what they hold and go on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from seal_jax.engine import costs
 from seal_jax.engine.costs import FLOAT32
-from seal_jax.engine.training import FineTuning, Shapes
+from seal_jax.engine.schedule import Room, rows_of
+from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes
 from seal_jax.types import Compute
 
 if TYPE_CHECKING:
     from seal_jax.nn.transformer import ModelConfig
 
-ADAPTER_COPIES = 6  # as it began; value, gradient, Adam's two moments; the new value before it replaces the old
+RESIDENT_COPIES = 3  # of an adapter in the bank: its value and Adam's two moments
+STEP_COPIES = 3  # of one that takes a step: taken out of the bank, the gradient and what it becomes in their place
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
-MOST_ON_CPU, MOST = 8, 64  # adapters on a device: beyond, time per adapter falls no more and padding grows
-ENOUGH = 8  # adapters on a device; with so many, recomputing layers to fit more does not pay
-RECOMPUTING = 4 / 3  # the work of a step when layers are recomputed, over that when they are kept
+MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
+MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
+ENOUGH = 8  # adapters on a device; with as many, smaller steps or recomputed layers that make room for more do not pay
+TICK_OPERATIONS = 5e12  # that keep an accelerator busy for much longer than a step takes to start
+LEAST_TICK, MOST_TICK = 512, 8192  # tokens that an accelerator computes at a time
+
+
+class Machine(NamedTuple):
+    """What a plan is made for."""
+
+    free: float  # bytes on each device
+    devices: int
+    itemsize: int  # bytes of a number of the base model
+    on_cpu: bool
 
 
 class Writing(NamedTuple):
@@ -51,9 +68,10 @@ class Need(NamedTuple):
 def training(
     model: ModelConfig, config: FineTuning, compute: Compute, *, adapters: int, width: int, itemsize: int
 ) -> Need:
-    """The widest step of `adapters` on one device. `itemsize` is the base model's, in bytes."""
+    """`adapters` in training on one device, a step as wide as this. `itemsize` is the base model's, in bytes."""
     rows = config.batch_size // math.gcd(config.batch_size, compute.accumulate)
-    tokens = adapters * rows * width
+    stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
+    tokens = stepping * rows * width
     d, f = model.hidden_size, model.intermediate_size
     kept = 8 * d + 4 * f + 2 * model.num_heads * width  # a token and layer: the scores of attention come last
     if set(config.projections) & {"o_proj", "gate_proj", "up_proj", "down_proj"}:
@@ -62,9 +80,9 @@ def training(
     chunk = min(compute.loss_chunk, rows * width)
     return Need(
         base=costs.model_parameters(model) * itemsize,
-        adapters=ADAPTER_COPIES * adapters * _adapter(model, config),
+        adapters=(RESIDENT_COPIES * adapters + STEP_COPIES * stepping) * _adapter(model, config),
         activations=tokens * floats * itemsize,
-        logits=2 * adapters * chunk * model.vocab_size * FLOAT32,
+        logits=2 * stepping * chunk * model.vocab_size * FLOAT32,
     )
 
 
@@ -116,60 +134,72 @@ def _adapter(model: ModelConfig, config: FineTuning) -> int:
 
 
 def fit(
-    model: ModelConfig,
-    config: FineTuning,
-    shapes: Shapes,
-    compute: Compute,
-    writing_sizes: Writing,
-    *,
-    free: float,
-    devices: int,
-    itemsize: int,
-    most: int,
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, machine: Machine
 ) -> Compute:
-    """`compute` with what it leaves open: as many adapters as `free` bytes on each device hold, up to `most` each.
+    """`compute` with what it leaves open: as many adapters as the free memory of each device holds.
 
-    A smaller piece of the loss is chosen only where fewer than `ENOUGH` adapters fit without; recomputing layers only
-    where that also makes room for so many more that the work it adds is paid for.
-    At least one adapter a device is planned for even where none seems to fit: that is only a forecast.
+    Those in training wait in the bank while others answer, so no more are planned for than leave room for `ENOUGH` to
+    answer. Where fewer than `ENOUGH` train (or than the user fixed), a smaller piece of the loss, then fewer tokens at
+    a time, and at last recomputed layers make room. At least one adapter a device is planned for even where none seems
+    to fit: it is a forecast.
     """
-    room = SHARE * free
+    room, devices, on_cpu = SHARE * machine.free, machine.devices, machine.on_cpu
+    wanted = -(-compute.chunk // devices) if compute.chunk else MOST_ON_CPU if on_cpu else MOST
 
-    def holds(candidate: Compute, adapters: int) -> bool:
-        needs = (
-            training(model, config, candidate, adapters=adapters, width=shapes.widths[-1], itemsize=itemsize),
-            answering(
-                model, config, shapes, adapters=adapters, max_tokens=writing_sizes.answer_tokens, itemsize=itemsize
-            ),
-        )
-        return max(need.total for need in needs) <= room
+    def answers(adapters: int, waiting: int) -> bool:
+        tokens = sizes.answer_tokens
+        need = answering(model, config, shapes, adapters=adapters, max_tokens=tokens, itemsize=machine.itemsize)
+        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config) <= room
+
+    ready = _most(lambda n: answers(n, n), min(ENOUGH, wanted))
+
+    def trains(candidate: Compute, adapters: int) -> bool:
+        width, size = shapes.widths[-1], machine.itemsize
+        if training(model, config, candidate, adapters=adapters, width=width, itemsize=size).total > room:
+            return False
+        return bool(compute.chunk) or adapters <= (ready or ENOUGH) or answers(ready, adapters)
 
     def writes(prompts: int) -> bool:
         need = writing(
-            model, prompts=prompts, samples=writing_sizes.samples, prompt_width=writing_sizes.prompt_width,
-            max_tokens=writing_sizes.max_tokens, itemsize=itemsize,
+            model, prompts=prompts, samples=sizes.samples, prompt_width=sizes.prompt_width,
+            max_tokens=sizes.max_tokens, itemsize=machine.itemsize,
         )  # fmt: skip
         return need.total <= room
 
-    best: tuple[int, Compute] | None = None
-    whole = compute.loss_chunk
-    for remat in (True,) if compute.remat else (False, True):
-        for loss_chunk in (whole, max(1, whole // 4)):
-            candidate = dataclasses.replace(compute, remat=remat, loss_chunk=loss_chunk)
-            wanted = -(-compute.chunk // devices) if compute.chunk else most
-            count = next((n for n in range(wanted, 0, -1) if holds(candidate, n)), 0)
-            dearer = best is not None and remat and not best[1].remat
-            price = RECOMPUTING if dearer and compute.chunk is None else 1
-            if best is None or (best[0] < min(ENOUGH, wanted) and count > price * best[0]):
-                best = count, candidate
-    assert best is not None
-    count, chosen = best
-    prompts = next((n for n in range(4 * most // writing_sizes.samples, 0, -1) if writes(n)), 1)
+    budget = compute.tick_tokens or tick_tokens(model, on_cpu)
+    budgets = [budget] if compute.tick_tokens else [budget, budget // 2, budget // 4, budget // 8]
+    enough = wanted if compute.chunk else min(ENOUGH, wanted)
+    count, chosen = -1, compute
+    for remat, tokens, loss_chunk in itertools.product(
+        (True,) if compute.remat else (False, True), budgets, (compute.loss_chunk, max(1, compute.loss_chunk // 4))
+    ):
+        candidate = dataclasses.replace(compute, remat=remat, tick_tokens=tokens, loss_chunk=loss_chunk)
+        fitting = _most(partial(trains, candidate), wanted)
+        if fitting > count:
+            count, chosen = fitting, candidate
+        if count >= enough:
+            break
+    count, most = wanted if compute.chunk else max(1, count), MOST_ANSWERS_ON_CPU if on_cpu else MOST_ANSWERS
+    together = _most(lambda n: answers(n, count), min(count, most))
+    prompts = _most(writes, 4 * most // sizes.samples)
     return dataclasses.replace(
         chosen,
-        chunk=compute.chunk or max(1, count) * devices,
-        write_chunk=compute.write_chunk or prompts * writing_sizes.samples * devices,
+        chunk=compute.chunk or count * devices,
+        answer_chunk=compute.answer_chunk or max(1, together) * devices,
+        write_chunk=compute.write_chunk or max(1, prompts) * sizes.samples * devices,
     )
+
+
+def tick_tokens(model: ModelConfig, on_cpu: bool) -> int:
+    """Tokens that keep a device busy: more of them at a time are no cheaper."""
+    if on_cpu:
+        return TICK_TOKENS
+    return int(min(MOST_TICK, max(LEAST_TICK, TICK_OPERATIONS / (4 * costs.matmul_parameters(model)))))
+
+
+def _most(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to the limit that fits, 0 where none does."""
+    return next((n for n in range(limit, 0, -1) if fits(n)), 0)
 
 
 def lines(need: Need, free: float) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seal_jax.engine import batching, inner
+from seal_jax.engine import batching, inner, schedule
 from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.inner import Optimiser, Recipe
+from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe
+from seal_jax.engine.schedule import Room, Tick
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Loss, next_token
@@ -53,76 +55,163 @@ class Shapes(NamedTuple):
     gold_width: int  # tokens of a gold answer
 
 
+TICK_TOKENS = 192  # that a device computes at a time where nothing else is said: a CPU's core is then busy
+COMPILING = 5e11, 5e15  # operations that a CPU, or an accelerator, does in the time in which a step is compiled
+
+
 class Trainer(NamedTuple):
     """How adapters are trained through a run, whatever they are trained on."""
 
     config: FineTuning
     shapes: Shapes
     compute: Compute
-    chunk: Chunk  # adapters at a time
+    chunk: Chunk  # adapters that answer at a time
     loss: Loss = next_token
+    watch: Callable[[int, int, int], None] | None = None  # called in training: tokens computed, of how many; adapters
 
 
 def make_trainer(
     config: FineTuning, shapes: Shapes, compute: Compute, *, loss: Loss = next_token, **chunk: Any
 ) -> Trainer:
     """A trainer of `compute.chunk` adapters at a time (1 where that is open); `chunk` are other fields of `Chunk`."""
-    return Trainer(config, shapes, compute, Chunk(compute.chunk or 1, **chunk), loss)
+    return Trainer(config, shapes, compute, Chunk(compute.answer_chunk or compute.chunk or 1, **chunk), loss)
 
 
-def train(
+def train_each(
     lm: LanguageModel,
     edits: Sequence[Sequence[batching.Tokens]],
     trainer: Trainer,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     fixed: Adapter | None = None,
     settings: Sequence[Settings | None] | None = None,
     numbers: Mapping[str, float | Sequence[float]] | None = None,
-) -> tuple[Adapter, Float[np.ndarray, "E S"]]:
-    """One adapter for each of E self-edits' sequences, and its loss at every step (NaN on skipped steps).
+    skip: Collection[int] = (),
+) -> Iterator[tuple[int, Adapter, Float[np.ndarray, "S"]]]:
+    """Trains an adapter on each of E self-edits' sequences; yields (number, adapter, losses) as each finishes.
 
     With `fixed`, E adapters that stay as they are, each is trained on top of its own. `settings` are what a row has of
     its own: a self-edit's learning rate and epochs where it chose any, or a cell's of an ablation; the rest is
     `trainer.config`'s. `numbers` are what the loss is told, one for all rows or one for each. `seed` names the training
-    run: the order of sequences follows from it, and so does the initialisation, together with the self-edit's tokens
-    where that is `per_edit`. Neighbours and chunks change neither.
+    run, or that of each row: the order of sequences follows from it, and so does the initialisation, together with the
+    self-edit's tokens where that is `per_edit`. Neighbours change neither. Those in `skip` are left out.
+
+    If the device runs out of memory fewer adapters are trained at a time, which is said once; nothing finished is lost.
 
     Raises:
-        ValueError: a row that wants more epochs, a larger rank or other projections than `config` has.
+        ValueError: a row that wants more epochs, a larger rank or other projections than `config` has; more sequences
+            or longer ones than `trainer.shapes` has room for.
     """
-    config, shapes = trainer.config, trainer.shapes
-    total, batch_size = len(edits), min(config.batch_size, shapes.capacity)
-    own = own_settings(config, settings or [None] * total)
-    epochs = [chosen.epochs for chosen in own]
-    batch = batching.make_batch(
-        edits, epochs=config.epochs, batch_size=batch_size, widths=shapes.widths, capacity=shapes.capacity, seed=seed,
-        own_epochs=epochs,
-    )  # fmt: skip
-    steps = [
-        batching.num_steps(len(sequences), epochs=each, batch_size=batch_size)
-        for sequences, each in zip(edits, epochs, strict=True)
-    ]
-    # One stored initialisation, or one for each self-edit that depends on what it says and not on its neighbours.
-    seeds = (
-        [seed] * total if config.initialisation == "stored" else [_fingerprint(seed, sequences) for sequences in edits]
-    )
+    config = trainer.config
+    lessons, own = lessons_of(edits, trainer, seed=seed, settings=settings)
+    seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
+    if config.initialisation == "per_edit":  # one that depends on what an edit says, and not on its neighbours
+        seeds = [_fingerprint(one, sequences) for one, sequences in zip(seeds, edits, strict=True)]
     hparams = HParams(
         learning_rate=np.asarray([chosen.learning_rate for chosen in own], np.float32),
-        num_steps=np.asarray(steps, np.int32),
+        num_steps=np.asarray([len(order) for order in lessons.orders], np.int32),
         alpha=np.asarray([chosen.alpha for chosen in own], np.float32),
         rank=np.asarray([chosen.rank for chosen in own], np.int32),
         seed=np.asarray(seeds, np.int32),
-        numbers={name: np.resize(np.asarray(value, np.float32), total) for name, value in (numbers or {}).items()},
+        numbers={name: np.resize(np.asarray(value, np.float32), len(own)) for name, value in (numbers or {}).items()},
     )
-    fresh = fresh_adapters(lm, hparams, trainer)
-    if any(set(chosen.projections) != set(config.projections) for chosen in own):
-        fresh = _only(fresh, [chosen.projections for chosen in own])
-    trained, metrics = inner.adapt_many(
-        lm.model, lm.params, fresh, batch, hparams, Recipe(config.optimiser, trainer.loss, trainer.compute),
-        chunk=trainer.chunk, mesh=lm.mesh, fixed=fixed,
+
+    def start(e: int) -> Adapter:
+        one = jax.tree.map(lambda leaf: leaf[e : e + 1], hparams)
+        adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
+        return _only(adapter, own[e].projections)
+
+    done, widths = set(skip), widths_for(lm, lessons, trainer)
+
+    def watch(computed: int, of: int) -> None:
+        if trainer.watch is not None:
+            trainer.watch(computed, of, len(edits) - len(skip))
+
+    while True:
+        room = room_of(lm, trainer)
+        finished = inner.adapt_each(
+            lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
+            Recipe(config.optimiser, trainer.loss, trainer.compute),
+            widths=widths, room=room, mesh=lm.mesh, skip=frozenset(done), watch=watch,
+        )  # fmt: skip
+        try:
+            for e, adapter, metrics in finished:
+                done.add(e)
+                yield e, adapter, np.asarray(metrics.loss)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or room.places == 1:
+                raise
+            trainer.chunk.halved += 1
+            trainer.chunk.say(
+                f"not enough device memory for {room.places} adapters in training on a device: going on with "
+                f"{room_of(lm, trainer).places}"
+            )
+        else:
+            return
+
+
+def train(
+    lm: LanguageModel, edits: Sequence[Sequence[batching.Tokens]], trainer: Trainer, **options: Any
+) -> tuple[Adapter, list[Float[np.ndarray, "S"]]]:
+    """All of `train_each` (which has the options): E adapters on the host, and each one's losses."""
+    trained = {e: (adapter, losses) for e, adapter, losses in train_each(lm, edits, trainer, **options)}
+    adapters, losses = zip(*(trained[e] for e in range(len(edits))), strict=True)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *adapters), list(losses)
+
+
+def lessons_of(
+    edits: Sequence[Sequence[batching.Tokens]],
+    trainer: Trainer,
+    *,
+    seed: int | Sequence[int],
+    settings: Sequence[Settings | None] | None = None,
+) -> tuple[Lessons, list[FineTuning]]:
+    """What E adapters are trained on, in their orders, and how each is trained."""
+    config, shapes = trainer.config, trainer.shapes
+    own = own_settings(config, settings or [None] * len(edits))
+    batch_size = min(config.batch_size, shapes.capacity)
+    for e, sequences in enumerate(edits):
+        if not 1 <= own[e].epochs <= config.epochs:
+            raise ValueError(f"self-edit {e} asks for {own[e].epochs} epochs; there is room for 1 to {config.epochs}")
+        if len(sequences) > shapes.capacity:
+            raise ValueError(
+                f"self-edit {e} has {len(sequences)} training sequences; there is room for {shapes.capacity}"
+            )
+        longest = max((len(s.ids) for s in sequences), default=0)
+        if longest > shapes.widths[-1]:
+            raise ValueError(
+                f"self-edit {e}: a training sequence of {longest} tokens; the widest step has {shapes.widths[-1]}"
+            )
+    seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
+    orders = [
+        batching.order(len(sequences), epochs=chosen.epochs, batch_size=batch_size, seed=one)
+        for sequences, chosen, one in zip(edits, own, seeds, strict=True)
+    ]
+    return Lessons(edits, orders), own
+
+
+def room_of(lm: LanguageModel, trainer: Trainer) -> Room:
+    """What each device trains at a time."""
+    devices, less = lm.mesh.size if lm.mesh else 1, 2**trainer.chunk.halved
+    places, tokens = math.ceil((trainer.compute.chunk or 1) / devices), trainer.compute.tick_tokens or TICK_TOKENS
+    return Room(max(1, places // less), max(1, tokens // less))
+
+
+def widths_for(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> tuple[int, ...]:
+    """Those of the run's widths that these lessons are worth compiling for."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    devices, on_cpu = lm.mesh.size if lm.mesh else 1, jax.default_backend() == "cpu"
+    price = COMPILING[0 if on_cpu else 1] / (4 * parameters) * devices
+    lengths = np.concatenate([np.zeros(0, np.int64), *lessons.longest()])
+    return schedule.choose_widths(lengths[lengths > 0], trainer.shapes.widths, price=price)
+
+
+def ticks_of(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> list[list[Tick]]:
+    """Each device's ticks, as `train_each` will take them: to be shown, or counted."""
+    return inner.plans(
+        lessons, widths=widths_for(lm, lessons, trainer), room=room_of(lm, trainer), batch_size=lessons.batch_size,
+        devices=lm.mesh.size if lm.mesh else 1,
     )  # fmt: skip
-    return trained, np.asarray(metrics.loss)
 
 
 def own_settings(config: FineTuning, settings: Sequence[Settings | None]) -> list[FineTuning]:
@@ -145,16 +234,14 @@ def own_settings(config: FineTuning, settings: Sequence[Settings | None]) -> lis
     return own
 
 
-def _only(adapters: Adapter, projections: Sequence[Sequence[str]]) -> Adapter:
-    """Fresh adapters, each with zeros in the projections that it leaves out.
+def _only(adapter: Adapter, projections: Sequence[str]) -> Adapter:
+    """A fresh adapter with zeros in all projections but these.
 
     With A and B both zero so is the gradient of either, exactly: they stay so, as columns past the rank do.
     """
-
-    def kept(name: str) -> np.ndarray:
-        return np.array([name in own for own in projections])[:, None, None, None]
-
-    return adapters.replace(a={name: jnp.where(kept(name), w, 0) for name, w in adapters.a.items()})
+    if set(projections) == set(adapter.a):
+        return adapter
+    return adapter.replace(a={name: w if name in projections else jnp.zeros_like(w) for name, w in adapter.a.items()})
 
 
 def fresh_adapters(lm: LanguageModel, hparams: HParams, trainer: Trainer) -> Adapter:

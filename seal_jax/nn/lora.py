@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from seal_jax.types import PROJECTIONS, AnyArray
@@ -143,8 +144,8 @@ def stack(adapters: Sequence[Adapter]) -> Adapter:
 
 def take(adapters: Adapter, index: int | slice | AnyArray) -> Adapter:
     """The adapter, or adapters, at `index` of the leading axis."""
-    if isinstance(index, slice):
-        return jax.tree.map(lambda leaf: leaf[index], adapters)
+    if isinstance(index, slice) or all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(adapters)):
+        return jax.tree.map(lambda leaf: leaf[index], adapters)  # on the host it stays there
     return _gather(adapters, index)
 
 

@@ -271,7 +271,7 @@ def with_room(here: Session, inner: FineTuning) -> Trainer:
         lambda: runtime.fit(model, inner, trainer.shapes, here.compute, sizes, config.dtype),
         f"memory/{digest(as_json(inner))}",
     )
-    chunk = dataclasses.replace(trainer.chunk, size=cut.chunk or 1)
+    chunk = dataclasses.replace(trainer.chunk, size=cut.answer_chunk or 1)
     return trainer._replace(config=inner, compute=cut, chunk=chunk)
 
 

@@ -69,19 +69,22 @@ def memory_lines(
     devices, size = runtime.device_count(compute.devices), runtime.itemsize(dtype)
     cut = runtime.fit(model, config, shapes, compute, sizes, dtype)
     each = math.ceil((cut.chunk or 1) / devices)
+    together = math.ceil((cut.answer_chunk or 1) / devices)
     training = memory.training(model, config, cut, adapters=each, width=shapes.widths[-1], itemsize=size)
     answering = memory.answering(
-        model, config, shapes, adapters=each, max_tokens=sizes.answer_tokens, itemsize=size
+        model, config, shapes, adapters=together, max_tokens=sizes.answer_tokens, itemsize=size
     )  # fmt: skip
     free = runtime.free_memory(compute.devices)
     return [
-        f"{cut.chunk} adapters at a time over all devices ({each} on each), {cut.write_chunk} self-edits written at a "
-        f"time; layers are {'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
+        f"{cut.chunk} adapters in training at a time over all devices ({each} on each), {cut.answer_chunk} that "
+        f"answer, {cut.write_chunk} self-edits written at a time",
+        f"about {cut.tick_tokens} tokens computed at a time on each device, layers "
+        f"{'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
         "",
-        f"inner loop, a step of {each} x {shapes.widths[-1]} tokens (the longest there can be)",
+        f"inner loop, {each} adapters and a step {shapes.widths[-1]} tokens wide (the longest there can be)",
         *memory.lines(training, free),
         "",
-        f"answers, {each} x {shapes.questions} questions",
+        f"answers, {together} x {shapes.questions} questions",
         *memory.lines(answering, free),
     ]
 

@@ -322,7 +322,7 @@ def learn(
 
     def adapt() -> Adapter:
         alone = Trainer(
-            config.inner, here.loop.trainer.shapes, one_adapter(config, here), Chunk(1, watch=progress.steps)
+            config.inner, here.loop.trainer.shapes, one_adapter(config, here), Chunk(1), watch=progress.training
         )
         adapters, losses = train(lm, [sequences], alone, seed=config.seed)
         if not is_finite(adapters).all():

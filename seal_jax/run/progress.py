@@ -30,14 +30,15 @@ class _Stage:
     adapters: int = 0
     tokens: int = 0
     accuracy: float | None = None
-    steps: tuple[int, int] | None = None  # optimiser steps of the units that train: done, and of how many
-    trained: float = 0.0  # units trained since the last `advance`, of chunks that have ended
+    training: tuple[int, int] = (0, 0)  # tokens computed by the training that runs, and that it will compute
+    began: int = 0  # units done when that training began
+    units: int = 0  # that it trains
     counted: float = 0.0  # seconds into the stage at which `completed` last changed
 
-    def count(self, training: float = 0.0) -> None:
-        """Notes the units done, plus those that train: never more than the total, never fewer than before."""
+    def count(self, done: float) -> None:
+        """Notes the units done, those that train as fractions: never more than the total, never fewer than before."""
         most = float("inf") if self.task.total is None else self.task.total
-        self.task.completed = min(most, max(self.task.completed, self.done + training))
+        self.task.completed = min(most, max(self.task.completed, done))
         self.counted = self.task.elapsed or 0.0
 
     def __str__(self) -> str:
@@ -56,8 +57,9 @@ class _Stage:
         if self.task.total is not None and self.task.stop_time is None and fresh > 0:
             left = (self.task.total - self.task.completed) * self.counted / fresh
             facts.append(f"{_clock(max(0.0, left - (seconds - self.counted)))} left")  # falls between two counts, too
-        if self.steps is not None and self.task.stop_time is None:
-            facts.append("step {}/{}".format(*self.steps))
+        done, of = self.training
+        if done < of and self.task.stop_time is None:
+            facts.append(f"training {100 * done / of:.0f} %")
         if self.accuracy is not None:
             facts.append(f"accuracy {100 * self.accuracy:.1f} %")
         return facts
@@ -150,23 +152,22 @@ class Progress:
             stage.adapters += adapters
             stage.tokens += tokens
         stage.accuracy = stage.accuracy if accuracy is None else accuracy
-        stage.steps, stage.trained = None, 0.0
-        stage.count()
+        stage.count(stage.done)
         self._now_and_then(stage)
 
-    def steps(self, done: int, of: int, units: int | None = None) -> None:
-        """How many optimiser steps of the chunk that trains are done; `units` are in it (None: all that are left).
+    def training(self, done: int, of: int, units: int | None = None) -> None:
+        """How many tokens a training has computed, of all that it will; `units` are trained by it (None: all left).
 
-        They count as fractions of their units, up to `done / (of + 1)`: scoring what was trained is still to come.
-        Steps that start again before an `advance` are those of the next chunk.
+        They count as fractions of their units, whichever of them are finished first. Tokens that start again are those
+        of the next training.
         """
-        stage = self._running("steps")
-        left = int(stage.task.total or 0) - stage.done
-        units = left if units is None else min(units, left)
-        if stage.steps is not None and done < stage.steps[0]:
-            stage.trained += units
-        stage.steps = (done, of)
-        stage.count(stage.trained + units * done / (of + 1))
+        stage = self._running("training")
+        if of != stage.training[1] or done < stage.training[0]:
+            stage.began = max(stage.done, stage.began + stage.units)
+            left = max(0, int(stage.task.total or 0) - stage.began)
+            stage.units = left if units is None else min(units, left)
+        stage.training = (done, of)
+        stage.count(stage.began + stage.units * done / (of + 1))
         self._now_and_then(stage)
 
     def note(self, text: str) -> None:

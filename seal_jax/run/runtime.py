@@ -160,8 +160,9 @@ def fit(
     """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
     return memory.fit(
         model, config, shapes, compute, sizes,
-        free=free_memory(compute.devices), devices=device_count(compute.devices), itemsize=itemsize(dtype),
-        most=memory.MOST_ON_CPU if jax.default_backend() == "cpu" else memory.MOST,
+        memory.Machine(
+            free_memory(compute.devices), device_count(compute.devices), itemsize(dtype), jax.default_backend() == "cpu"
+        ),
     )  # fmt: skip
 
 

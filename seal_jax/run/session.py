@@ -303,9 +303,10 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
             judge = judge_of(config, compute, place, progress.note)
             ready = experiment.prepare(config, data, Model(speaker, load, judge, compute))
             cut = decided(folder, partial(fit, config, speaker, ready, compute))
-            chunk = Chunk(cut.chunk or 1, "adapters", progress.note, partial(progress.steps, units=cut.chunk or 1))
+            chunk = Chunk(cut.answer_chunk or 1, "answering adapters", progress.note)
+            trainer = Trainer(config.inner, ready.shapes, cut, chunk, watch=progress.training)
             loop = Loop(
-                ready.domain, Trainer(config.inner, ready.shapes, cut, chunk), config.sampling, ready.prompt_width,
+                ready.domain, trainer, config.sampling, ready.prompt_width,
                 Chunk(cut.write_chunk or 1, "self-edits", progress.note), config.answer_tokens, config.seed,
                 folder, progress, ready.rate, ready.constraint,
             )  # fmt: skip

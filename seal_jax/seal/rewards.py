@@ -7,9 +7,11 @@ is, analysis/reliability.py computes. The base model is scored once a question.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ from flax import nnx
 from seal_jax.engine import batching, inner
 from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys, write
-from seal_jax.engine.training import Shapes, Trainer, train, untrained
+from seal_jax.engine.training import Shapes, Trainer, train_each, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
@@ -223,14 +225,34 @@ def score(
     A diverged adapter answers nothing: all wrong.
     Every self-edit must yield training sequences: one that does not is scored as no training, by `score_base`.
     """
+    scores = dict(score_each(lm, edits, queries, grade, trainer, seed=seed, max_tokens=max_tokens))
+    return [scores[e] for e in range(len(edits))]
+
+
+def score_each(
+    lm: LanguageModel,
+    edits: Sequence[SelfEdit],
+    queries: Sequence[Sequence[Query]],
+    grade: GradeTasks,
+    trainer: Trainer,
+    *,
+    seed: int | Sequence[int],
+    max_tokens: int,
+    skip: Collection[int] = (),
+) -> Iterator[tuple[int, Score]]:
+    """`score`, each with its number once a chunk of adapters has been trained and asked; those in `skip` left out."""
     sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
     settings = [edit.settings for edit in edits]
-    adapters, losses = train(lm, sequences, trainer, seed=seed, settings=settings)
-    finite = np.array(inner.is_finite(adapters))
-    said = ask(lm, adapters, queries, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
-    finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in said.likely]  # or too large to compute with
-    trained = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
-    return graded(queries, said, trained, finite, grade)
+    trained = train_each(lm, sequences, trainer, seed=seed, settings=settings, skip=skip)
+    while chunk := list(itertools.islice(trained, trainer.chunk.planned)):
+        numbers, each, losses = zip(*sorted(chunk, key=itemgetter(0)), strict=True)
+        adapters = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        asked = [queries[e] for e in numbers]
+        said = ask(lm, adapters, asked, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
+        finite = inner.is_finite(adapters)  # and not too large to compute with
+        finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in said.likely]
+        kept = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
+        yield from zip(numbers, graded(asked, said, kept, finite, grade), strict=True)
 
 
 def graded(

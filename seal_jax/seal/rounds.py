@@ -10,6 +10,7 @@ paper's is ReST-EM. Nothing here knows a run folder or a terminal: a `Journal` a
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer
-from seal_jax.seal.rewards import Score, Trial, gold_tokens, mean, score, score_base
+from seal_jax.seal.rewards import Score, Trial, gold_tokens, mean, score_base, score_each
 from seal_jax.types import (
     Codec,
     Compute,
@@ -234,33 +235,30 @@ def try_self_edits(
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
     sequences = [[batching.tokenize(example, lm.codec) for example in edits[p][k].examples] for p, k in flat]
     epochs = [chosen.epochs if (chosen := edits[p][k].settings) else loop.trainer.config.epochs for p, k in flat]
-    groups = batching.by_size(sequences, loop.trainer.chunk.planned, epochs)
-    results: dict[tuple[int, int], list[Score]] = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
     loop.display.phase(f"{name}: inner loop", seeds * len(flat), "self-edits")
 
-    for seed in range(seeds):
-        for number, group in enumerate(groups):
-            members = [flat[i] for i in group]
-
-            def work(members: list[tuple[int, int]] = members, seed: int = seed) -> list[Score]:
-                return score(
-                    lm,
-                    [edits[p][k] for p, k in members],
-                    [loop.domain.queries(tasks[p]) for p, _ in members],
-                    loop.domain.grade,
-                    loop.trainer,
-                    seed=loop.seed * 1000 + seed,
-                    max_tokens=loop.answer_tokens,
-                )
-
-            piece = f"{name}/seed {seed}/try/{number}"
-            resumed = loop.journal.has(piece)
-            scored = [Score(**values) for values in loop.journal.once(piece, work)]
-            for member, outcome in zip(members, scored, strict=True):
-                results[member].append(outcome)
-            trained = sum(epochs[i] * len(s.ids) for i in group for s in sequences[i])
-            accuracy = mean(outcome.accuracy for outcomes in results.values() for outcome in outcomes)
-            loop.display.advance(len(group), adapters=len(group), tokens=trained, accuracy=accuracy, resumed=resumed)
+    jobs = [(seed, p, k) for seed in range(seeds) for p, k in flat]
+    pieces = [f"{name}/seed {seed}/try/{p}.{k}" for seed, p, k in jobs]
+    finished = {i for i, piece in enumerate(pieces) if loop.journal.has(piece)}
+    tried = score_each(
+        lm,
+        [edits[p][k] for _, p, k in jobs],
+        [loop.domain.queries(tasks[p]) for _, p, _ in jobs],
+        loop.domain.grade,
+        loop.trainer,
+        seed=[loop.seed * 1000 + seed for seed, _, _ in jobs],
+        max_tokens=loop.answer_tokens,
+        skip=finished,
+    )
+    scores: dict[int, Score] = {}
+    for i, fresh in itertools.chain(((i, None) for i in sorted(finished)), tried):
+        scores[i] = Score(**loop.journal.once(pieces[i], partial(_same, fresh)))
+        trained = epochs[i % len(flat)] * sum(len(s.ids) for s in sequences[i % len(flat)])
+        accuracy = mean(score.accuracy for score in scores.values())
+        loop.display.advance(adapters=1, tokens=trained, accuracy=accuracy, resumed=fresh is None)
+    results: dict[tuple[int, int], list[Score]] = {(p, k): [] for p, row in enumerate(edits) for k in range(len(row))}
+    for i, (_, p, k) in enumerate(jobs):
+        results[p, k].append(scores[i])
 
     return [
         [
@@ -269,6 +267,10 @@ def try_self_edits(
         ]
         for p, task in enumerate(tasks)
     ]
+
+
+def _same(score: Score | None) -> Score | None:
+    return score
 
 
 def stable_hash(text: str) -> int:

@@ -47,8 +47,12 @@ def imitate(
     pairs = [Example(loop.domain.prompt(t.task), t.edit.completion + end) for t, end in zip(winners, ends, strict=True)]
     loop.display.phase(f"{name}: SFT on the winners", len(pairs), "self-edits")
 
+    def watch(computed: int, of: int, adapters: int) -> None:  # one adapter learns from all of them
+        if loop.trainer.watch is not None:
+            loop.trainer.watch(computed, of, len(pairs))
+
     def work() -> Adapter:
-        adapter, losses = train_on(writer, pairs, sft, seed=loop.seed, watch=loop.trainer.chunk.watch)
+        adapter, losses = train_on(writer, pairs, sft, seed=loop.seed, watch=watch)
         loop.journal.once(f"{name}/sft losses", lambda: losses)  # before the checkpoint: where that is, these are
         return adapter
 
@@ -64,7 +68,7 @@ def train_on(
     config: FineTuning,
     *,
     seed: int,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Callable[[int, int, int], None] | None = None,
 ) -> tuple[Adapter, list[float]]:
     """Trains one adapter to write each completion after its prompt: the inner loop's own program, one adapter wide.
 
@@ -74,7 +78,7 @@ def train_on(
     sequences = [batching.tokenize(pair, lm.codec) for pair in pairs]
     width = batching.round_up(max(len(s.ids) for s in sequences), 32)  # all are alike: one width to compile
     shapes = Shapes((width,), len(sequences), 0, 0, 0)
-    trainer = Trainer(config, shapes, Compute(chunk=1, remat=True), Chunk(1, watch=watch))
+    trainer = Trainer(config, shapes, Compute(chunk=1, remat=True), Chunk(1), watch=watch)
     adapters, losses = train(lm, [sequences], trainer, seed=seed)
     if not np.asarray(is_finite(adapters)).all():
         raise ValueError(
