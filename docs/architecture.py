@@ -35,7 +35,7 @@ CONTENTS = {
     "graders": "by rule, by a model",
     "analysis": "statistics, the paper's figures",
     "report": "a run as a page",
-    "types": "types.py: SelfEdit, Domain, TokenBatch, HParams, ...",
+    "types": "types.py: SelfEdit, Domain, HParams, ...",
 }
 
 

@@ -53,9 +53,9 @@ def run(config: Config, folder: Path) -> dict:
 def twelve(config, tmp_path_factory) -> tuple[dict, Path, int]:
     """(results, folder, training programs compiled) of the grid of twelve."""
     folder = tmp_path_factory.mktemp("twelve")
-    before = inner._adapt_chunk._cache_size()
+    before = inner.tick._cache_size()
     results = run(config, folder)
-    return results, folder, inner._adapt_chunk._cache_size() - before
+    return results, folder, inner.tick._cache_size() - before
 
 
 def losses(folder: Path, label: str) -> list[list[float]]:

@@ -7,6 +7,7 @@ it must take at least, at the peaks that the device itself has shown.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seal_jax.engine import batching, costs
+from seal_jax.engine import costs
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, train
+from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 
 from . import ours, process_memory, workloads
@@ -33,6 +35,7 @@ REFERENCE_WIDTH = 2048  # tokens that the paper's code pads every sequence to
 REFERENCE_STEPS_ON_CPU = 1  # timed and scaled: one takes half a minute
 WARM = -1  # the number of the turn that compiles, or warms a peer up
 WARM_STEPS = 3
+PICKS = 4  # self-edits that a peer trains in a turn, a quarter of all sizes each
 RATIOS = ("train_qv", "train_all", "decode", "edit", "seal")
 
 Program = Callable[[int], tuple[float, float]]  # number of its turn -> seconds, and self-edits' worth of work in them
@@ -92,7 +95,7 @@ def measure(
     `phases` are the least costs, given how many share a reading of the weights: of ours, `together` over all devices.
     """
     process_memory.forget_peak()
-    first = {name: program(WARM)[0] for name, program in programs.items()}
+    first = {name: program(WARM) for name, program in programs.items()}
     runs = by_turns(programs, bench.settings.repeats * turns, stage)
     rows = []
     for name, done in runs.items():
@@ -101,7 +104,8 @@ def measure(
         cost, padded = costs.total(least), processed.get(name, tokens)
         row = Row(stage, name, statistics.median(each), each, tokens, padded, cost.flops, cost.bytes)
         if name == OURS:
-            compiling = first[OURS] - statistics.median(taken for taken, _ in done[::turns])
+            taken, units = first[OURS]
+            compiling = taken - statistics.median(each) * units
             row = row._replace(floor_seconds=costs.floor(least, bench.peak), compile_seconds=max(0.0, compiling))
             rows.append(row._replace(peak_bytes=peak_memory(bench.devices)))
         else:
@@ -115,68 +119,66 @@ def measure(
 
 
 def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> tuple[list[Row], Adapter]:
-    """Self-edits of these lengths, E at a time and like with like; a peer trains one of each group after it.
+    """All self-edits of these lengths, E of them in training at a time; a peer trains some of them, of every size.
 
     Rates are real tokens a second; a row has them as seconds for the mean self-edit, so that a peer, which trains
-    only some of them, is compared on the same work. Also returns the adapters of the last group.
+    only some of them, is compared on the same work. Also returns E of the adapters.
     """
     settings, config, model = bench.settings, bench.settings.fine_tuning(stage), bench.model
     edits = workloads.draw_tokens(lengths, model.vocab_size, seed=settings.seed)
-    trainer = ours.trainer(config, edits, min(settings.adapters, len(lengths)))
-    groups = batching.by_size(edits, trainer.chunk.planned)
+    together = min(settings.adapters, len(lengths))
+    trainer = ours.trainer(config, edits, together)
     mean, count = sum(map(sum, lengths)) / len(lengths), len(lengths)
     units = [sum(edit) / mean for edit in lengths]
     latest: list[Adapter] = []
 
     def turn(number: int) -> tuple[float, float]:
-        group = groups[max(number, 0) % len(groups)]
         latest.clear()  # before the next ones take their room
-        taken, (adapters, _) = seconds(lambda: train(bench.lm, [edits[e] for e in group], trainer, seed=settings.seed))
-        latest.append(adapters)
-        return taken, sum(units[e] for e in group)
+        once = trainer._replace(config=dataclasses.replace(config, epochs=1)) if number == WARM else trainer
+        taken, (adapters, _) = seconds(lambda: train(bench.lm, edits, once, seed=settings.seed))
+        latest.append(lora.take(adapters, slice(0, together)))
+        return taken, sum(units) * once.config.epochs / config.epochs
 
     def phases(sharing: float) -> list[costs.Cost]:
-        lora = costs.lora_parameters(model, config.projections, config.rank)
+        numbers = costs.lora_parameters(model, config.projections, config.rank)
         sizes = {"epochs": config.epochs, "itemsize": bench.itemsize}
-        return costs.mean_training(model, lora, lengths, sharing=sharing, **sizes)
+        return costs.mean_training(model, numbers, lengths, sharing=sharing, **sizes)
 
     programs: dict[str, Program] = {OURS: turn}
     for name, peer in bench.peers.items():
         if name != REFERENCE or stage == "train_qv":  # its step takes the same however long a sequence is
-            programs[name] = _peer_training(bench, peer, config, edits, groups, units)
-    in_order = [edits[e] for group in groups for e in group]
-    padded = ours.processed_tokens(in_order, trainer, seed=settings.seed, devices=len(bench.devices)) / count
+            programs[name] = _peer_training(bench, peer, config, edits, units)
+    padded = ours.processed_tokens(bench.lm, edits, trainer, seed=settings.seed) / count
     processed = {OURS: padded, REFERENCE: REFERENCE_WIDTH * config.epochs * sum(map(len, lengths)) / count}
-    sizes = {"together": trainer.chunk.planned, "turns": len(groups)}
+    sizes = {"together": together}
     return measure(bench, stage, programs, phases, tokens=config.epochs * mean, processed=processed, **sizes), latest[0]
 
 
 def _peer_training(
-    bench: Bench,
-    peer: Peer,
-    config: FineTuning,
-    edits: Sequence[Sequence[Tokens]],
-    groups: Sequence[Sequence[int]],
-    units: Sequence[float],
+    bench: Bench, peer: Peer, config: FineTuning, edits: Sequence[Sequence[Tokens]], units: Sequence[float]
 ) -> Program:
-    """A peer's turn: one self-edit of the group at hand for each of its processes, another in each repeat."""
+    """A peer's turn: each of its processes trains `PICKS` self-edits, of every size; others in each repeat."""
     seed, padded = bench.settings.seed, peer.name == REFERENCE
-    picks = [np.random.default_rng([seed, 6, g]).permutation(group).tolist() for g, group in enumerate(groups)]
+    by_size = np.array_split(sorted(range(len(edits)), key=lambda e: (units[e], e)), min(PICKS, len(edits)))
+    picks = [np.random.default_rng([seed, 6, g]).permutation(group).tolist() for g, group in enumerate(by_size)]
     few = REFERENCE_STEPS_ON_CPU if padded and jax.default_backend() == "cpu" else None  # stand for all
     options = (config.projections, config.rank, config.alpha, config.learning_rate, REFERENCE_WIDTH if padded else None)
+
+    def one(e: int, number: int, limit: int | None) -> tuple[Any, float]:
+        rng = np.random.default_rng([seed, 7, number, e])
+        order = [int(i) for _ in range(config.epochs) for i in rng.permutation(len(edits[e]))]
+        return ([s.ids for s in edits[e]], order[:limit], *options), len(order[:limit]) / len(order)
 
     def turn(number: int) -> tuple[float, float]:
         limit = (1 if padded else WARM_STEPS) if number == WARM else few
         number = max(number, 0)
-        repeat, g = divmod(number, len(groups))
-        chosen = [picks[g][(repeat * peer.processes + n) % len(picks[g])] for n in range(peer.processes)]
-        each, share = [], 1.0
-        for n, e in enumerate(chosen):
-            rng = np.random.default_rng([seed, 7, number, n])
-            order = [int(i) for _ in range(config.epochs) for i in rng.permutation(len(edits[e]))]
-            share = len(order[:limit]) / len(order)
-            each.append(([s.ids for s in edits[e]], order[:limit], *options))
-        return peer.do("train", each) / share, sum(units[e] for e in chosen)
+        taken = done = 0.0
+        for group in picks[: 1 if limit else None]:
+            chosen = [group[(number * peer.processes + n) % len(group)] for n in range(peer.processes)]
+            work = [one(e, number, limit) for e in chosen]
+            taken += peer.do("train", [own for own, _ in work]) / work[0][1]
+            done += sum(units[e] for e in chosen)
+        return taken, done
 
     return turn
 
