@@ -15,7 +15,7 @@ import pytest
 
 from experiments.benchmark import bench, ours, profile, stages, table, whole_round, workloads
 from experiments.benchmark import command as benchmark
-from seal_jax.engine import batching, costs
+from seal_jax.engine import batching, costs, training
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.costs import Peak
 from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer
@@ -118,15 +118,19 @@ def two_at_a_time(epochs: int) -> Trainer:
 
 
 def test_processed_tokens_on_a_case_counted_by_hand():
-    """Widths 4 and 8. Longest first, ranks coincide: one device steps at (8, 3) -> 8 and (2, 2) -> 4, two adapters."""
+    """Widths 4 and 8, two rows a tick, and the model is so small that only the wider pays for its program."""
     edits = [tokens(8, 2), tokens(3, 2)]
-    assert ours.processed_tokens(edits, two_at_a_time(1), seed=0, devices=1) == 2 * (8 + 4)
-    assert ours.processed_tokens(edits, two_at_a_time(2), seed=0, devices=1) == 2 * 2 * (8 + 4)
+    lm = bench.LanguageModel(None, {"w": np.zeros(3)}, bench.number_codec(), None)
+    assert ours.processed_tokens(lm, edits, two_at_a_time(1), seed=0) == 2 * (8 + 8)
+    assert ours.processed_tokens(lm, edits, two_at_a_time(2), seed=0) == 2 * 2 * (8 + 8)
 
 
-def test_an_idle_adapter_is_paid_for():
-    """The second has one sequence: while the first trains its other one, it is computed all the same."""
-    assert ours.processed_tokens([tokens(8, 2), tokens(3)], two_at_a_time(1), seed=0, devices=1) == 2 * (8 + 4)
+def test_each_width_has_its_steps_where_programs_pay(monkeypatch):
+    """Ticks of 4 tokens hold four rows, of which two are filled; those of 8 tokens two, of which one is."""
+    monkeypatch.setattr(training, "COMPILING", (0.0, 0.0))
+    lm = bench.LanguageModel(None, {"w": np.zeros(3)}, bench.number_codec(), None)
+    edits = [tokens(8, 2), tokens(3, 2)]
+    assert ours.processed_tokens(lm, edits, two_at_a_time(1), seed=0) in (2 * (8 + 4), 2 * (8 + 4 + 4))
 
 
 ROWS = [

@@ -101,7 +101,8 @@ def test_a_fresh_value_reads_as_a_resumed_one_would(tmp_path):
     fresh = run.once("scores", lambda: [score])
     run.close()
     kept = RunFolder(tmp_path / "run", {}).once("scores", not_again)
-    named = {"answers": ["red"], "verdicts": [True], "log_likelihoods": [-0.5], "losses": [1.0], "problem": None}
+    named = {"answers": ["red"], "verdicts": [True], "log_likelihoods": [-0.5], "losses": [1.0]}
+    named |= {"problem": None, "cut": []}
     assert fresh == kept == [named]
     assert Score(**kept[0]) == score
 

@@ -22,6 +22,14 @@ ROOT = Path(__file__).parents[1]
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
+@pytest.fixture(autouse=True)
+def signals_are_not_ignored():
+    """A shell gives its background jobs an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(1)  # it is heard before that is over
@@ -58,7 +66,7 @@ def test_a_signal_that_was_swallowed_is_asked_again(number, tmp_path):
         with Progress() as progress:
             progress.phase("a", 3)
             swallowing()
-            progress.steps(1, 5)
+            progress.training(1, 5)
 
     assert ends.ended(showing) == 128 + number
 
@@ -104,6 +112,9 @@ def test_a_command_in_a_thread_leaves_signals_alone():
 
 @BOTH
 def test_a_signal_while_modules_are_imported_ends_as_one_sentence(number):
-    script = f"import os; from seal_jax.run import ends; ends.until_heard(); os.kill(os.getpid(), {number:d})"
+    script = (
+        f"import os, signal; signal.signal({number:d}, signal.default_int_handler); from seal_jax.run import ends; "
+        f"ends.until_heard(); os.kill(os.getpid(), {number:d})"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (128 + number, "stopped; the same command carries on\n")

@@ -18,10 +18,11 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
+from seal_jax.analysis.statistics import FEW
 from seal_jax.report.blocks import Block, Cell, Section, by_run, estimated, holds, shown, table
 from seal_jax.report.figures import Figure, dots
 from seal_jax.report.results import Difference, Estimate, Results, Row, difference, read_results
-from seal_jax.report.story import FEW, headline, say, unit_of
+from seal_jax.report.story import NARROW, headline, say, unit_of
 from seal_jax.report.text import DASH, NO_BREAK, clock, flat, percent, points
 
 TERMINAL = 100  # columns of a terminal
@@ -251,8 +252,8 @@ def _accuracy(runs: Sequence[Run]) -> Section:
     of = "tries that solved their task" if unit == "task" else "questions answered right, with no passage in view"
     note = f"The share of {of}, and its 95 % interval"
     note += " (where a count stands, Wilson's)" * any(row.interval == "Wilson" for row in rows)
-    few = min([row.passages for row in rows if not row.interval], default=FEW) < FEW
-    note += f"; with fewer than {FEW} {unit}s it is somewhat too narrow." if few else "."
+    few = min([row.passages for row in rows if not row.interval], default=NARROW)
+    note += f"; with fewer than {NARROW} {unit}s it is somewhat too narrow." if FEW <= few < NARROW else "."
     note += " The dashed line is the first of a figure." * any(blocks)
     if len({run.results.name for run in runs}) > 1:
         note += " The runs are of different experiments: rows of one name may have been made under other settings."

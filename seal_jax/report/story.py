@@ -6,13 +6,14 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from seal_jax.analysis.statistics import FEW
 from seal_jax.report.results import BASE, Difference, Part, Results, Row, difference
 from seal_jax.report.text import NO_BREAK, percent
 
 BEFORE_RL, AFTER_ROUND = "self_edits_round_0", "self_edits_round_"
 OWN_EDIT, ALL_EDITS = "after_own_edit", "after_all_edits"  # of a stream; "_option" follows where something protects
 UNITS = ("stream", "task")  # that rows may be over; otherwise passages
-FEW = 30  # passages under which a bootstrap interval is somewhat too narrow
+NARROW = 30  # passages under which a bootstrap interval is somewhat too narrow
 
 VERDICTS = ("gain", "loss", "unclear", "unknown")
 WORDS = {  # for each verdict; {} is the later figure, but in "first" and "than"
@@ -162,13 +163,15 @@ def intervals(rows: Sequence[Row]) -> str:
     unit = unit_of(rows)
     shown = [row for row in rows if row.accuracy.low is not None]
     named = sorted({row.interval for row in shown if row.interval})
-    few = max((row.passages for row in rows), default=0) < FEW
-    bootstrap = f"bootstrap intervals over {unit}s{f'; so few {unit}s make them somewhat too narrow' if few else ''}."
+    most = max((row.passages for row in rows), default=0)
+    caution = f"; so few {unit}s make them somewhat too narrow" if FEW <= most < NARROW else ""
+    of_means = f"{'Student’s' if most < FEW else 'bootstrap'} intervals over {unit}s{caution}."
     if not named:
-        return f"Intervals are 95{NO_BREAK}% {bootstrap}"
+        return f"Intervals are 95{NO_BREAK}% {of_means}"
     over = "tries" if any(row.tried > row.passages for row in shown) else f"{unit}s"
+    over = over if unit == "task" else "questions"
     caution = f" (at these {unit}s: others may differ by more)" if over == "tries" else ""
     compared = any(versus.low is not None for row in rows for versus in (row.versus_previous, row.versus_base))
     others = ["rows without a count"] * any(not row.interval for row in shown) + ["differences"] * compared
     said = f"Intervals are 95{NO_BREAK}% {' and '.join(named)} intervals over {over}{caution}"
-    return f"{said}; those of {' and of '.join(others)} are {bootstrap}" if others else f"{said}."
+    return f"{said}; those of {' and of '.join(others)} are {of_means}" if others else f"{said}."
