@@ -9,12 +9,14 @@ steps, seed, numbers of the loss) is an array.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import zip_longest
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -53,6 +55,8 @@ class Optimiser:
     def __post_init__(self) -> None:
         require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
 
+
+AHEAD = 1  # ticks that a device is given before the one that it takes has ended
 
 Device = Any  # a jax.Device
 Weights = Any  # what is trained: an adapter's (a, b), or all of a model's params
@@ -353,7 +357,6 @@ def adapt_each(
     devices = 1 if mesh is None or together else mesh.size
     planned = plans(lessons, widths=widths, room=room, batch_size=batch_size, devices=devices)
     places = _places(longest, room, devices)
-    lanes = [_Lane(model, params, recipe, places, where) for where in _lanes(params, mesh, together)]
     ticks = [_without(skip, own) for own in planned]
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
     done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
@@ -362,25 +365,34 @@ def adapt_each(
         if not len(longest[e]):  # nothing to train on: it stays as it began
             yield e, jax.device_get(start(e)), found.pop(e)
 
-    def take(lane: _Lane, ticked: Tick) -> None:
-        lane.take(ticked, lessons.rows(ticked, batch_size, places))
-
-    with ThreadPoolExecutor(len(lanes)) as pool:  # a first call compiles: for all devices at a time
-        for turn in zip_longest(*ticks):
-            busy = [(lane, ticked) for lane, ticked in zip(lanes, turn, strict=True) if ticked is not None]
-            for lane, ticked in busy:
-                for adapter, number, place in ticked.rows:
-                    if number == 0:
-                        lane.put(place, start(adapter), jax.tree.map(lambda leaf, e=adapter: leaf[e], given))
-            list(pool.map(take, *zip(*busy, strict=True)))
-            for lane, ticked in busy:
-                finished = [row for row in ticked.rows if row.step + 1 == len(longest[row.adapter])]
-                lane.settle(found, leave=0 if finished else 1)
-                done += schedule.computed_tokens([ticked], batch_size)
-                for adapter, _, place in finished:
-                    yield adapter, lane.adapter(place), found.pop(adapter)
+    with contextlib.ExitStack() as stack:
+        lanes = [
+            stack.enter_context(_Lane(model, params, recipe, places, where)) for where in _lanes(params, mesh, together)
+        ]
+        for number, ticked in _by_turns(ticks):
+            lane = lanes[number]
+            arriving = {
+                place: (start(e), jax.tree.map(lambda leaf, e=e: leaf[e], given))
+                for e, n, place in ticked.rows
+                if n == 0
+            }
+            lane.take(ticked, lessons.rows(ticked, batch_size, places), arriving)
+            finished = [row for row in ticked.rows if row.step + 1 == len(longest[row.adapter])]
+            lane.settle(found, leave=0 if finished else AHEAD)
+            done += schedule.computed_tokens([ticked], batch_size)
+            for adapter, _, place in finished:
+                yield adapter, lane.adapter(place), found.pop(adapter)
             if watch is not None:
                 watch(done, total)
+
+
+def _by_turns(ticks: Sequence[Sequence[Tick]]) -> Iterator[tuple[int, Tick]]:
+    """All devices' ticks, (device, tick), in the order in which they would begin if a token took as long on each."""
+    turns = []
+    for device, own in enumerate(ticks):
+        ends = itertools.accumulate(tick.width * tick.size for tick in own)
+        turns += [(end - tick.width * tick.size, device, tick) for end, tick in zip(ends, own, strict=True)]
+    return ((device, tick) for _, device, tick in sorted(turns, key=itemgetter(0, 1)))
 
 
 def plans(lessons: Lessons, *, widths: Sequence[int], room: Room, batch_size: int, devices: int) -> list[list[Tick]]:
@@ -422,7 +434,10 @@ def _on(device: Device, leaf: Any) -> Any:
 
 
 class _Lane:
-    """A device (or a mesh whose devices share every row), its bank, and the ticks that it has been given."""
+    """A device (or a mesh whose devices share every row), its bank, and the ticks that it has been given.
+
+    It has a thread of its own: the first tick of a width compiles, and no other device waits for that.
+    """
 
     def __init__(self, model: Model, params: dict[str, Any], recipe: Recipe, places: int, where: Device | Mesh):
         self._model, self._recipe, self._places = model, recipe, places
@@ -432,31 +447,40 @@ class _Lane:
         )
         self._params = params if isinstance(where, Mesh) else jax.tree.map(partial(_on, where), params)
         self._bank: Bank | None = None
-        self._pending: list[tuple[Tick, Metrics]] = []
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: list[tuple[Tick, Future[Metrics]]] = []
 
-    def put(self, place: int, adapter: Adapter, given: Given) -> None:
-        """A new adapter takes a place."""
-        optimiser, mine = self._recipe.optimiser, jax.device_put((adapter, given), self._sharding)
-        if self._bank is None:
-            self._bank = jax.device_put(_empty(*mine, optimiser=optimiser, places=self._places), self._sharding)
-        self._bank = _put(self._bank, np.int32(place), *mine, optimiser=optimiser)
+    def __enter__(self) -> _Lane:
+        return self
 
-    def take(self, ticked: Tick, rows: Rows) -> None:
-        """Starts a tick; it has not ended when this returns."""
-        assert self._bank is not None  # an adapter's first step comes after it has been put
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def take(self, ticked: Tick, rows: Rows, arriving: dict[int, tuple[Adapter, Given]]) -> None:
+        """Starts a tick, for which new adapters take places first; it has not ended when this returns."""
+        self._pending.append((ticked, self._thread.submit(self._take, rows, arriving)))
+
+    def _take(self, rows: Rows, arriving: dict[int, tuple[Adapter, Given]]) -> Metrics:
+        optimiser = self._recipe.optimiser
+        for place, new in arriving.items():
+            mine = jax.device_put(new, self._sharding)
+            if self._bank is None:
+                self._bank = jax.device_put(_empty(*mine, optimiser=optimiser, places=self._places), self._sharding)
+            self._bank = _put(self._bank, np.int32(place), *mine, optimiser=optimiser)
+        assert self._bank is not None  # an adapter's first step comes when it arrives
         self._bank, metrics = tick(self._model, self._params, self._bank, rows, recipe=self._recipe, mesh=self._mesh)
-        self._pending.append((ticked, metrics))
+        return metrics
 
     def settle(self, found: dict[int, Metrics], *, leave: int) -> None:
         """Waits for all ticks but so many and notes what they reported."""
         while len(self._pending) > leave:
-            ticked, metrics = self._pending.pop(0)
-            values = jax.device_get(metrics)
+            ticked, started = self._pending.pop(0)
+            values = jax.device_get(started.result())
             for r, (adapter, number, _) in enumerate(ticked.rows):
                 found[adapter].loss[number], found[adapter].grad_norm[number] = values.loss[r], values.grad_norm[r]
 
     def adapter(self, place: int) -> Adapter:
-        """What lies at a place, copied to the host."""
+        """What lies at a place, copied to the host. All ticks have ended."""
         assert self._bank is not None
         return jax.device_get(lora.take(self._bank.state.adapter, place))
 
