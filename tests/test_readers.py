@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -139,6 +140,7 @@ NAMES = (
     *("config", "index", "safetensors", "gguf", "adapter", "tokenizer config"),
     *("passages", "self-edits", "arc", "prompt", "document"),
 )
+SLOW = ("tokenizer config", "index", "safetensors")  # whose readers load a model or a tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +170,15 @@ def fuzz(file: Path, read: Callable[[], object], count: int, seed: int) -> int:
 def test_changed_files_are_read_or_refused(name, known):
     file, read = known[name]
     read()
-    slow = name in ("tokenizer config", "index", "safetensors")
-    assert fuzz(file, read, 30 if slow else 250, seed=0) > 0
+    assert fuzz(file, read, 30 if name in SLOW else 250, seed=0) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
-def test_ten_thousand_changed_files_are_read_or_refused(name, known):
-    assert fuzz(*known[name], 10_000, seed=1) > 0
+def test_many_changed_files_are_read_or_refused(name, known):
+    """SEAL_FUZZ is how many of each; of those whose readers load a model or a tokenizer a tenth."""
+    many = int(os.environ.get("SEAL_FUZZ", "10000"))
+    assert fuzz(*known[name], many // 10 if name in SLOW else many, seed=1) > 0
 
 
 def test_the_table_of_fields_is_what_its_command_prints():

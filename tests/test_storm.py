@@ -32,8 +32,3 @@ def test_a_few_kills():
     said = program("kill_storm", "--kills", "12", "--experiments", "squad", "cpt full")
     assert said.endswith("0 wrong")
     assert int(said.split()[0]) >= 12
-
-
-@pytest.mark.slow
-def test_torn_files_of_all_experiments():
-    assert program("torn_files", "--folders", "18").endswith("0 wrong")
