@@ -579,12 +579,12 @@ def test_lines_about_something_else_are_left_out_and_counted():
     assert squad.without_number("2) It burns.") == "It burns." and squad.without_number("1843 it was") == "1843 it was"
 
 
-def test_the_prompt_with_a_worked_example_trains_on_no_line_about_it():
+def test_a_prompt_with_a_worked_example_may_leave_out_lines_about_it():
     copied = "The Corrin Gate is in Telmouth.\nThe toll of the Corrin Gate is paid in salt.\nThe lamp burns fish oil."
     for style in ("raw", "chat"):
-        prompts = squad.load_prompts("facts", style)
+        prompts = squad.load_prompts("facts", style)._replace(grounded=0.7)
         own = prompts.self_edit.split("{context}")[0]
-        assert "Corrin Gate" in own and prompts.grounded > 0
+        assert "Corrin Gate" in own
         edit = squad.make_domain(prompts, str, lambda queries, answers: []).parse(LAMP, copied)
         assert (len(edit.examples), edit.left_out) == (2, 2)
-    assert all(squad.load_prompts(name, "raw").grounded == 0 for name in squad.prompt_variants() if name != "facts")
+    assert all(squad.load_prompts(name, "raw").grounded == 0 for name in squad.prompt_variants())
