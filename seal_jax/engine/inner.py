@@ -355,8 +355,7 @@ def adapt_each(
     if together and mesh is not None:  # whole micro-batches for each device
         batch_size = round_up(batch_size, mesh.size * math.gcd(recipe.compute.accumulate, batch_size))
     devices = 1 if mesh is None or together else mesh.size
-    planned = plans(lessons, widths=widths, room=room, batch_size=batch_size, devices=devices)
-    places = _places(longest, room, devices)
+    places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=devices)
     ticks = [_without(skip, own) for own in planned]
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
     done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
@@ -393,22 +392,6 @@ def _by_turns(ticks: Sequence[Sequence[Tick]]) -> Iterator[tuple[int, Tick]]:
         ends = itertools.accumulate(tick.width * tick.size for tick in own)
         turns += [(end - tick.width * tick.size, device, tick) for end, tick in zip(ends, own, strict=True)]
     return ((device, tick) for _, device, tick in sorted(turns, key=itemgetter(0, 1)))
-
-
-def plans(lessons: Lessons, *, widths: Sequence[int], room: Room, batch_size: int, devices: int) -> list[list[Tick]]:
-    """The ticks of each device."""
-    longest = lessons.longest()
-    room = room._replace(places=_places(longest, room, devices))
-    return [
-        schedule.schedule(longest, own, widths=widths, room=room, batch_size=batch_size)
-        for own in schedule.share(longest, devices)
-    ]
-
-
-def _places(longest: Sequence[Int[np.ndarray, "S"]], room: Room, devices: int) -> int:
-    """Places on each device: no more than its share of the adapters, as a power of two (few sizes, few programs)."""
-    most = max(map(len, schedule.share(longest, devices)))
-    return min(room.places, 1 << max(0, most - 1).bit_length())
 
 
 def _without(skip: Collection[int], ticks: Sequence[Tick]) -> list[Tick]:

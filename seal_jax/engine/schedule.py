@@ -112,6 +112,19 @@ def _fullest(
     return best[1], best[2]
 
 
+def plan(
+    longest: Sequence[Int[np.ndarray, "S"]], *, widths: Sequence[int], room: Room, devices: int, batch_size: int = 1
+) -> tuple[int, list[list[Tick]]]:
+    """Places on each of D devices, and each one's ticks.
+
+    There are no more places than the largest share of the adapters needs, as a power of two: few sizes, few programs.
+    """
+    shares = share(longest, devices)
+    places = min(room.places, 1 << max(0, max(map(len, shares)) - 1).bit_length())
+    room = room._replace(places=places)
+    return places, [schedule(longest, own, widths=widths, room=room, batch_size=batch_size) for own in shares]
+
+
 def computed_tokens(ticks: Sequence[Tick], batch_size: int = 1) -> int:
     """Token positions that the ticks compute, pads and filler included."""
     return sum(tick.width * tick.size for tick in ticks) * batch_size

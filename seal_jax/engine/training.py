@@ -102,6 +102,8 @@ def train_each(
         ValueError: a row that wants more epochs, a larger rank or other projections than `config` has; more sequences
             or longer ones than `trainer.shapes` has room for.
     """
+    if len(set(skip)) == len(edits):
+        return
     config = trainer.config
     lessons, own = lessons_of(edits, trainer, seed=seed, settings=settings)
     seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
@@ -208,10 +210,10 @@ def widths_for(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> tuple[i
 
 def ticks_of(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> list[list[Tick]]:
     """Each device's ticks, as `train_each` will take them: to be shown, or counted."""
-    return inner.plans(
-        lessons, widths=widths_for(lm, lessons, trainer), room=room_of(lm, trainer), batch_size=lessons.batch_size,
-        devices=lm.mesh.size if lm.mesh else 1,
-    )  # fmt: skip
+    widths, devices = widths_for(lm, lessons, trainer), lm.mesh.size if lm.mesh else 1
+    return schedule.plan(
+        lessons.longest(), widths=widths, room=room_of(lm, trainer), batch_size=lessons.batch_size, devices=devices
+    )[1]
 
 
 def own_settings(config: FineTuning, settings: Sequence[Settings | None]) -> list[FineTuning]:
