@@ -120,17 +120,15 @@ def two_at_a_time(epochs: int) -> Trainer:
 def test_processed_tokens_on_a_case_counted_by_hand():
     """Widths 4 and 8, two rows a tick, and the model is so small that only the wider pays for its program."""
     edits = [tokens(8, 2), tokens(3, 2)]
-    lm = bench.LanguageModel(None, {"w": np.zeros(3)}, bench.number_codec(), None)
-    assert ours.processed_tokens(lm, edits, two_at_a_time(1), seed=0) == 2 * (8 + 8)
-    assert ours.processed_tokens(lm, edits, two_at_a_time(2), seed=0) == 2 * 2 * (8 + 8)
+    assert ours.processed_tokens(3, edits, two_at_a_time(1), seed=0, devices=1) == 2 * (8 + 8)
+    assert ours.processed_tokens(3, edits, two_at_a_time(2), seed=0, devices=1) == 2 * 2 * (8 + 8)
 
 
 def test_each_width_has_its_steps_where_programs_pay(monkeypatch):
-    """Ticks of 4 tokens hold four rows, of which two are filled; those of 8 tokens two, of which one is."""
+    """Two rows a tick, and the shuffles meet: (8, 3) at 8 tokens, (2, 2) at 4."""
     monkeypatch.setattr(training, "COMPILING", (0.0, 0.0))
-    lm = bench.LanguageModel(None, {"w": np.zeros(3)}, bench.number_codec(), None)
     edits = [tokens(8, 2), tokens(3, 2)]
-    assert ours.processed_tokens(lm, edits, two_at_a_time(1), seed=0) in (2 * (8 + 4), 2 * (8 + 4 + 4))
+    assert ours.processed_tokens(3, edits, two_at_a_time(1), seed=0, devices=1) == 2 * (8 + 4)
 
 
 ROWS = [

@@ -190,8 +190,8 @@ def test_a_trainer_takes_one_adapter_at_a_time_where_nothing_is_decided(lm, mesh
     assert make_trainer(WIDE, SHAPES, Compute()).chunk.size == 1
     assert make_trainer(WIDE, SHAPES, Compute(chunk=7), what="rows").chunk.what == "rows"
     assert make_trainer(WIDE, SHAPES, Compute(chunk=7, answer_chunk=2)).chunk.size == 2
-    assert room_of(lm, trainer(WIDE, Compute())) == Room(1, TICK_TOKENS)
-    assert room_of(lm._replace(mesh=mesh), trainer(WIDE, Compute(chunk=7, tick_tokens=50))) == Room(4, 50)
+    assert room_of(trainer(WIDE, Compute()), 1) == Room(1, TICK_TOKENS)
+    assert room_of(trainer(WIDE, Compute(chunk=7, tick_tokens=50)), mesh.size) == Room(4, 50)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,7 +237,8 @@ def test_whoever_watches_sees_the_tokens_that_the_ticks_compute(lm, edits):
     seen: list[tuple[int, int, int]] = []
     watched = trainer(WIDE, Compute(chunk=2))._replace(watch=lambda *now: seen.append(now))
     train(lm, edits, watched, seed=3)
-    (ticks,) = ticks_of(lm, lessons_of(edits, watched, seed=3)[0], watched)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    (ticks,) = ticks_of(parameters, lessons_of(edits, watched, seed=3)[0], watched, 1)
     assert [done for done, _, _ in seen] == np.cumsum([tick.width * tick.size for tick in ticks]).tolist()
     assert {(total, adapters) for _, total, adapters in seen} == {(computed_tokens(ticks), 2)}
 
@@ -264,7 +265,7 @@ def test_nothing_finished_is_lost_when_memory_runs_out(lm, edits, monkeypatch):
     for e, adapter, losses in found:
         np.testing.assert_allclose(losses, its_losses[e], rtol=1e-5)
         jax.tree.map(lambda x, y, e=e: np.testing.assert_allclose(x, y[e], atol=1e-5), adapter, expected)
-    assert room_of(lm, tight) == Room(2, TICK_TOKENS // 2)  # for good
+    assert room_of(tight, 1) == Room(2, TICK_TOKENS // 2)  # for good
 
 
 def test_one_adapter_that_does_not_fit_is_an_error(lm, edits, monkeypatch):

@@ -37,7 +37,7 @@ from seal_jax.io.architectures import named
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 
-from . import profile, scaling, stages, table, whole_round, workloads
+from . import ours, profile, scaling, stages, table, whole_round, workloads
 from .bench import Bench, Settings, opened
 from .peer_process import require_installed
 
@@ -207,4 +207,11 @@ def limit_lines(model: ModelConfig, settings: Settings) -> list[str]:
         new_tokens=workloads.ANSWER_TOKENS, sharing=sharing, itemsize=size,
     )  # fmt: skip
     add("answer", workloads.QUESTIONS * workloads.ANSWER_TOKENS, answering, "token by token")
+    ragged = workloads.draw_tokens(workloads.seal(settings.edits, seed=settings.seed), 2, seed=settings.seed)
+    trainer = ours.trainer(settings.fine_tuning("seal"), ragged, min(settings.adapters, settings.edits))
+    computed = ours.processed_tokens(
+        costs.model_parameters(model), ragged, trainer, seed=settings.seed, devices=devices
+    )  # fmt: skip
+    padding = computed / (epochs * sum(len(s.ids) for edit in ragged for s in edit))
+    lines.append(f"\n{settings.edits} ragged self-edits in ticks: {padding:.2f} tokens computed for each real one")
     return lines

@@ -27,10 +27,13 @@ def trainer(config: FineTuning, edits: Sequence[Sequence[Tokens]], adapters: int
     return training.make_trainer(config, Shapes(widths, max(map(len, edits)), 0, 0, 0), compute)
 
 
-def processed_tokens(lm: LanguageModel, edits: Sequence[Sequence[Tokens]], trainer: Trainer, *, seed: int) -> int:
-    """Tokens that training these self-edits computes, pads and filler included."""
+def processed_tokens(
+    parameters: int, edits: Sequence[Sequence[Tokens]], trainer: Trainer, *, seed: int, devices: int
+) -> int:
+    """Tokens that training these self-edits computes, pads and filler included, for a model of so many parameters."""
     lessons, _ = training.lessons_of(edits, trainer, seed=seed)
-    return sum(schedule.computed_tokens(ticks, lessons.batch_size) for ticks in training.ticks_of(lm, lessons, trainer))
+    ticks = training.ticks_of(parameters, lessons, trainer, devices)
+    return sum(schedule.computed_tokens(own, lessons.batch_size) for own in ticks)
 
 
 def losses(

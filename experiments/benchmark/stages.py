@@ -148,7 +148,8 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
     for name, peer in bench.peers.items():
         if name != REFERENCE or stage == "train_qv":  # its step takes the same however long a sequence is
             programs[name] = _peer_training(bench, peer, config, edits, units)
-    padded = ours.processed_tokens(bench.lm, edits, trainer, seed=settings.seed) / count
+    parameters, devices = costs.model_parameters(model), len(bench.devices)
+    padded = ours.processed_tokens(parameters, edits, trainer, seed=settings.seed, devices=devices) / count
     processed = {OURS: padded, REFERENCE: REFERENCE_WIDTH * config.epochs * sum(map(len, lengths)) / count}
     sizes = {"together": together}
     return measure(bench, stage, programs, phases, tokens=config.epochs * mean, processed=processed, **sizes), latest[0]

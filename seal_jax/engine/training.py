@@ -123,14 +123,15 @@ def train_each(
         adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
         return _only(adapter, own[e].projections)
 
-    done, widths = set(skip), widths_for(lm, lessons, trainer)
+    devices, parameters = lm.mesh.size if lm.mesh else 1, sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    done, widths = set(skip), widths_for(parameters, lessons, trainer, devices)
 
     def watch(computed: int, of: int) -> None:
         if trainer.watch is not None:
             trainer.watch(computed, of, len(edits) - len(skip))
 
     while True:
-        room = room_of(lm, trainer)
+        room = room_of(trainer, devices)
         finished = inner.adapt_each(
             lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss, trainer.compute),
@@ -146,7 +147,7 @@ def train_each(
             trainer.chunk.halved += 1
             trainer.chunk.say(
                 f"not enough device memory for {room.places} adapters in training on a device: going on with "
-                f"{room_of(lm, trainer).places}"
+                f"{room_of(trainer, devices).places}"
             )
         else:
             return
@@ -192,28 +193,25 @@ def lessons_of(
     return Lessons(edits, orders), own
 
 
-def room_of(lm: LanguageModel, trainer: Trainer) -> Room:
+def room_of(trainer: Trainer, devices: int) -> Room:
     """What each device trains at a time."""
-    devices, less = lm.mesh.size if lm.mesh else 1, 2**trainer.chunk.halved
+    less = 2**trainer.chunk.halved
     places, tokens = math.ceil((trainer.compute.chunk or 1) / devices), trainer.compute.tick_tokens or TICK_TOKENS
     return Room(max(1, places // less), max(1, tokens // less))
 
 
-def widths_for(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> tuple[int, ...]:
-    """Those of the run's widths that these lessons are worth compiling for."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
-    devices, on_cpu = lm.mesh.size if lm.mesh else 1, jax.default_backend() == "cpu"
-    price = COMPILING[0 if on_cpu else 1] / (4 * parameters) * devices
+def widths_for(parameters: int, lessons: Lessons, trainer: Trainer, devices: int) -> tuple[int, ...]:
+    """Those of the run's widths that these lessons are worth compiling for, of a model of so many parameters."""
+    price = COMPILING[0 if jax.default_backend() == "cpu" else 1] / (4 * parameters) * devices
     lengths = np.concatenate([np.zeros(0, np.int64), *lessons.longest()])
     return schedule.choose_widths(lengths[lengths > 0], trainer.shapes.widths, price=price)
 
 
-def ticks_of(lm: LanguageModel, lessons: Lessons, trainer: Trainer) -> list[list[Tick]]:
+def ticks_of(parameters: int, lessons: Lessons, trainer: Trainer, devices: int) -> list[list[Tick]]:
     """Each device's ticks, as `train_each` will take them: to be shown, or counted."""
-    widths, devices = widths_for(lm, lessons, trainer), lm.mesh.size if lm.mesh else 1
-    return schedule.plan(
-        lessons.longest(), widths=widths, room=room_of(lm, trainer), batch_size=lessons.batch_size, devices=devices
-    )[1]
+    widths, room = widths_for(parameters, lessons, trainer, devices), room_of(trainer, devices)
+    longest, batch_size = lessons.longest(), lessons.batch_size
+    return schedule.plan(longest, widths=widths, room=room, devices=devices, batch_size=batch_size)[1]
 
 
 def own_settings(config: FineTuning, settings: Sequence[Settings | None]) -> list[FineTuning]:
