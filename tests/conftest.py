@@ -29,7 +29,8 @@ from seal_jax.run.journal import RunFolder
 
 # XLA reads these before its first use, here and in every process that a test starts. One thread a device: two devices
 # already use two cores. XLA's fusion emitters produce faster code, and take five times as long to compile it.
-XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false"
+EMITTERS = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""  # later ones have no choice
+XLA_FLAGS = f"--xla_cpu_multi_thread_eigen=false{EMITTERS}"
 COMPILING = {
     "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
     "jax_persistent_cache_min_compile_time_secs": 0,

@@ -78,6 +78,37 @@ def test_a_signal_that_was_swallowed_is_asked_again(number, tmp_path):
     assert run.once("piece", lambda: 3) == 3  # nothing is left of them
 
 
+@BOTH
+def test_a_signal_that_python_itself_drops_is_not_printed(number, tmp_path, capsys):
+    """As in a callback of the garbage collector, or in a destructor: only our exception, and it is asked again."""
+
+    class Dropping:
+        def __init__(self, work):
+            self.work = work
+
+        def __del__(self):
+            self.work()
+
+    def drop(work) -> None:
+        made = Dropping(work)
+        del made
+
+    def work() -> None:
+        drop(lambda: send(number))
+        RunFolder(tmp_path / "run", {}).once("piece", lambda: None)
+
+    before = sys.unraisablehook
+    assert ends.ended(work) == 128 + number
+    assert capsys.readouterr().err == "stopped; the same command carries on\n"
+    assert sys.unraisablehook is before
+
+    others = []
+    sys.unraisablehook = others.append
+    assert ends.ended(lambda: drop(lambda: 1 / 0)) == 0
+    sys.unraisablehook = before
+    assert [lost.exc_type for lost in others] == [ZeroDivisionError]
+
+
 def test_mistakes_end_as_one_sentence_and_others_do_not(capsys):
     def fail(error: Exception) -> None:
         raise error

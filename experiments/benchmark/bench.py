@@ -30,16 +30,18 @@ CHECKED_ORDER = (0, 1) * 4  # steps whose losses are compared before any time is
 SAME_LOSS, SAME_ROUNDED_LOSS = 1e-3, 0.1  # nats: in float32 on a CPU; elsewhere
 
 
+Command = Literal["peers", "inner", "decode", "sample", "round", "scaling", "profile", "check"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What is measured, and how much of it."""
 
-    command: tyro.conf.Positional[Literal["peers", "inner", "decode", "sample", "round", "scaling", "profile"]] = (
-        "peers"  # everything that is compared; or one of the parts described above
-    )
+    command: tyro.conf.Positional[Command] = "peers"  # everything that is compared; or one of the parts described above
     model: str = "smollm2-135m"  # smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file
     random: str | None = None  # random weights of a published shape instead: llama-3.2-1b, qwen2.5-7b, ... or tiny
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the base model (auto: float32 on a CPU, else bfloat16)
+    attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn on an NVIDIA GPU in bfloat16, else xla
     devices: int | None = None  # that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4
     peer: tuple[Literal["peft", "peft-x2", "reference"], ...] = ()  # who else does the same work in the same run
     adapters: int = 16  # self-edits trained at a time
@@ -111,14 +113,16 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
     on_cpu = jax.default_backend() == "cpu"
     name = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     dtype = jax.numpy.dtype(name)
+    attention = runtime.attention(name) if settings.attention == "auto" else settings.attention
     if settings.random is None:
         speaker = runtime.load(settings.model, dtype=name, style="auto", devices=settings.devices)
         lm, model = speaker.lm, speaker.model
         assert model is not None, "loaded with its weights"
+        lm = lm._replace(model=transformer.graph(model, dtype, attention))
     else:
         model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
         params = runtime.place(transformer.random_params(0, model, dtype), mesh)
-        lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
+        lm = LanguageModel(transformer.graph(model, dtype, attention), params, number_codec(), mesh)
     devices = jax.devices()[: runtime.device_count(settings.devices)]
     if peak is None:
         peak = measuring.measure_peak(dtype, devices)

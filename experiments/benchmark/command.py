@@ -8,7 +8,8 @@ peers: inner, decode and both together. inner: training on 8 sequences of 48 tok
 projections), and on ragged lengths. decode: 5 questions of 40 tokens for each adapter, 64 new tokens each, greedy.
 sample: 5 self-edits for each of 8 prompts of 200 tokens, 128 new tokens each, T = 1, top-p 0.95. round: a whole round
 of ReST-EM on tasks made of random numbers, phase by phase. scaling: the cost of a self-edit over the number trained at
-a time, the length of its sequences and the model's size. profile: where a step's time goes.
+a time, the length of its sequences and the model's size. profile: where a step's time goes. check: whether this device
+computes what the CPU computes, which is what the tests are run on.
 
 Without `--random` the weights are those of `--model`; with it, random ones of a published shape, made on the device,
 which takes the same time and needs no file. Peers (torch, transformers, peft) hold the same weights and run in
@@ -37,7 +38,7 @@ from seal_jax.io.architectures import named
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 
-from . import ours, profile, scaling, stages, table, whole_round, workloads
+from . import device, ours, profile, scaling, stages, table, whole_round, workloads
 from .bench import Bench, Settings, opened
 from .peer_process import require_installed
 
@@ -120,7 +121,7 @@ def shape_of(settings: Settings) -> ModelConfig:
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """`[peers|inner|decode|sample|round|scaling|profile] [--options]`; peers if none is named. A typo ends it."""
+    """`[peers|inner|decode|sample|round|scaling|profile|check] [--options]`; peers if none is named."""
     return tyro.cli(Settings, prog="python -m experiments.benchmark", args=arguments, description=__doc__)
 
 
@@ -148,7 +149,7 @@ def check(settings: Settings) -> None:
 def measured(settings: Settings) -> dict[str, Any]:
     """Runs a subcommand, which prints as it goes, and returns what belongs into the JSON file."""
     with opened(settings) as bench:
-        work = {"round": whole_round.show, "profile": profile.show, "scaling": scaling.show}
+        work = {"round": whole_round.show, "profile": profile.show, "scaling": scaling.show, "check": device.show}
         found = work.get(settings.command, compare)(bench)
         return {"peer_ratio": dict.fromkeys(stages.RATIOS), **about(bench), **found}
 
@@ -208,7 +209,7 @@ def limit_lines(model: ModelConfig, settings: Settings) -> list[str]:
     )  # fmt: skip
     add("answer", workloads.QUESTIONS * workloads.ANSWER_TOKENS, answering, "token by token")
     ragged = workloads.draw_tokens(workloads.seal(settings.edits, seed=settings.seed), 2, seed=settings.seed)
-    trainer = ours.trainer(settings.fine_tuning("seal"), ragged, min(settings.adapters, settings.edits))
+    trainer = ours.trainer(model, settings.fine_tuning("seal"), ragged, min(settings.adapters, settings.edits))
     computed = ours.processed_tokens(
         costs.model_parameters(model), ragged, trainer, seed=settings.seed, devices=devices
     )  # fmt: skip

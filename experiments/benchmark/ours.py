@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
-from seal_jax.engine import batching, sampler, schedule, training
+from seal_jax.engine import batching, memory, sampler, schedule, training
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.inner import Given, Lessons, Recipe, adapt_each
 from seal_jax.engine.sampler import Completions, Sampling
 from seal_jax.engine.schedule import Room
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.transformer import ModelConfig
 from seal_jax.types import Compute, HParams, LanguageModel
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-def trainer(config: FineTuning, edits: Sequence[Sequence[Tokens]], adapters: int) -> Trainer:
+def compute(model: ModelConfig, adapters: int) -> Compute:
+    """`adapters` at a time, as many tokens as keep this device busy."""
+    return Compute(chunk=adapters, tick_tokens=memory.tick_tokens(model, jax.default_backend() == "cpu"))
+
+
+def trainer(model: ModelConfig, config: FineTuning, edits: Sequence[Sequence[Tokens]], adapters: int) -> Trainer:
     """Trains `adapters` at a time; widths follow from the longest sequence, as an experiment sets them."""
-    compute = Compute(chunk=adapters)
-    widths = batching.bucket_widths(max(len(s.ids) for edit in edits for s in edit), compute.width_cuts)
-    return training.make_trainer(config, Shapes(widths, max(map(len, edits)), 0, 0, 0), compute)
+    cost = compute(model, adapters)
+    widths = batching.bucket_widths(max(len(s.ids) for edit in edits for s in edit), cost.width_cuts)
+    return training.make_trainer(config, Shapes(widths, max(map(len, edits)), 0, 0, 0), cost)
 
 
 def processed_tokens(

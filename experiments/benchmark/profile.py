@@ -36,7 +36,7 @@ def training_shares(bench: Bench, stage: str) -> dict[str, float]:
     settings = bench.settings
     lengths = workloads.uniform(settings.adapters, sequences=STEPS)
     edits = workloads.draw_tokens(lengths, bench.model.vocab_size, seed=settings.seed)
-    trainer = ours.trainer(settings.fine_tuning(stage), edits, settings.adapters)
+    trainer = ours.trainer(bench.model, settings.fine_tuning(stage), edits, settings.adapters)
     seconds: collections.Counter[str] = collections.Counter({kind: 0.0 for kind, _ in KINDS})
     jax.block_until_ready(train(bench.lm, edits, trainer, seed=settings.seed))  # compiles
     with tempfile.TemporaryDirectory() as folder:

@@ -127,7 +127,7 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
     settings, config, model = bench.settings, bench.settings.fine_tuning(stage), bench.model
     edits = workloads.draw_tokens(lengths, model.vocab_size, seed=settings.seed)
     together = min(settings.adapters, len(lengths))
-    trainer = ours.trainer(config, edits, together)
+    trainer = ours.trainer(model, config, edits, together)
     mean, count = sum(map(sum, lengths)) / len(lengths), len(lengths)
     units = [sum(edit) / mean for edit in lengths]
     latest: list[Adapter] = []

@@ -21,9 +21,9 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import Shapes, make_trainer
 from seal_jax.seal.outer import ReSTEM, rest_em
 from seal_jax.seal.rounds import Loop, rounds
-from seal_jax.types import Compute, Domain, Example, Memory, Query, SelfEdit, Silent, Verdict, by_query
+from seal_jax.types import Domain, Example, Memory, Query, SelfEdit, Silent, Verdict, by_query
 
-from . import table, workloads
+from . import ours, table, workloads
 from .bench import Bench, number_codec
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, QUESTIONS, TOP_P
 
@@ -114,7 +114,7 @@ def play(bench: Bench, *, passages: int, samples: int, seeds: int) -> list[dict[
     norm = bench.lm.params["final_norm"]  # near zero: whatever model it was, it now writes all tokens equally often
     params = {**bench.lm.params, "final_norm": {**norm, "scale": norm["scale"] * 1e-3}}
     lm = bench.lm._replace(params=params, codec=number_codec(stop_ids(vocab_size, seed=seed)))
-    compute, watch = Compute(chunk=settings.adapters), Stopwatch()
+    compute, watch = ours.compute(bench.model, settings.adapters), Stopwatch()
     widths = batching.bucket_widths(workloads.MAX_TOKENS, compute.width_cuts)
     shapes = Shapes(widths, workloads.MAX_SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS)
     sampling = Sampling(max_tokens=MAX_COMPLETION, temperature=1.0, top_p=TOP_P)

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from seal_jax.nn.transformer import ModelConfig
 
 RESIDENT_COPIES = 3  # of an adapter in the bank: its value and Adam's two moments
-STEP_COPIES = 3  # of one that takes a step: taken out of the bank, the gradient and what it becomes in their place
+STEP_COPIES = 4  # of one that takes a step: taken out of the bank, the gradient and what it becomes in their place
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
 MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
 ENOUGH = 8  # adapters on a device; with as many, smaller steps or recomputed layers that make room for more do not pay
 TICK_OPERATIONS = 5e12  # that keep an accelerator busy for much longer than a step takes to start
-LEAST_TICK, MOST_TICK = 512, 8192  # tokens that an accelerator computes at a time
+LEAST_TICK, MOST_TICK = 4096, 8192  # tokens that an accelerator computes at a time
 
 
 class Machine(NamedTuple):
@@ -73,10 +73,10 @@ def training(
     stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
     tokens = stepping * rows * width
     d, f = model.hidden_size, model.intermediate_size
-    kept = 8 * d + 4 * f + 2 * model.num_heads * width  # a token and layer: the scores of attention come last
+    kept = 6 * d + 2 * f + 2 * model.num_heads * width  # a token and layer: the scores of attention come last
     if set(config.projections) & {"o_proj", "gate_proj", "up_proj", "down_proj"}:
         kept += 2 * d + f + config.rank * len(config.projections)  # their inputs too
-    floats = kept + model.num_layers * d if compute.remat else model.num_layers * kept
+    floats = (kept + model.num_layers * d if compute.remat else model.num_layers * kept) + 6 * f  # one at work
     chunk = min(compute.loss_chunk, rows * width)
     return Need(
         base=costs.model_parameters(model) * itemsize,

@@ -251,9 +251,8 @@ def _write_until(
     many = jax.vmap(group, in_axes=(0, 0, 0, 0, 0, None))
 
     @jax.vmap
-    @jax.vmap
-    def pick(key: PRNGKeyArray, logits: Array, step: Array) -> Array:
-        return choose(jax.random.fold_in(key, step), logits, sampling)
+    def pick(key: PRNGKeyArray, logits: Array) -> Array:
+        return choose(key, logits, sampling)
 
     def unfinished(carry: tuple[Array, Rows]) -> Array:
         step, rows = carry
@@ -264,7 +263,8 @@ def _write_until(
         logits, states = rows.logits, rows.states
         if constraint is not None and states is not None:
             logits = jnp.where(constraint.allowed(states, rows.limits - step), logits, -jnp.inf)
-        token = pick(rows.keys, logits, jnp.broadcast_to(step, rows.done.shape))
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys.reshape(-1), step)
+        token = pick(keys, logits.reshape(-1, logits.shape[-1])).reshape(rows.done.shape)  # one axis of rows: a TPU
         hit = jnp.isin(token, jnp.asarray(stop, token.dtype)) if stop else jnp.zeros_like(rows.done)
         written = ~rows.done & ~hit
         if constraint is not None and states is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,9 @@ class ModelConfig:
             "up_proj": (d, f),
             "down_proj": (f, d),
         }
+
+
+Attention = Literal["xla", "cudnn"]  # what computes causal attention where nothing is masked: cudnn in half precision
 
 
 class KV(NamedTuple):
@@ -140,6 +144,22 @@ def attend(q: Float[Array, "B T N H"], kv: KV, mask: Bool[Array, "B T S"]) -> Fl
     return jnp.einsum("bkgts,bksh->btkgh", weights, kv.v).reshape(q.shape)
 
 
+# What these two compute is cheap and wide: the backward pass does it again from their inputs, which are kept anyway.
+_again = partial(jax.checkpoint, prevent_cse=False)
+
+
+@partial(_again, static_argnums=2)
+def _normalised(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * scale
+
+
+@_again
+def _gated(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    return jax.nn.silu(gate) * up
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Modules
 
@@ -152,9 +172,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * self.scale[...]
+        return _normalised(x, self.scale[...], self.eps)
 
 
 class Linear(nnx.Module):
@@ -174,10 +192,10 @@ class Linear(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention, then the gated MLP, each on a normalised input and added back."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, attention: Attention = "xla", rngs: nnx.Rngs):
         d, h, f = config.hidden_size, config.head_dim, config.intermediate_size
         q, kv = config.num_heads * h, config.num_kv_heads * h
-        self.config = config
+        self.config, self.attention = config, attention
         self.input_norm = RMSNorm(d, config.rms_norm_eps, dtype)
         self.q_proj = Linear(d, q, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.k_proj = Linear(d, kv, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
@@ -212,8 +230,10 @@ class Block(nnx.Module):
         q, k = rotate(q, angles, scale), rotate(k, angles, scale)
         kv = KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
         if past is None:
-            attended = jax.nn.dot_product_attention(
-                q, k, v, mask=None if mask is None else mask[:, None], is_causal=mask is None
+            attended = (
+                jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.attention)
+                if mask is None
+                else jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
             )
         else:
             kv = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2), past, kv)
@@ -221,18 +241,18 @@ class Block(nnx.Module):
             attended = attend(q, kv, mask)
         x = x + self.o_proj(attended.reshape(*x.shape[:2], -1), lora.get("o_proj"))
         h = self.post_attention_norm(x)
-        gated = jax.nn.silu(self.gate_proj(h, lora.get("gate_proj"))) * self.up_proj(h, lora.get("up_proj"))
+        gated = _gated(self.gate_proj(h, lora.get("gate_proj")), self.up_proj(h, lora.get("up_proj")))
         return x + self.down_proj(gated, lora.get("down_proj")), kv
 
 
 class Transformer(nnx.Module):
     """Token ids to hidden states (`__call__`, `decode`) and on to logits (`logits`)."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, attention: Attention = "xla", rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(config, dtype=dtype, rngs=rngs)
+            return Block(config, dtype=dtype, attention=attention, rngs=rngs)
 
         self.config = config
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, dtype=dtype, rngs=rngs)
@@ -335,9 +355,10 @@ class Transformer(nnx.Module):
 Model = nnx.GraphDef[Any]
 
 
-def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Model:
+def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32, attention: Attention = "xla") -> Model:
     """The static half of a model. Allocates nothing."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))[0]
+    make = partial(Transformer, config, dtype=dtype, attention=attention)
+    return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))[0]
 
 
 def random_params(seed: int, config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How a command ends before its end: Ctrl-C, or SIGTERM (what SLURM and `kill` send). Both are heard until they work.
 
-Python turns a signal into a KeyboardInterrupt wherever it happens to be, and one raised in a callback that JAX makes is
-lost there. So it is noted as well, and `stop_if_asked`, which runs before every piece of work and whenever the display
-changes, raises it again.
+Python turns a signal into a KeyboardInterrupt wherever it happens to be, and one raised in a callback that JAX makes,
+or of the garbage collector, is lost there. So it is noted as well, and `stop_if_asked`, which runs before every piece
+of work and whenever the display changes, raises it again. Where it was lost nothing is printed.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def stop_if_asked() -> None:
 def heard() -> Iterator[None]:
     """Both signals end what runs in this context as Ctrl-C does; one that is ignored (nohup) stays ignored."""
     _asked.clear()
-    before = {}
+    before, report = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in HEARD}
         _handle(_hear)
+    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else report(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked.clear()

@@ -18,7 +18,7 @@ from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, tokenizer, weights
 from seal_jax.io.hub import cache_folder
 from seal_jax.nn import transformer
-from seal_jax.nn.transformer import ModelConfig
+from seal_jax.nn.transformer import Attention, ModelConfig
 from seal_jax.types import Compute, LanguageModel, Style, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
@@ -131,7 +131,10 @@ def load(
     tokenizer.require_rows(text, config.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     return Speaker(
-        LanguageModel(transformer.graph(config, jnp.dtype(dtype)), params, codec, mesh), config, manner, render
+        LanguageModel(transformer.graph(config, jnp.dtype(dtype), attention(dtype)), params, codec, mesh),
+        config,
+        manner,
+        render,
     )
 
 
@@ -147,6 +150,13 @@ def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[
     if chat is None:
         raise ValueError(f"style chat: {name} has no chat template; use style raw (--style raw)")
     return "chat", chat
+
+
+def attention(dtype: str) -> Attention:
+    """What computes attention here: cuDNN on an NVIDIA GPU in bfloat16, where this JAX can differentiate through it."""
+    version = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
+    nvidia = jax.default_backend() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
+    return "cudnn" if nvidia and dtype == "bfloat16" and version >= (0, 11, 2) else "xla"
 
 
 def itemsize(dtype: str) -> int:
