@@ -185,6 +185,9 @@ class Compute:
     """Tokens that a training step may be cut to; those that pad least for their time to compile are used."""
     remat: bool = False
     """Recompute layers in the backward pass: about a third more work, far less memory."""
+    unroll: bool | None = None
+    """Layers one after another in the program of a training step, not in a loop: a GPU then copies no layer's weights
+    out of their stack and starts a third fewer kernels, and compiling takes three times as long. By default on GPUs."""
     loss_chunk: int = 256
     """Tokens of an adapter whose logits exist at a time."""
     accumulate: int = 1

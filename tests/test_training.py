@@ -169,6 +169,8 @@ def plainly(lm, edits):
         (Compute(chunk=2), (16,)),
         (Compute(chunk=3, remat=True), (16,)),
         (Compute(chunk=3, loss_chunk=7), (16,)),
+        (Compute(chunk=3, unroll=True), (16,)),
+        (Compute(chunk=2, remat=True, unroll=True, tick_tokens=32), (16,)),
         (Compute(chunk=3, accumulate=2), (16,)),
         (Compute(chunk=3, accumulate=6), (16,)),  # of four sequences: 2 micro-batches
         (Compute(chunk=3, tick_tokens=16), (16,)),

@@ -30,7 +30,7 @@ class Trained:
     """The same self-edits trained and asked on one device, in one precision."""
 
     def __init__(
-        self, bench: Bench, device: Any, dtype: str, attention: transformer.Attention, only: int | None = None
+        self, bench: Bench, device: Any, dtype: str, attention: Attention, *, only: int | None = None, ask: bool = False
     ):
         config = FineTuning(PROJECTIONS, RANK, alpha=2.0 * RANK, epochs=EPOCHS)
         seed, model = bench.settings.seed, bench.model

@@ -56,7 +56,8 @@ def losses(
     )
     lessons = Lessons([[Tokens(list(ids), 0) for ids in tokens]], [np.asarray(order, np.int32)[:, None]])
     ((_, _, metrics),) = adapt_each(
-        lm.model, lm.params, lambda e: start, lessons, Given(hparams), Recipe(config.optimiser),
+        lm.model, lm.params, lambda e: start, lessons, Given(hparams),
+        Recipe(config.optimiser, compute=Compute(unroll=False)),
         widths=batching.bucket_widths(max(map(len, tokens)), ()), room=Room(1, 1),
     )  # fmt: skip
     return np.asarray(metrics.loss)

@@ -209,6 +209,7 @@ def step(
     optimiser, loss, compute = recipe
     hparams, fixed = given.hparams, given.fixed
     decoder = nnx.merge(model, params)
+    unroll = jax.default_backend() == "gpu" if compute.unroll is None else compute.unroll
 
     def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
         a, b = weights
@@ -219,8 +220,9 @@ def step(
             dropout=optimiser.dropout,
             dropout_key=key if optimiser.dropout > 0 else None,
             remat=compute.remat,
+            unroll=unroll,
         )
-        before = decoder(tokens, adapter=fixed)[0] if loss.teacher == "base" else None
+        before = decoder(tokens, adapter=fixed, unroll=unroll)[0] if loss.teacher == "base" else None
         return Outputs(hidden, decoder.head(), before)
 
     key, weights = jax.random.fold_in(jax.random.key(hparams.seed), state.step), (state.adapter.a, state.adapter.b)
@@ -250,7 +252,10 @@ class Bank(struct.PyTreeNode):
 
 
 class Rows(struct.PyTreeNode):
-    """What E adapters read in one tick. A row at place N, past the last, is filler and changes nothing."""
+    """What E adapters read in one tick. A row at place N, past the last, is filler and changes nothing.
+
+    Where E is N, every place of the bank has its row: row r is at place r, or filler.
+    """
 
     places: Int[AnyArray, "E"]
     tokens: Int[AnyArray, "E B T"]
@@ -268,11 +273,18 @@ def tick(
     """
 
     def many(params: dict[str, Any], bank: Bank, rows: Rows) -> tuple[Bank, Metrics]:
-        own = jax.tree.map(lambda leaf: leaf[rows.places], bank)
+        everyone = len(rows.places) == len(bank.state.step)  # then nothing is taken out of the bank, or put back
+        own = bank if everyone else jax.tree.map(lambda leaf: leaf[rows.places], bank)
         one = partial(step, model, params, recipe=recipe, rows_axis=None if mesh is None else "adapters")
         states, metrics = jax.vmap(one)(own.state, own.given, rows.tokens, rows.loss_weight)
-        state = jax.tree.map(lambda leaf, new: leaf.at[rows.places].set(new, mode="drop"), bank.state, states)
-        return bank.replace(state=state), metrics
+
+        def put(leaf: Array, new: Array) -> Array:
+            if everyone:
+                takes_part = (rows.places < len(leaf)).reshape(-1, *[1] * (leaf.ndim - 1))
+                return jnp.where(takes_part, new, leaf)
+            return leaf.at[rows.places].set(new, mode="drop")
+
+        return bank.replace(state=jax.tree.map(put, bank.state, states)), metrics
 
     if mesh is not None:
         whole, split = PartitionSpec(), PartitionSpec(None, "adapters")
@@ -318,7 +330,7 @@ class Lessons(NamedTuple):
         shape = (tick.size, batch_size, tick.width)
         index = np.full(tick.size, places, np.int32)
         tokens, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-        for r, (adapter, number, place) in enumerate(tick.rows):
+        for r, (adapter, number, place) in zip(tick.seats(places), tick.rows, strict=True):
             index[r], read = place, self.orders[adapter][number]
             tokens[r, : len(read)], loss_weight[r, : len(read)] = pad_rows(self.sequences[adapter], read, tick.width)
         return Rows(index, tokens, loss_weight)
@@ -459,7 +471,7 @@ class _Lane:
         while len(self._pending) > leave:
             ticked, started = self._pending.pop(0)
             values = jax.device_get(started.result())
-            for r, (adapter, number, _) in enumerate(ticked.rows):
+            for r, (adapter, number, _) in zip(ticked.seats(self._places), ticked.rows, strict=True):
                 found[adapter].loss[number], found[adapter].grad_norm[number] = values.loss[r], values.grad_norm[r]
 
     def adapter(self, place: int) -> Adapter:

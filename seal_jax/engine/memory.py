@@ -9,9 +9,8 @@ what they hold and go on.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +28,9 @@ STEP_COPIES = 4  # of one that takes a step: taken out of the bank, the gradient
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
 MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
-ENOUGH = 8  # adapters on a device; with as many, smaller steps or recomputed layers that make room for more do not pay
+ENOUGH = 8  # adapters on a device; with as many, recomputed layers that make room for more do not pay
+BUSY = 32  # adapters whose short steps fill an accelerator's tick; with as many, smaller ticks for more do not pay
+LEAST_BUDGET = 24  # tokens of the smallest tick
 TICK_OPERATIONS = 5e12  # that keep an accelerator busy for much longer than a step takes to start
 LEAST_TICK, MOST_TICK = 4096, 8192  # tokens that an accelerator computes at a time
 
@@ -139,9 +140,9 @@ def fit(
     """`compute` with what it leaves open: as many adapters as the free memory of each device holds.
 
     Those in training wait in the bank while others answer, so no more are planned for than leave room for `ENOUGH` to
-    answer. Where fewer than `ENOUGH` train (or than the user fixed), a smaller piece of the loss, then fewer tokens at
-    a time, and at last recomputed layers make room. At least one adapter a device is planned for even where none seems
-    to fit: it is a forecast.
+    answer. Where fewer than `BUSY` train (or than the user fixed), a smaller piece of the loss and fewer tokens at a
+    time make room; where fewer than `ENOUGH`, recomputed layers. At least one adapter a device is planned for even
+    where none seems to fit: it is a forecast.
     """
     room, devices, on_cpu = SHARE * machine.free, machine.devices, machine.on_cpu
     wanted = -(-compute.chunk // devices) if compute.chunk else MOST_ON_CPU if on_cpu else MOST
@@ -167,18 +168,15 @@ def fit(
         return need.total <= room
 
     budget = compute.tick_tokens or tick_tokens(model, on_cpu)
-    budgets = [budget] if compute.tick_tokens else [budget, budget // 2, budget // 4, budget // 8]
-    enough = wanted if compute.chunk else min(ENOUGH, wanted)
+    enough, busy = (wanted if compute.chunk else min(n, wanted) for n in (ENOUGH, ENOUGH if on_cpu else BUSY))
     count, chosen = -1, compute
-    for remat, tokens, loss_chunk in itertools.product(
-        (True,) if compute.remat else (False, True), budgets, (compute.loss_chunk, max(1, compute.loss_chunk // 4))
-    ):
-        candidate = dataclasses.replace(compute, remat=remat, tick_tokens=tokens, loss_chunk=loss_chunk)
-        fitting = _most(partial(trains, candidate), wanted)
-        if fitting > count:
-            count, chosen = fitting, candidate
-        if count >= enough:
-            break
+    for remat in (True,) if compute.remat else (False, True):
+        for candidate in _smaller_steps(dataclasses.replace(compute, remat=remat), budget) if count < enough else ():
+            fitting = _most(partial(trains, candidate), wanted)
+            if fitting > count:
+                count, chosen = fitting, candidate
+            if count >= busy:
+                break
     count, most = wanted if compute.chunk else max(1, count), MOST_ANSWERS_ON_CPU if on_cpu else MOST_ANSWERS
     together = _most(lambda n: answers(n, count), min(count, most))
     prompts = _most(writes, 4 * most // sizes.samples)
@@ -188,6 +186,14 @@ def fit(
         answer_chunk=compute.answer_chunk or max(1, together) * devices,
         write_chunk=compute.write_chunk or max(1, prompts) * sizes.samples * devices,
     )
+
+
+def _smaller_steps(compute: Compute, budget: int) -> Iterator[Compute]:
+    """The same with ever less at work at a time: what is kept of it comes down."""
+    halved = [budget >> n for n in range(8) if budget >> n >= LEAST_BUDGET]
+    for tokens in [budget] if compute.tick_tokens else halved:
+        for piece in (compute.loss_chunk, max(1, compute.loss_chunk // 4)):
+            yield dataclasses.replace(compute, tick_tokens=tokens, loss_chunk=piece)
 
 
 def tick_tokens(model: ModelConfig, on_cpu: bool) -> int:

@@ -9,7 +9,7 @@ holds, and a place is given to the next adapter as soon as its own has finished.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,6 +41,10 @@ class Tick(NamedTuple):
     width: int  # tokens
     size: int  # rows, filler included
     rows: list[Row]  # at most `size`
+
+    def seats(self, places: int) -> Iterable[int]:
+        """Which of the tick's rows each of `rows` is: its place's, where the whole bank of so many places has one."""
+        return (row.place for row in self.rows) if self.size == places else range(len(self.rows))
 
 
 def share(longest: Sequence[Int[np.ndarray, "S"]], devices: int) -> list[list[int]]:

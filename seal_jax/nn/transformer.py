@@ -272,13 +272,15 @@ class Transformer(nnx.Module):
         dropout: float = 0.0,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool = False,
+        unroll: bool = False,
     ) -> tuple[Float[Array, "B T D"], KV]:
         """Hidden states after the last norm, and every layer's keys and values (leading axis L).
 
         `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
         causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take its last T, and
         `valid` is said of all S. `fixed` is an adapter that `adapter` is trained on top of: the two add up, and dropout
-        is the latter's alone. `remat` recomputes each layer in the backward pass.
+        is the latter's alone. `remat` recomputes each layer in the backward pass. `unroll` writes the layers one after
+        another into the program instead of a loop (`Compute.unroll`).
         """
         T = tokens.shape[1]
         S = T if valid is None else valid.shape[1]
@@ -302,7 +304,8 @@ class Transformer(nnx.Module):
 
         shares = [side for one in (adapter, fixed) for side in ((None, None) if one is None else (one.a, one.b))]
         body = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-        x, kv = jax.lax.scan(body, self.embed(tokens), (nnx.to_pure_dict(stacked), *shares, keys, past))
+        layers = (nnx.to_pure_dict(stacked), *shares, keys, past)
+        x, kv = jax.lax.scan(body, self.embed(tokens), layers, unroll=self.config.num_layers if unroll else 1)
         return self.final_norm(x), kv
 
     def layers(self) -> list[Block]:
