@@ -187,7 +187,8 @@ class Compute:
     """Recompute layers in the backward pass: about a third more work, far less memory."""
     unroll: bool | None = None
     """Layers one after another in the program of a training step, not in a loop: a GPU then copies no layer's weights
-    out of their stack and starts a third fewer kernels, and compiling takes three times as long. By default on GPUs."""
+    out of their stack and starts a third fewer kernels; compiling takes three times as long. By default on GPUs, for
+    models of less than 2 billion parameters."""
     loss_chunk: int = 256
     """Tokens of an adapter whose logits exist at a time."""
     accumulate: int = 1

@@ -577,6 +577,22 @@ def squeezed(tiny, monkeypatch, room: int, *, mesh=None, message: str = "RESOURC
     return memory, said, lambda: training.train(lm, lessons().sequences, trainer, seed=0)
 
 
+def test_the_precision_that_the_caller_asks_for_is_that_of_the_steps(tiny, monkeypatch):
+    """JAX keeps it for each thread by itself, and a device's ticks have a thread of their own."""
+    found, tick = set(), inner.tick
+
+    def watched(*rest, **options):
+        found.add(jax.config.jax_default_matmul_precision)
+        return tick(*rest, **options)
+
+    run = squeezed(tiny, monkeypatch, 4)[2]
+    monkeypatch.setattr(inner, "tick", watched)
+    with jax.default_matmul_precision("highest"):
+        run()
+    run()
+    assert found == {"highest", None}
+
+
 def test_without_room_fewer_are_trained_at_a_time_and_it_is_said_once(tiny, monkeypatch):
     expected, _ = squeezed(tiny, monkeypatch, 4)[2]()
     memory, said, run = squeezed(tiny, monkeypatch, 1)

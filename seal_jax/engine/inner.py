@@ -26,13 +26,13 @@ import optax
 from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from seal_jax.engine import schedule
+from seal_jax.engine import costs, schedule
 from seal_jax.engine.batching import Tokens, pad_rows, round_up
 from seal_jax.engine.schedule import Room, Tick
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Head, Loss, Numbers, next_token, token_losses
-from seal_jax.nn.transformer import Model
+from seal_jax.nn.transformer import Model, ModelConfig
 from seal_jax.types import AnyArray, Compute, HParams, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -56,6 +56,7 @@ class Optimiser:
         require_at_least(0, warmup_steps=self.warmup_steps, clip_norm=self.clip_norm, dropout=self.dropout)
 
 
+UNROLLED = 2e9  # parameters: models with fewer are held back by the starting of kernels
 AHEAD = 1  # ticks that a device is given before the one that it takes has ended
 
 Device = Any  # a jax.Device
@@ -209,7 +210,7 @@ def step(
     optimiser, loss, compute = recipe
     hparams, fixed = given.hparams, given.fixed
     decoder = nnx.merge(model, params)
-    unroll = jax.default_backend() == "gpu" if compute.unroll is None else compute.unroll
+    unroll = _pays(decoder.config) if compute.unroll is None else compute.unroll
 
     def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
         a, b = weights
@@ -238,6 +239,11 @@ def step(
     (a, b), moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
     state = InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1)
     return state, Metrics(value, optax.global_norm(gradient))
+
+
+def _pays(model: ModelConfig) -> bool:
+    """Whether to unroll the layers: halves a small model's step on a GPU, and compiles a large one's for a minute."""
+    return jax.default_backend() == "gpu" and costs.matmul_parameters(model) < UNROLLED
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -443,6 +449,7 @@ class _Lane:
         self._params = params if isinstance(where, Mesh) else jax.tree.map(partial(_on, where), params)
         self._bank: Bank | None = None
         self._thread = ThreadPoolExecutor(1)
+        self._precision = jax.config.jax_default_matmul_precision  # which JAX holds for each thread by itself
         self._pending: list[tuple[Tick, Future[Metrics]]] = []
 
     def __enter__(self) -> _Lane:
@@ -463,7 +470,10 @@ class _Lane:
                 self._bank = jax.device_put(_empty(*mine, optimiser=optimiser, places=self._places), self._sharding)
             self._bank = _put(self._bank, np.int32(place), *mine, optimiser=optimiser)
         assert self._bank is not None  # an adapter's first step comes when it arrives
-        self._bank, metrics = tick(self._model, self._params, self._bank, rows, recipe=self._recipe, mesh=self._mesh)
+        with jax.default_matmul_precision(self._precision):
+            self._bank, metrics = tick(
+                self._model, self._params, self._bank, rows, recipe=self._recipe, mesh=self._mesh
+            )
         return metrics
 
     def settle(self, found: dict[int, Metrics], *, leave: int) -> None:
