@@ -162,7 +162,7 @@ class Target:
         self.compute = memory.fit(
             model, self.config,
             Shapes((settings.tokens,), workloads.SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS),
-            Compute(self.chunk, self.chunk, settings.tick_tokens),
+            Compute(self.chunk, self.chunk, settings.tick_tokens, unroll=chip.clock is None),  # as on the target
             memory.Writing(SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS, ANSWER_TOKENS),
             memory.Machine(chip.usable, len(devices), self.itemsize, on_cpu=False),
         )  # fmt: skip
@@ -267,7 +267,7 @@ def programs(
         if name == "inner":
             yield name, one.tick(one.config, compute, settings.tokens, on_each(compute.chunk))
         elif name == "sft":
-            yield name, target.tick(SFT, Compute(chunk=1, remat=True), long, 1)
+            yield name, target.tick(SFT, Compute(chunk=1, remat=True, unroll=compute.unroll), long, 1)
         elif name == "full":
             yield name, target.full(FullTuning(), compute, long)
         elif name == "write":
