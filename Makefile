@@ -18,7 +18,7 @@ PIP_OR_SAY = >>$(PIP_LOG) 2>&1 || { tail -n 20 $(PIP_LOG) >&2; \
 	echo "  set PIP_INDEX_URL) and 2 GB of free disk. Then run the same command again: it carries on." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check parity commands docs architecture format clean
+.PHONY: help demo test slow check parity commands aot docs architecture format clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']   (needs Python 3.11, 3.12 or 3.13; all else is installed in $(VENV))"
@@ -44,6 +44,9 @@ parity: $(PEERS)  ## compare with torch and peft, live (installs them too)
 
 commands: $(READY)  ## run every command that README and docs show, made small
 	@$(PY) -m tests.shown $(ARGS)
+
+aot: $(READY)  ## compile tiny models for a TPU or a GPU that is not here (once its compiler is installed)
+	@$(PY) -m experiments.benchmark compile --model tiny --adapters 8 $(ARGS)
 
 docs: $(DOCS)  ## build the documentation as a site: build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet && echo "build/site/index.html"

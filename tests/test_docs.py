@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from experiments.benchmark import compiled
 from experiments.benchmark.bench import Settings
 from seal_jax.domains.passages import load_passages
 from seal_jax.run import session
@@ -84,7 +85,8 @@ def settings_of(name: str) -> tuple[set[str], set[str]]:
     """An experiment's options and presets, or its subcommands."""
     module = importlib.import_module(f"experiments.{name}")
     if name == "benchmark":
-        return set(fields(Settings())), set(get_args(get_type_hints(Settings)["command"]))
+        options = set(fields(Settings())) | set(fields(compiled.Settings()))
+        return options, {*get_args(get_type_hints(Settings)["command"]), "compile"}
     if name == "parity":
         return set(), set()
     if not hasattr(module, "EXPERIMENT"):

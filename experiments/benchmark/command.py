@@ -9,7 +9,8 @@ projections), and on ragged lengths. decode: 5 questions of 40 tokens for each a
 sample: 5 self-edits for each of 8 prompts of 200 tokens, 128 new tokens each, T = 1, top-p 0.95. round: a whole round
 of ReST-EM on tasks made of random numbers, phase by phase. scaling: the cost of a self-edit over the number trained at
 a time, the length of its sequences and the model's size. profile: where a step's time goes. check: whether this device
-computes what the CPU computes, which is what the tests are run on.
+computes what the CPU computes, which is what the tests are run on. compile: what the programs take on a TPU or a GPU
+that is not here (it has options of its own: compile --help).
 
 Without `--random` the weights are those of `--model`; with it, random ones of a published shape, made on the device,
 which takes the same time and needs no file. Peers (torch, transformers, peft) hold the same weights and run in
@@ -38,10 +39,11 @@ from seal_jax.io.architectures import named
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 
-from . import device, ours, profile, scaling, stages, table, whole_round, workloads
+from . import compiled, device, ours, profile, scaling, stages, table, whole_round, workloads
 from .bench import Bench, Settings, opened
 from .peer_process import require_installed
 
+PROGRAM = "python -m experiments.benchmark"
 BUSY = 0.5  # processes at work on average in the last minute: from here on a warning is printed
 PARTS = {  # options that only some subcommands have
     "edits": ("peers", "inner"),
@@ -105,13 +107,12 @@ def about(bench: Bench) -> dict[str, Any]:
     return {**described, "model": dataclasses.asdict(bench.model)}
 
 
-def shape_of(settings: Settings) -> ModelConfig:
-    """The shape of the chosen model, by name or from its files; nothing is fetched.
+def shape_of(name: str) -> ModelConfig:
+    """The shape of a model, by name or from its files; nothing is fetched.
 
     Raises:
         ValueError: it is not on this machine yet.
     """
-    name = settings.random or settings.model
     try:
         return named(name)
     except ValueError:
@@ -120,9 +121,11 @@ def shape_of(settings: Settings) -> ModelConfig:
         raise ValueError(f"{name} is not on this machine yet; name a shape: --random llama-3.2-1b") from None
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """`[peers|inner|decode|sample|round|scaling|profile|check] [--options]`; peers if none is named."""
-    return tyro.cli(Settings, prog="python -m experiments.benchmark", args=arguments, description=__doc__)
+def parse(arguments: Sequence[str]) -> Settings | compiled.Settings:
+    """`[peers|inner|...|check|compile] [--options]`; peers if none is named. A typo ends it."""
+    if arguments[:1] == ["compile"]:
+        return tyro.cli(compiled.Settings, prog=f"{PROGRAM} compile", args=arguments[1:], description=compiled.__doc__)
+    return tyro.cli(Settings, prog=PROGRAM, args=arguments, description=__doc__)
 
 
 def check(settings: Settings) -> None:
@@ -157,22 +160,25 @@ def measured(settings: Settings) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
     try:
-        settings = parse(arguments)
-        check(settings)
-        if settings.dry_run:
-            print(*limit_lines(shape_of(settings), settings), sep="\n")
-            return 0
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        if load is not None and load > BUSY:
-            print(f"note: the machine is busy (load {load:.1f}); figures worth keeping want an idle one")
-        result = {**measured(settings), "load_before": load, "settings": dataclasses.asdict(settings)}
+        settings, status = parse(arguments), 0
+        if isinstance(settings, compiled.Settings):
+            status, result = compiled.main(settings, shape_of(settings.model))
+        else:
+            check(settings)
+            if settings.dry_run:
+                print(*limit_lines(shape_of(settings.random or settings.model), settings), sep="\n")
+                return 0
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+            if load is not None and load > BUSY:
+                print(f"note: the machine is busy (load {load:.1f}); figures worth keeping want an idle one")
+            result = {**measured(settings), "load_before": load, "settings": dataclasses.asdict(settings)}
         if settings.json is not None:
-            result["command"] = shlex.join(["python", "-m", "experiments.benchmark", *arguments])
+            result["command"] = shlex.join([*PROGRAM.split(), *arguments])
             settings.json.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status
 
 
 # ---------------------------------------------------------------------------------------------------------------------
