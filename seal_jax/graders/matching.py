@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from seal_jax.graders.reading import DATE, LISTS, NUMERIC, UNITS, Word, read
+from seal_jax.graders.reading import read
+from seal_jax.graders.words import DATE, LISTS, NUMERIC, UNITS, Word
 
 ASKED = 0.25  # weight of a word that the question has too: repeating the question is no answer
 NUMBER = 1.5  # weight of a number, year, decade or century
