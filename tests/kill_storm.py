@@ -9,7 +9,6 @@ program. Prints a line a run and the first difference; the exit status is 1 if t
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -20,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.storm import COMMANDS, Storm, clear, found
+from tests.storm import Storm, clear, found, options
 
 
 def life(storm: Storm, name: str, draw: random.Random, number: int, kills: Counter[str]) -> str | None:
@@ -54,14 +53,8 @@ def life(storm: Storm, name: str, draw: random.Random, number: int, kills: Count
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: 1 if a run ended otherwise than the undisturbed one."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then, with fewer kills")
-    parser.add_argument("--experiments", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
-    asked = parser.parse_args(arguments)
+    asked = options(arguments, __doc__, kills=200)
     draw, kills, wrong, lives = random.Random(asked.seed), Counter[str](), list[str](), Counter[str]()
-    until = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="kill-storm-", ignore_cleanup_errors=True) as scratch:
         storm = Storm(Path(scratch))
         for name in asked.experiments:
@@ -71,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             if found(again) != found(storm.reference(name)):
                 wrong.append(f"{name}: two undisturbed runs differ")
             clear(again)
-        while kills.total() < asked.kills and time.monotonic() < until and len(wrong) < 5:
+        while kills.total() < asked.kills and time.monotonic() < asked.until and len(wrong) < 5:
             name = asked.experiments[lives.total() % len(asked.experiments)]
             before, trouble = kills.total(), life(storm, name, draw, lives.total(), kills)
             lives[name] += 1

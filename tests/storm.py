@@ -5,6 +5,7 @@ A run is forked from this process, which has imported everything and started no 
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,6 +138,19 @@ def found(run: Path) -> tuple[Any, str | None]:
 def is_sentence(ended: Ended) -> bool:
     """Whether a run ended with one sentence for a user, and no traceback."""
     return ended.status == 2 and ended.err.startswith("error: ") and "Traceback" not in ended.err
+
+
+def options(arguments: Sequence[str], about: str | None, **count: int) -> argparse.Namespace:
+    """What a program of ours is told: how many of what `count` names, the seed, the experiments, `until` when."""
+    ((what, default),) = count.items()
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument(f"--{what}", type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help=f"stop then, with fewer {what}")
+    parser.add_argument("--experiments", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
+    asked = parser.parse_args(arguments)
+    asked.until = time.monotonic() + 60 * asked.minutes
+    return asked
 
 
 def clear(run: Path) -> None:

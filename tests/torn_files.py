@@ -9,7 +9,6 @@ line a folder and what was wrong; the exit status is 1 if something was.
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.storm import COMMANDS, Storm, clear, found, is_sentence
+from tests.storm import Storm, clear, found, is_sentence, options
 
 WAYS = ("a bit", "a byte", "cut", "removed", "emptied", "exchanged", "of another run")
 
@@ -65,17 +64,11 @@ def half(run: Path, draw: random.Random) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: 1 if a folder gave other results in silence, or a traceback."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--folders", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then, with fewer folders")
-    parser.add_argument("--experiments", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
-    asked = parser.parse_args(arguments)
+    asked = options(arguments, __doc__, folders=500)
     draw, outcomes, wrong = random.Random(asked.seed), Counter[str](), list[str]()
-    until = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="torn-files-", ignore_cleanup_errors=True) as scratch:
         storm = Storm(Path(scratch))
-        while outcomes.total() < asked.folders and time.monotonic() < until and len(wrong) < 5:
+        while outcomes.total() < asked.folders and time.monotonic() < asked.until and len(wrong) < 5:
             name, number = asked.experiments[outcomes.total() % len(asked.experiments)], outcomes.total()
             reference, other = storm.reference(name), storm.reference(name, "--seed", "1")
             run = storm.folder / f"torn-{number}"
