@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import squad
@@ -459,6 +460,29 @@ def test_without_jax_a_command_says_which_environment_to_enter():
     assert done.returncode == 1
     assert "source .venv/bin/activate" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("platform", ["rocm", "cpu,nonsense"])
+def test_a_device_that_is_not_there_is_named(platform, tmp_path):
+    command = [sys.executable, "-m", "experiments.squad", "smoke", "--dry-run", "--run-folder", str(tmp_path / "run")]
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: JAX finds no device for JAX_PLATFORMS={platform}: ")
+    assert "Set JAX_PLATFORMS=cpu" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_that_jax_ends_at_the_first_nan_says_why(program, monkeypatch, capsys, tmp_path):
+    """JAX_DEBUG_NANS, and an adapter that diverges: without the flag it would be left out."""
+    monkeypatch.setattr(runtime, "start", lambda devices: None)
+    options = ["--run-folder", str(tmp_path / "run"), "--inner.learning-rate", "inf", "--outer.rounds", "0"]
+    with jax.debug_nans(True):
+        status, _, err = main(program, monkeypatch, capsys, *options)
+    assert status == 2
+    assert err.startswith("error: invalid value (nan)")
+    assert "JAX_DEBUG_NANS" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_dry_run_prints_the_plan_and_reads_no_weights(tmp_path, monkeypatch, capsys, program):

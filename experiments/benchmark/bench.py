@@ -110,6 +110,7 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     runtime.start(settings.devices)
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is then what it is
+    devices = jax.devices()[: runtime.device_count(settings.devices)]
     on_cpu = jax.default_backend() == "cpu"
     name = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     dtype = jax.numpy.dtype(name)
@@ -123,7 +124,6 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
         model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
         params = runtime.place(transformer.random_params(0, model, dtype), mesh)
         lm = LanguageModel(transformer.graph(model, dtype, attention), params, number_codec(), mesh)
-    devices = jax.devices()[: runtime.device_count(settings.devices)]
     if peak is None:
         peak = measuring.measure_peak(dtype, devices)
         rates = f"{peak.flops / 1e12:.3g} TFLOP/s of {name} matrix products, {peak.bandwidth / 1e9:.3g} GB/s copied"

@@ -117,7 +117,13 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
             show((experiment.describe or describe)(experiment, config, compute, place))
             return
         run = experiment.execute or execute
-        with explained(folder):
-            run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
+        try:
+            with explained(folder):
+                run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
+        except FloatingPointError as error:
+            raise ValueError(
+                f"{error}: JAX_DEBUG_NANS and JAX_DEBUG_INFS end a run there. Without them an adapter that diverges is "
+                "left out and counted, and the others go on: unset them, and the same command carries on"
+            ) from error
 
     return ends.ended(work)

@@ -39,12 +39,20 @@ def start(devices: int | None) -> None:
 
 
 def device_count(devices: int | None) -> int:
-    """How many devices a run uses: those asked for, or all.
+    """How many devices a run uses: those asked for, or all. Starts them.
 
     Raises:
-        ValueError: more than there are.
+        ValueError: more than there are; JAX starts none.
     """
-    found = jax.devices()
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing, and says nothing
+        asked = f" for JAX_PLATFORMS={name}" if (name := os.environ.get("JAX_PLATFORMS")) else ""
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "this machine has none of that kind"
+        raise ValueError(
+            f"JAX finds no device{asked}: {reason}. Set JAX_PLATFORMS=cpu, which works everywhere, or unset it; a GPU "
+            "wants JAX installed for it: pip install -e '.[cuda13]' (or '.[cuda12]')"
+        ) from error
     if devices is not None and not 1 <= devices <= len(found):
         raise ValueError(f"--compute.devices {devices}: found {len(found)} ({found[0].platform})")
     return devices or len(found)
