@@ -156,13 +156,13 @@ def made(folder: Path) -> str:
 
 
 def pdf(*pages: str) -> bytes:
-    """The least PDF that shows these lines."""
+    """The least PDF that shows these lines; one that begins with `# ` is a heading, in larger type."""
     objects = ["<</Type/Catalog/Pages 2 0 R>>"]
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
     objects += [f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>", "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
     for n, page in enumerate(pages):
-        shown = " T* ".join(f"({line}) Tj" for line in page.split("\n"))
-        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET" if page else ""
+        lines = [f"/F1 {16 if line[:2] == '# ' else 12} Tf ({line.removeprefix('# ')}) Tj" for line in page.split("\n")]
+        stream = f"BT 14 TL 72 720 Td {' T* '.join(lines)} ET" if page else ""
         shape = "/Parent 2 0 R/MediaBox[0 0 612 792]/Resources<</Font<</F1 3 0 R>>>>"
         objects.append(f"<</Type/Page{shape}/Contents {5 + 2 * n} 0 R>>")
         objects.append(f"<</Length {len(stream)}>>\nstream\n{stream}\nendstream")

@@ -147,6 +147,26 @@ def test_a_pdf_is_read_page_by_page_and_divided_words_are_joined(tmp_path):
     assert document.sections[0].units == ("The lamp burns fish oil and its keeper sleeps.", "Two.")
 
 
+def test_a_pdfs_headings_are_its_larger_type_and_its_paragraphs_part_at_wider_gaps(tmp_path):
+    pypdf = pytest.importorskip("pypdf")
+    shown = pdf(
+        "# The lamp\nIt burns\nfish oil.\n\nA keeper\nlights it.\n\nDaily.", "# The tower\n# of stone\nIt leans."
+    )
+    file = write(tmp_path, "isle.pdf", shown)
+    lamp, tower = ("It burns fish oil.", "A keeper lights it.", "Daily."), ("It leans.",)
+    assert read_document(file) == ("isle", (Section("The lamp", lamp), Section("The tower of stone", tower)))
+    writer = pypdf.PdfWriter(clone_from=file)
+    writer.add_metadata({"/Title": "Isle of Orm"})
+    writer.write(file)
+    sections = (Section("Isle of Orm: The lamp", lamp), Section("Isle of Orm: The tower of stone", tower))
+    assert read_document(file) == ("Isle of Orm", sections)
+    one = write(tmp_path, "one.pdf", pdf("# The lamp\nIt burns\nfish oil.", "It goes on."))
+    assert read_document(one) == ("The lamp", (Section("The lamp", ("It burns fish oil.", "It goes on.")),))
+    words = "More words than any heading has are no heading. " * 3
+    large = write(tmp_path, "large.pdf", pdf(f"# {words}\n" + "In small type.\n" * 20))
+    assert [section.title for section in read_document(large).sections] == ["large"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -13,9 +13,10 @@ import itertools
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
@@ -26,6 +27,8 @@ from seal_jax.domains.passages import Passage, identify, slug
 TEXT, PDF = (".md", ".markdown", ".txt"), ".pdf"
 MOST_TEXT = 4 * 2**20  # bytes of a text: some 700,000 words, more than one adapter learns
 MOST_PDF = 64 * 2**20  # bytes of a PDF, pictures included
+LARGER, LONGEST_HEADING = 1.1, 25  # a PDF's heading: times the size of most of its text, and words
+WIDER = 1.25  # times the usual distance of two lines: a PDF's paragraph ends between them
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable("table")
 MOST_LINKS = 1000  # brackets in one paragraph: looking for links takes time with their square
@@ -104,8 +107,7 @@ def read_document(path: str | Path) -> Document:
     name = " ".join(re.split(r"[\s_-]+", file.stem)).strip() or "Document"
     content = file.read_bytes()
     if suffix == PDF:
-        title, text = _read_pdf(content, file)
-        document = Document(title or name, (Section(title or name, tuple(_units(text))),))
+        document = _in_sections(_read_pdf(content, file), name)
     else:
         document = parse(_decode(content, file), name=name, markdown=suffix != ".txt")
     if not any(_LETTER.search(unit) for section in document.sections for unit in section.units):
@@ -141,8 +143,22 @@ def _decode(content: bytes, file: Path) -> str:
     return _ODD.sub("", text)
 
 
-def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
-    """A PDF's own title ("" without one) and its text, a page after another."""
+class _Part(NamedTuple):
+    level: int  # of its heading; 0 for what comes before the first
+    heading: str
+    units: list[str]
+
+
+class _Line(NamedTuple):
+    """A line of a PDF's page."""
+
+    text: str
+    size: float  # of the type that most of it is set in, points
+    gap: float  # points below the line before; infinite at the top of a page
+
+
+def _read_pdf(content: bytes, file: Path) -> list[_Part]:
+    """A PDF cut at its headings, under its own title if it has one."""
     if not content.lstrip()[:5] == b"%PDF-":
         raise ValueError(f"{file}: no PDF (it begins with {content[:8]!r}); is it a text? Then name it .txt or .md")
     try:
@@ -156,7 +172,7 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         locked = reader.is_encrypted and not reader.decrypt("")
-        pages = [] if locked else [page.extract_text() for page in reader.pages]
+        pages = [] if locked else [_lines(page) for page in reader.pages]
         title = "" if locked or not reader.metadata else _own_title(reader.metadata.title or "")
     except Exception as error:  # a damaged file fails in many ways: pypdf's own, KeyError, RecursionError, zlib's
         raise ValueError(
@@ -165,13 +181,64 @@ def _read_pdf(content: bytes, file: Path) -> tuple[str, str]:
         ) from error
     if locked:
         raise ValueError(f"{file}: locked with a password; save a copy without one")
-    if not any(_LETTER.search(page) for page in pages):
+    lines = [line for page in pages for line in page]
+    if not any(_LETTER.search(line.text) for line in lines):
         raise ValueError(
             f"{file}: {len(pages)} pages without any text: probably pictures of pages; run text recognition (OCR) on "
             "it first"
         )
-    joined = re.sub(r"(?<=\w)[-\u00ad]\n(?=[a-z])", "", "\n\n".join(pages))  # words divided at the end of a line
-    return title, joined
+    return _parts_of_lines(lines, title)
+
+
+def _lines(page: Any) -> list[_Line]:
+    """The lines of a page that `pypdf` has read, in its order."""
+    runs: list[tuple[str, float, float]] = []  # a text of one type, its size and height on the page
+
+    def visit(text: str, page: Sequence[float], line: Sequence[float], font: Any, size: float) -> None:
+        scale = math.hypot(*page[2:4]) * math.hypot(*line[2:4])
+        height = line[4] * page[1] + line[5] * page[3] + page[5]
+        first, *rest = text.split("\n")
+        runs.extend((piece, round(size * scale, 1), height) for piece in (first, *(f"\n{piece}" for piece in rest)))
+
+    page.extract_text(visitor_text=visit)
+    lines, above = [], math.inf
+    starts = [n for n, (text, *_) in enumerate(runs) if text.startswith("\n")]
+    for begin, end in itertools.pairwise([0, *starts, len(runs)]):
+        said = [(text.strip("\n"), size, height) for text, size, height in runs[begin:end] if text.strip()]
+        if said:
+            sizes = Counter[float]()
+            for text, size, _ in said:
+                sizes[size] += len(text)
+            lines.append(_Line("".join(text for text, *_ in said), sizes.most_common(1)[0][0], above - said[0][2]))
+            above = said[0][2]
+    return lines
+
+
+def _parts_of_lines(lines: Sequence[_Line], title: str) -> list[_Part]:
+    """Headings are few words in larger type than most of the text; a paragraph begins below a wider gap than usual."""
+    sizes = Counter[float]()
+    for line in lines:
+        sizes[line.size] += len(line.text)
+    body = sizes.most_common(1)[0][0]
+    gaps = sorted(line.gap for line in lines if line.size == body and 0 < line.gap < math.inf)
+    usual = gaps[len(gaps) // 10] if gaps else 0.0  # few are between paragraphs, or most where these are short
+    groups = [
+        (size if size and sum(len(line.text.split()) for line in group) <= LONGEST_HEADING else 0.0, group)
+        for size, same in itertools.groupby(lines, lambda line: line.size if line.size >= LARGER * body else 0.0)
+        if (group := list(same))
+    ]
+    levels = sorted({size for size, _ in groups if size}, reverse=True)
+    parts = [_Part(0, "", [])]
+    for size, group in groups:
+        if size:
+            parts.append(_Part(1 + levels.index(size), " ".join(" ".join(line.text for line in group).split()), []))
+        else:
+            text = "".join(("\n\n" if line.gap > WIDER * usual else "\n") + line.text for line in group)
+            text = re.sub(r"(?<=\w)[-\u00ad]\n(?=[a-z])", "", text)  # words divided at the end of a line
+            parts[-1].units.extend(_units(text.strip("\n")))
+    if title and title.casefold() not in [part.heading.casefold() for part in parts]:
+        parts = [part._replace(level=1 + part.level, heading=part.heading or title) for part in parts]
+    return parts
 
 
 def _own_title(title: str) -> str:
@@ -192,7 +259,11 @@ def parse(text: str, *, name: str, markdown: bool) -> Document:
     if not markdown:
         return Document(name, (Section(name, tuple(_units(text))),))
     before, end, after = _without_metadata(text).rpartition("-->")  # past which no comment ends
-    parts = _parts(re.sub(r"<!--.*?-->", "", before + end, flags=re.DOTALL) + after)
+    return _in_sections(_parts(re.sub(r"<!--.*?-->", "", before + end, flags=re.DOTALL) + after), name)
+
+
+def _in_sections(parts: Sequence[_Part], name: str) -> Document:
+    """Parts as sections, each under the headings above it. The title: the one top heading, else `name`."""
     top = min((part.level for part in parts if part.level), default=0)
     tops = [part.heading for part in parts if part.level == top and part.heading]
     title = tops[0] if len(tops) == 1 else name  # of several, none is the document's
@@ -217,12 +288,6 @@ def _without_metadata(text: str) -> str:
             if not _METADATA.match(line):
                 break
     return text
-
-
-class _Part(NamedTuple):
-    level: int  # of its heading; 0 for what comes before the first
-    heading: str
-    units: list[str]
 
 
 def _parts(text: str) -> list[_Part]:
