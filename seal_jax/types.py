@@ -57,7 +57,7 @@ class SelfEdit(NamedTuple):
     problem: str | None = None  # why it yields no training ("empty completion"); `examples` is then ()
     finished: bool = True  # it ended by itself, rather than at the limit of tokens
     settings: Settings | None = None  # None: those of the run
-    left_out: int = 0  # lines of the completion that speak of something else, and are not trained on
+    left_out: int = 0  # sentences of the completion that speak of something else, and are not trained on
     shortened: int = 0  # of the examples: longer than a training step has room for
 
 

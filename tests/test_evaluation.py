@@ -16,6 +16,7 @@ from seal_jax.seal.evaluation import (
     mean_losses,
     round_record,
     rows,
+    spread,
     summary,
     trained_stage,
     trial_record,
@@ -326,11 +327,23 @@ def test_the_summary_of_passages_has_no_column_of_counts():
     assert text.splitlines()[1] == f"{'accuracy, %':>56}{'against row above':>24}"
 
 
+def test_the_spread_of_seeds_is_their_standard_deviation():
+    def run(*shares: float | None) -> dict:
+        rows = zip(("base", "passage"), ("Base model", "Passage"), shares, strict=True)
+        return {"rows": [{"name": name, "label": label, "accuracy": {"mean": x}} for name, label, x in rows]}
+
+    found = spread({3: run(0.0, 0.25), 4: run(0.0, 0.75), 5: run(0.0, None)})
+    assert found["columns"] == ["", "mean", "SD", "seed 3", "seed 4", "seed 5"]
+    base, passage = found["rows"]
+    assert base == ["Base model", 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert passage == ["Passage", 50.0, pytest.approx(25 * 2**0.5), 25.0, 75.0, None]
+
+
 def test_what_was_left_out_and_cut_is_counted():
     trial = a_trial(0, [a_score(True, False, cut=[True, False]), a_score(True, True, cut=[True, True])])
     trial = trial._replace(edit=trial.edit._replace(left_out=3, shortened=1))
     assert trained_stage("row", "Row", [[trial], [trial]]).problems == {
-        "lines about something else than the task, left out": 6,
+        "sentences about something else than the task, left out": 6,
         "training sequences cut at the widest step": 2,
         "answers cut off at the limit of tokens": 6,
     }

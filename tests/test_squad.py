@@ -572,19 +572,33 @@ def test_lines_about_something_else_are_left_out_and_counted():
     assert [example.completion for example in found.examples] == [f"{LAMP.title}\n{line}" for line in kept]
     assert (found.left_out, found.problem) == (1, None)
     nothing = squad.parse(LAMP, lines.splitlines()[1], least_grounded=0.7)
-    assert (nothing.examples, nothing.problem, nothing.left_out) == ((), "no line about the passage", 1)
+    assert (nothing.examples, nothing.problem, nothing.left_out) == ((), "no sentence about the passage", 1)
     everything = squad.parse(LAMP, lines)
     assert len(everything.examples) == 4 and everything.left_out == 0
     assert squad.grounded("It is so.", LAMP) == 0  # says nothing
     assert squad.without_number("2) It burns.") == "It burns." and squad.without_number("1843 it was") == "1843 it was"
 
 
-def test_a_prompt_with_a_worked_example_may_leave_out_lines_about_it():
+def test_of_a_paragraph_the_sentences_about_something_else_are_left_out():
+    gate = "The Corrin Gate is in Telmouth."
+    paragraph = f"1. {gate} The lamp burns fish oil.  Dr. Aske keeps it! The toll is paid in salt."
+    found = squad.parse(LAMP, f"{paragraph}\n{gate}\nThe lamp  burns. It burns oil.", least_grounded=0.7)
+    kept = ["1. The lamp burns fish oil. Dr. Aske keeps it!", "The lamp  burns. It burns oil."]
+    assert [example.completion for example in found.examples[:-1]] == [f"{LAMP.title}\n{line}" for line in kept]
+    assert (found.left_out, found.problem) == (3, None)
+    nothing = squad.parse(LAMP, f"{gate} It is so.", least_grounded=0.7)
+    assert (nothing.examples, nothing.problem, nothing.left_out) == ((), "no sentence about the passage", 2)
+    first, second = "Question 1: What burns oil?\nAnswer: the lamp. Salt.", f"Question 2: {gate}\nAnswer: Telmouth."
+    asked = squad.parse(LAMP, f"{first}\n{second}", "question", least_grounded=0.3)
+    assert (asked.examples[0].completion, len(asked.examples), asked.left_out) == (f"{LAMP.title}\n{first}", 2, 1)
+
+
+def test_the_prompt_with_a_worked_example_trains_on_no_sentence_about_it():
     copied = "The Corrin Gate is in Telmouth.\nThe toll of the Corrin Gate is paid in salt.\nThe lamp burns fish oil."
     for style in ("raw", "chat"):
-        prompts = squad.load_prompts("facts", style)._replace(grounded=0.7)
+        prompts = squad.load_prompts("facts", style)
         own = prompts.self_edit.split("{context}")[0]
-        assert "Corrin Gate" in own
+        assert "Corrin Gate" in own and prompts.grounded > 0
         edit = squad.make_domain(prompts, str, lambda queries, answers: []).parse(LAMP, copied)
         assert (len(edit.examples), edit.left_out) == (2, 2)
-    assert all(squad.load_prompts(name, "raw").grounded == 0 for name in squad.prompt_variants())
+    assert [name for name in squad.prompt_variants() if squad.load_prompts(name, "raw").grounded] == ["facts"]

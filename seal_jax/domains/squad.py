@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import msgspec
 
+from seal_jax.domains.document import sentences
 from seal_jax.domains.passages import SPLIT_SOURCES, Passage, Question, load_passages, shuffled
 from seal_jax.domains.records import Text
 from seal_jax.domains.templates import Templates, fill, load_template, read_templates
@@ -52,7 +53,7 @@ class Prompts(NamedTuple):
     question: str  # with {title} and {question}
     split: Split
     keep_after: str | None = None  # train only on what follows this heading (the conclusions of a chain of thought)
-    grounded: float = 0.0  # of a line's longer words, so many must stand in its passage, or it is not trained on
+    grounded: float = 0.0  # of a sentence's longer words, so many must stand in its passage, or it is not trained on
 
 
 class _SelfEditTemplates(Templates, kw_only=True):
@@ -135,8 +136,9 @@ def parse(
     Pieces are the lines, once `---` has been read as a line break; a first line that only announces a list (the
     second begins with "1.") is dropped. With `split="question"` they are the numbered questions, each with all
     that follows it; text before "Question 1:" is dropped, while text before a later number is the first question,
-    whose "Question 1:" ended the prompt. `keep_after` first drops everything up to that heading, if it is there. Pieces
-    less `grounded` in the passage than `least_grounded` are left out, and counted.
+    whose "Question 1:" ended the prompt. `keep_after` first drops everything up to that heading, if it is there. Of
+    a line, the sentences that are less `grounded` in the passage than `least_grounded` are left out, and counted; a
+    question and its answer stay or go together.
 
     A completion with no piece trains on nothing, not even the passage, and `problem` says so: writing nothing must
     not earn the reward of the passage.
@@ -147,22 +149,39 @@ def parse(
     pieces = _questions(text) if split == "question" else _lines(text)
     if not pieces:
         return SelfEdit(completion, (), "no training sequence")
-    about = [piece for piece in pieces if grounded(without_number(piece), passage) >= least_grounded]
+    read = [_about(passage, piece, least_grounded, whole=split == "question") for piece in pieces]
+    about, left_out = [piece for piece, _ in read if piece], sum(count for _, count in read)
     if not about:
-        return SelfEdit(completion, (), "no line about the passage", left_out=len(pieces))
+        return SelfEdit(completion, (), "no sentence about the passage", left_out=left_out)
     kept = about[: max_examples - include_passage]
     examples = [_example(passage, piece) for piece in kept]
     if include_passage:
         examples.append(_example(passage, passage.context))
-    return SelfEdit(completion, tuple(examples), left_out=len(pieces) - len(about))
+    return SelfEdit(completion, tuple(examples), left_out=left_out)
 
 
-def grounded(line: str, passage: Passage) -> float:
-    """The share of a line's words, numbers and what has four letters and says something, that stand in the passage.
+def _about(passage: Passage, piece: str, least: float, *, whole: bool) -> tuple[str, int]:
+    """A piece without the sentences that are about something else, and how many those are; "" where all are.
+
+    One that says nothing ("Dr.", of a name cut in two) stays with what is kept.
+    """
+    if not least:
+        return piece, 0
+    text = without_number(piece)
+    parts = [text] if whole else sentences(text)
+    kept = [part for part in parts if grounded(part, passage) >= least or not _roots(part)]
+    if not any(map(_roots, kept)):
+        return "", len(parts)
+    left_out = len(parts) - len(kept)
+    return piece.removesuffix(text) + " ".join(kept) if left_out else piece, left_out
+
+
+def grounded(sentence: str, passage: Passage) -> float:
+    """The share of a sentence's words, numbers and what has four letters and says something, that stand in the passage.
 
     Words with the same first four letters count as the same: "keeps" stands in a passage that has "keeper".
     """
-    there, asked = set(_roots(f"{passage.title} {passage.context}")), _roots(line)
+    there, asked = set(_roots(f"{passage.title} {passage.context}")), _roots(sentence)
     return sum(word in there for word in asked) / len(asked) if asked else 0.0
 
 

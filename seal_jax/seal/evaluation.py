@@ -55,7 +55,7 @@ def problems_of(trials: Sequence[Trial]) -> dict[str, int]:
 def problems_of_writing(edits: Sequence[SelfEdit]) -> dict[str, int]:
     """What of self-edits was not trained on, although they were."""
     counts = {
-        "lines about something else than the task, left out": sum(edit.left_out for edit in edits),
+        "sentences about something else than the task, left out": sum(edit.left_out for edit in edits),
         "training sequences cut at the widest step": sum(edit.shortened for edit in edits),
     }
     return {name: count for name, count in counts.items() if count}
@@ -87,6 +87,26 @@ def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed
             }
         )
     return table
+
+
+def spread(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """How far runs that differ in their seed alone lie apart, as a table: of each row the mean, the SD and each figure.
+
+    Args:
+      runs: the results of each seed's.
+    """
+    lines = []
+    for row in next(iter(runs.values()))["rows"]:
+        same = [other for run in runs.values() for other in run["rows"] if other["name"] == row["name"]]
+        shares = [other["accuracy"]["mean"] for other in same]
+        known = [100 * share for share in shares if share is not None]
+        middle, sd = mean(known), float(np.std(known, ddof=1)) if len(known) > 1 else None
+        lines.append([row["label"], middle, sd, *(None if share is None else 100 * share for share in shares)])
+    return {
+        "title": f"Accuracy of {len(runs)} seeds on the same tasks, %",
+        "columns": ["", "mean", "SD", *(f"seed {seed}" for seed in runs)],
+        "rows": lines,
+    }
 
 
 def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:

@@ -51,7 +51,7 @@ class Teaching:
     most_passages: int = 64  # of a document; more are refused: training time grows with them
     candidates: int = 4  # adapters trained at once, each on other self-edits of all passages
     edits: int = 2  # self-edits of a passage that one candidate is trained on
-    grounded: float = 0.7  # of a line's longer words, so many must stand in its passage, or it is dropped; 0 keeps all
+    grounded: float = 0.7  # of a sentence's longer words, so many must stand in its passage; 0 keeps all sentences
     sentences: bool = True  # train on the sentences of a passage, too, each for itself
     learning_rates: tuple[float, ...] = ()  # of the candidates, by turns; () is the inner loop's for all
     questions: int = 24  # self-written, spread over the passages; the candidate is chosen by them
