@@ -10,6 +10,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -404,6 +405,24 @@ def test_a_disk_that_is_full_ends_in_one_line_whatever_was_written(monkeypatch, 
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path}/report.html: the disk is full. What was finished is kept: make room")
     assert len(said.splitlines()) == 1
+
+
+def test_replicas_are_runs_of_seeds_each_in_a_folder_and_their_spread_is_shown(monkeypatch, capsys, tmp_path):
+    def run(experiment, config, compute, place, *, command):
+        rows = [{"name": "base", "label": "Base model", "accuracy": {"mean": config.seed / 10}}]
+        ran.append((config.seed, place.run_folder, command))
+        return {"rows": rows}
+
+    ran: list[tuple] = []
+    monkeypatch.setattr(runtime, "start", lambda devices: None)
+    experiment = squad.EXPERIMENT._replace(execute=run)
+    assert command.main(experiment, ["smoke", "--seed", "1", "--replicas=2", "--run-folder", str(tmp_path)]) == 0
+    assert ran == [
+        (seed, tmp_path / f"seed-{seed}", f"python -m experiments.squad smoke --seed {seed}") for seed in (1, 2)
+    ]
+    assert re.search(r"Base model +15 +7.07 +10 +20$", capsys.readouterr().out, re.MULTILINE)
+    assert command.main(experiment, ["smoke", "--replicas", "3"]) == 0
+    assert [str(folder) for _, folder, _ in ran[2:]] == [f"runs/squad-smoke{end}" for end in ("", "-seed-1", "-seed-2")]
 
 
 def test_other_weights_at_the_same_path_are_another_run(program, monkeypatch, capsys, tmp_path):

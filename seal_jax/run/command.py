@@ -16,8 +16,9 @@ import tyro
 from seal_jax.run import ends, runtime
 from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, differences, digest, explained
-from seal_jax.run.session import Experiment, Place, Preset, describe, execute
+from seal_jax.run.session import Experiment, Place, Preset, describe, execute, table_text
 from seal_jax.run.terminal import show
+from seal_jax.seal import evaluation
 from seal_jax.types import Compute
 
 LONGEST_NAME = 120  # characters of a run folder's name
@@ -92,17 +93,14 @@ def folder_name(experiment: Experiment, config: Any) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(parts)[:8]}"
 
 
-def command_of(experiment: str, arguments: Sequence[str]) -> str:
-    """The command that gives the same results: without the folder they are kept in."""
+def command_of(experiment: str, arguments: Sequence[str], *, replica: int | None = None) -> str:
+    """The command that gives the same results: without the folder they are kept in, of one replica's seed alone."""
+    left_out = {"--run-folder"} if replica is None else {"--run-folder", "--replicas", "--seed"}
     kept: list[str] = []
     for previous, argument in zip(["", *arguments], arguments, strict=False):
-        if not (_is_folder(previous) or _is_folder(argument.partition("=")[0])):
+        if not left_out & {previous.replace("_", "-"), argument.partition("=")[0].replace("_", "-")}:
             kept.append(argument)
-    return shell_command(experiment, *kept)
-
-
-def _is_folder(argument: str) -> bool:
-    return argument.replace("_", "-") == "--run-folder"
+    return shell_command(experiment, *kept, *([] if replica is None else ["--seed", str(replica)]))
 
 
 def main(experiment: Experiment, arguments: Sequence[str]) -> int:
@@ -110,20 +108,32 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
 
     def work() -> None:
         config, compute, place = parse(experiment, arguments)
-        folder = place.run_folder or Path("runs") / folder_name(experiment, config)
-        place = dataclasses.replace(place, run_folder=folder)
         runtime.start(compute.devices)
-        if place.dry_run:
-            show((experiment.describe or describe)(experiment, config, compute, place))
-            return
-        run = experiment.execute or execute
-        try:
-            with explained(folder):
-                run(experiment, config, compute, place, command=command_of(experiment.name, arguments))
-        except FloatingPointError as error:
-            raise ValueError(
-                f"{error}: JAX_DEBUG_NANS and JAX_DEBUG_INFS end a run there. Without them an adapter that diverges is "
-                "left out and counted, and the others go on: unset them, and the same command carries on"
-            ) from error
+        many, found = place.replicas > 1, {}
+        for seed in range(config.seed, config.seed + place.replicas):
+            one = dataclasses.replace(config, seed=seed)
+            folder = place.run_folder or Path("runs") / folder_name(experiment, one)
+            here = dataclasses.replace(
+                place, run_folder=folder / f"seed-{seed}" if many and place.run_folder else folder
+            )
+            if place.dry_run:
+                show((experiment.describe or describe)(experiment, one, compute, here))
+                continue
+            called = command_of(experiment.name, arguments, replica=seed if many else None)
+            found[seed] = _run(experiment, one, compute, here, called)
+        if len(found) > 1 and all(run.get("rows") for run in found.values()):
+            show(table_text(evaluation.spread(found)))
 
     return ends.ended(work)
+
+
+def _run(experiment: Experiment, config: Any, compute: Compute, place: Place, called: str) -> dict[str, Any]:
+    assert place.run_folder is not None
+    try:
+        with explained(place.run_folder):
+            return (experiment.execute or execute)(experiment, config, compute, place, command=called)
+    except FloatingPointError as error:
+        raise ValueError(
+            f"{error}: JAX_DEBUG_NANS and JAX_DEBUG_INFS end a run there. Without them an adapter that diverges is "
+            "left out and counted, and the others go on: unset them, and the same command carries on"
+        ) from error

@@ -78,12 +78,17 @@ class Place:
 
     run_folder: Path | None = None
     """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET, and what differs)."""
+    replicas: int = 1
+    """Runs of as many seeds, from --seed on, each in a folder of its own; their spread is printed at the end."""
     dry_run: bool = False
     """Print what would be done, loaded and needed, and load no weights."""
     tracker: Tracker = Tracker()
     """Where metrics are shown, beside metrics.jsonl."""
     judge: Connection = Connection()
     """How a judge that is a model is reached."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, replicas=self.replicas)
 
 
 class Preset(NamedTuple):
