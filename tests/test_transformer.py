@@ -193,8 +193,7 @@ def test_decoding_with_a_cache_equals_the_full_forward(family):
     adapter = adapter.replace(b=jax.tree.map(lambda w: w + 0.1, adapter.b))
     decoder = nnx.merge(family.model, family.params)
     _, kv = decoder(tokens[:, :start], adapter=adapter)
-    empty = ((0, 0), (0, 0), (0, room - start), (0, 0))
-    cache = [KV(jnp.pad(kv.k[i], empty), jnp.pad(kv.v[i], empty)) for i in range(family.config.num_layers)]
+    cache = [KV(kv.k[i], kv.v[i]).grown(room - start) for i in range(family.config.num_layers)]
     expected = family.logits(tokens, adapter=adapter)
     shares = lora.unstack(adapter, family.config.num_layers)
     for at in range(start, room):

@@ -192,9 +192,8 @@ def _write(
     def per_sample(x: Array) -> Array:  # [E, Q, ...] -> [G, R, ...]: a prompt's samples share its cache
         return jnp.repeat(x, K, axis=1).reshape(*shape, *x.shape[2:])
 
-    room = ((0, 0), (0, 0), (0, 0), (0, N), (0, 0))
     layers = range(prompts.cache.k.shape[1])
-    cache = [jax.tree.map(lambda x, i=i: jnp.pad(per_sample(x[:, i]), room), prompts.cache) for i in layers]
+    cache = [KV(*(per_sample(x[:, i]) for x in prompts.cache)).grown(N) for i in layers]
     limits = limits.reshape(shape)
     nothing = jnp.zeros(shape, jnp.int32)
     rows = Rows(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -78,11 +79,16 @@ Attention = Literal["xla", "cudnn"]  # what computes causal attention where noth
 class KV(NamedTuple):
     """Keys and values of one layer, or of all layers with a leading axis L.
 
-    Slots lie next to each other: a cache in the order of activations, [B, S, K, H], is copied at every decoded token.
+    Each lies as attention multiplies it: whatever lies otherwise is copied at every decoded token.
     """
 
-    k: Float[Array, "B K S H"]
+    k: Float[Array, "B K H S"]
     v: Float[Array, "B K S H"]
+
+    def grown(self, slots: int) -> KV:
+        """With so many empty slots behind."""
+        none = [(0, 0)] * (self.k.ndim - 2)
+        return KV(jnp.pad(self.k, [*none, (0, 0), (0, slots)]), jnp.pad(self.v, [*none, (0, slots), (0, 0)]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,12 +142,44 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], scale: f
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: Float[Array, "B T N H"], kv: KV, mask: Bool[Array, "B T S"]) -> Float[Array, "B T N H"]:
-    """Softmax attention of a few new tokens over a cache; N/K query heads share a key-value head."""
-    grouped = q.reshape(*q.shape[:2], kv.k.shape[1], -1, q.shape[3])
-    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, kv.k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf)).astype(q.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, kv.v).reshape(q.shape)
+@jax.custom_batching.custom_vmap
+def written(cache: KV, new: KV, at: Int[Array, ""] | int) -> KV:
+    """The cache with new slots from `at` on.
+
+    Under `vmap` it is the same update with one axis more. JAX's own rule makes a scatter, for which XLA copies the whole
+    cache at every token.
+    """
+    put = jax.lax.dynamic_update_slice_in_dim
+    return KV(put(cache.k, new.k, at, axis=-1), put(cache.v, new.v, at, axis=-2))
+
+
+@written.def_vmap
+def _(size: int, batched: Sequence[Any], cache: KV, new: KV, at: Array | int) -> tuple[KV, KV]:
+    assert jax.tree.leaves(batched) == [True] * 4 + [False], "all rows are written at one slot"
+    return written(cache, new, at), KV(True, True)
+
+
+def attend(
+    q: Float[Array, "B T N H"], past: KV, new: KV, mask: Bool[Array, "B T S"], at: Int[Array, ""] | int
+) -> Float[Array, "B T N H"]:
+    """Softmax attention of a few new tokens over a cache and themselves; N/K query heads share a key-value head.
+
+    The new ones are not yet in the cache: read and written at once, it would be copied.
+    """
+    (B, T, _, H), K, slots = q.shape, past.v.shape[1], jnp.arange(mask.shape[2])
+    before = mask & ((slots < at) | (slots >= at + T))
+    among = jax.lax.dynamic_slice_in_dim(mask, at, T, axis=2)
+    heads = q.reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4)
+    rows = heads.reshape(B, K, -1, H)  # as plain products of matrices: each operand is read as it lies
+
+    def scores(k: Array, mask: Array) -> Array:
+        found = jnp.matmul(rows, k, preferred_element_type=jnp.float32) * H**-0.5
+        return jnp.where(mask[:, None, None], found.reshape(*heads.shape[:4], -1), -jnp.inf)
+
+    both = jnp.concatenate([scores(past.k, before), scores(new.k, among)], axis=-1)
+    weights = jax.nn.softmax(both).astype(q.dtype).reshape(B, K, -1, len(slots) + T)
+    attended = jnp.matmul(weights[..., :-T], past.v) + jnp.matmul(weights[..., -T:], new.v)
+    return attended.reshape(heads.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 # What these two compute is cheap and wide: the backward pass does it again from their inputs, which are kept anyway.
@@ -228,7 +266,7 @@ class Block(nnx.Module):
         scaling = self.config.rope_scaling
         scale = 1.0 if scaling is None else scaling.attention_factor
         q, k = rotate(q, angles, scale), rotate(k, angles, scale)
-        kv = KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        kv = KV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
         if past is None:
             attended = (
                 jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.attention)
@@ -236,9 +274,11 @@ class Block(nnx.Module):
                 else jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
             )
         else:
-            kv = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2), past, kv)
             assert mask is not None  # whoever has a past says which of its slots count
-            attended = attend(q, kv, mask)
+            attended = attend(q, past, kv, mask, at)
+            # Written after it was read: where neither depends on the other, XLA copies the cache to be safe.
+            read = attended.reshape(len(attended), 1, 1, -1).sum(axis=-1, keepdims=True)
+            kv = written(past, KV(*(jnp.where(jnp.isnan(read), read, own) for own in kv)), at)
         x = x + self.o_proj(attended.reshape(*x.shape[:2], -1), lora.get("o_proj"))
         h = self.post_attention_norm(x)
         gated = _gated(self.gate_proj(h, lora.get("gate_proj")), self.up_proj(h, lora.get("up_proj")))

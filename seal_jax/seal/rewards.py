@@ -195,10 +195,8 @@ def log_likelihoods(
     ) -> Array:
         decoder = nnx.merge(model, params)
         first = jnp.take_along_axis(jax.nn.log_softmax(prompts.logits), tokens[:, :1], axis=1)
-        room = ((0, 0), (0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))
-        past = jax.tree.map(lambda x: jnp.pad(x, room), prompts.cache)
         seen = jnp.concatenate([valid, real], axis=1)
-        hidden, _ = decoder(tokens, valid=seen, adapter=adapter, past=past)
+        hidden, _ = decoder(tokens, valid=seen, adapter=adapter, past=prompts.cache.grown(tokens.shape[1]))
         log_probs = jnp.concatenate([first, decoder.log_probs(hidden[:, :-1], tokens[:, 1:])], axis=1)
         return jnp.sum(jnp.where(real, log_probs, 0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
