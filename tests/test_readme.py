@@ -36,7 +36,7 @@ def test_the_documents_show_commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_that_is_shown_is_understood(command: str):
-    name, *arguments = shlex.split(command)
+    name, *arguments = shlex.split(command.removesuffix(" --help"))
     module = name.removeprefix("experiments.")
     if module == "benchmark":
         benchmark.parse(arguments)

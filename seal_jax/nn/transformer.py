@@ -146,17 +146,17 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], scale: f
 def written(cache: KV, new: KV, at: Int[Array, ""] | int) -> KV:
     """The cache with new slots from `at` on.
 
-    Under `vmap` it is the same update with one axis more. JAX's own rule makes a scatter, for which XLA copies the whole
-    cache at every token.
+    Under `vmap` it is the same update with one axis more. JAX's own rule makes a scatter, for which XLA copies the
+    whole cache at every token.
     """
     put = jax.lax.dynamic_update_slice_in_dim
     return KV(put(cache.k, new.k, at, axis=-1), put(cache.v, new.v, at, axis=-2))
 
 
 @written.def_vmap
-def _(size: int, batched: Sequence[Any], cache: KV, new: KV, at: Array | int) -> tuple[KV, KV]:
+def _(size: int, batched: Sequence[Any], cache: KV, new: KV, at: Array | int) -> tuple[KV, Any]:
     assert jax.tree.leaves(batched) == [True] * 4 + [False], "all rows are written at one slot"
-    return written(cache, new, at), KV(True, True)
+    return written(cache, new, at), KV(*batched[0])
 
 
 def attend(
