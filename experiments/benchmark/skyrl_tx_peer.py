@@ -44,23 +44,24 @@ class Bench:
     """A base model with `count` adapters; made anew for another number of them."""
 
     def __init__(self, model: str, device: str, dtype: str):
-        self.model, self.device, self.count, self.backend = model, device, 0, None
+        self.model, self.device, self.count = model, device, 0
+        self.backend: Any = None
         self.widths: set[int] = set()  # compiled
         self.compile_seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._count_compiling)
 
-    def _count_compiling(self, event: str, seconds: float, **_: Any) -> None:
-        self.compile_seconds += seconds if event.endswith("backend_compile_duration") else 0
+    def _count_compiling(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.compile_seconds += duration_secs if event.endswith("backend_compile_duration") else 0
 
     def start(self, *_: Any) -> dict[str, Any]:
         """The versions of what is being measured; the arguments are the command line's."""
         found = {f"{name} (skyrl-tx)": version(name) for name in ("jax", "flax", "optax")}
         return {"versions": {"skyrl-tx": version("skyrl-tx"), **found}, "seconds": 0, "peak": 0}
 
-    def train(self, sequences: Any, order: Sequence[int], *options: Any) -> dict[str, Any]:
+    def train(self, sequences: Any, order: Sequence[int], *given: Any) -> dict[str, Any]:
         """The losses of one self-edit, in the arguments of `peers.Bench.train`; its neighbour has other sequences."""
-        *options, _, start = options
-        return self.train_many([sequences, sequences[::-1]], [(i, i) for i in order], *options, start=start)
+        *options, _, start = given
+        return self.train_many([sequences, sequences[::-1]], [(i, i) for i in order], *options, False, start)
 
     def train_many(
         self, edits: Sequence[Sequence[Sequence[int]]], steps: Sequence[Step], projections: Sequence[str], rank: int,
@@ -85,14 +86,16 @@ class Bench:
             rates = [learning_rate * n / of for n, of in zip(left, own, strict=True)]
             losses.append(self._step(batch, step, rates))
             left = [n - (i is not None) for n, i in zip(left, step, strict=True)]
+        seconds = time.perf_counter() - began
+        real = sum(len(edits[e][i]) for step in steps for e, i in enumerate(step) if i is not None)
         return {
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
             "losses": losses,
             "peak": self._peak(),
-            "padding": len(edits) * sum(widths) / sum(len(edits[e][i]) for s in steps for e, i in enumerate(s) if i is not None),
+            "padding": len(edits) * sum(widths) / real,
             "compile_seconds": self.compile_seconds,
             "note": f"{len(edits)} adapters, {len(steps)} steps, programs for {len(self.widths)} widths",
-        }  # fmt: skip
+        }
 
     def _reset(self, count: int, projections: Sequence[str], rank: int, alpha: float, start: str | None) -> None:
         """Adapters as new, no gradient, and Adam's moments 0."""
@@ -105,7 +108,7 @@ class Bench:
             for e, config in enumerate(configs):
                 self.backend.create_model(str(e), config)
             self.backend.models[BASE] = types.ModelMetadata(adapter_index=0, lora_config=configs[0])
-        backend: Any = self.backend
+        backend = self.backend
         tensors = {} if start is None else load_file(Path(start) / "adapter_model.safetensors")
         for e, config in enumerate(configs):
             tx.init_lora_adapter(backend.model, e + 1, config)
@@ -139,7 +142,7 @@ class Bench:
 
 
 def _batch(edits: Sequence[Sequence[Sequence[int]]], step: Step) -> Any:
-    """A sequence of each adapter; the base model's, without weight, in place of one that waits: one size compiles once."""
+    """A sequence of each adapter; in place of one that waits a token of no weight, for a batch keeps its size."""
     ids = [[0, 0] if i is None else edits[e][i] for e, i in enumerate(step)]
     names = [BASE if i is None else str(e) for e, i in enumerate(step)]
     zeros = [[0.0] * (len(own) - 1) for own in ids]
@@ -166,7 +169,9 @@ def main(arguments: Sequence[str]) -> None:
         try:
             reply = getattr(bench, method)(*given)
         except Exception as error:
-            short = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+            short = isinstance(error, MemoryError) or any(
+                words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")
+            )
             reply = {"error": f"{type(error).__name__}: {error}".splitlines()[0], "short_of_memory": short}
         print(json.dumps(reply), file=replies, flush=True)
         if "error" in reply:

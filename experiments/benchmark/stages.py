@@ -197,20 +197,20 @@ def _peer_training(
 
 
 def _training_together(
-    bench: Bench, peer: Peer, config: FineTuning, edits: Sequence[Sequence[Tokens]], units: Sequence[float], together: int
-) -> Program:  # fmt: skip
+    bench: Bench, peer: Peer, config: FineTuning, edits: Sequence[Sequence[Tokens]], units: Sequence[float], count: int
+) -> Program:
     """The turn of a peer that trains many at a time: a group of self-edits with about as many sequences each.
 
     A step is padded to the longest of its sequences, so each self-edit's are ranked by length and one shuffle of ranks
     serves all: long ones meet.
     """
     seed, by_count = bench.settings.seed, sorted(range(len(edits)), key=lambda e: (len(edits[e]), units[e]))
-    starts = np.random.default_rng([seed, 6]).permutation(range(0, len(edits) - together + 1, together))
+    starts = np.random.default_rng([seed, 6]).permutation(range(0, len(edits) - count + 1, count))
     options = (config.projections, config.rank, config.alpha, config.learning_rate)
 
     def turn(number: int) -> tuple[float, float]:
         rng, start = np.random.default_rng([seed, 7, max(number, 0)]), starts[max(number, 0) % len(starts)]
-        group = by_count[start : start + together]
+        group = by_count[start : start + count]
         by_length = [np.argsort([-len(s.ids) for s in edits[e]]).tolist() for e in group]
         ranks = [int(r) for _ in range(config.epochs) for r in rng.permutation(max(map(len, by_length)))]
         steps = [[own[r] if r < len(own) else None for own in by_length] for r in ranks]
