@@ -142,9 +142,9 @@ def check(settings: Settings) -> None:
                 f"--{name.replace('_', '-')} belongs to {' and '.join(commands)}, not to {settings.command}"
             )
     for peer in settings.peer:
-        require_installed(peer, settings.peer_python)
         if peer == SKYRL_TX and settings.command not in ("peers", "inner", "scaling"):
-            raise ValueError(f"--peer {peer} belongs to peers, inner and scaling, not to {settings.command}: it trains")
+            raise ValueError(f"--peer {peer} only trains: it belongs to peers, inner and scaling")
+        require_installed(peer, settings.peer_python)
     if settings.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib, or leave --plot out")
     for path in (settings.json, settings.plot):

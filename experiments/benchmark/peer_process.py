@@ -22,7 +22,7 @@ PROCESSES = {"peft": 1, "peft-x2": 2, "reference": 1, "skyrl-tx": 1}
 NEEDED = ("torch", "peft", "transformers")
 SKYRL_TX, SKYRL_TX_VERSION = "skyrl-tx", "0.3.0"  # trains many adapters at once, and does nothing else here
 # glibc gives memory back at once: with 4 adapters of SmolLM2 its process held 6 GiB instead of 14, as fast
-ELSEWHERE = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 INSTALL_SKYRL_TX = (  # without its extras, which are CUDA and a server
     "python3 -m venv tx; tx/bin/pip install jax==0.10.2 flax==0.12.8 optax==0.2.8 'transformers<5' peft==0.17.1 "
     "torch==2.13.0 pydantic cloudpathlib tinker sqlmodel fastapi rich; "
@@ -61,14 +61,16 @@ class Elsewhere(ThreadPoolExecutor):
 
     def _ask(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
         if self.process is None or self.process.poll() is not None:
-            environment = {**os.environ, **ELSEWHERE, "XLA_FLAGS": ""}  # one device with all cores
+            quiet = {"XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}  # one device with all cores; no warnings of XLA's
+            given: dict[str, Any] = {"env": {**os.environ, **MALLOC, **quiet}, "cwd": Path(__file__).parents[2]}
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.process = subprocess.Popen(self.command, cwd=Path(__file__).parents[2], env=environment, **pipes)
+            self.process = subprocess.Popen(self.command, **given, **pipes)
         assert self.process.stdin and self.process.stdout
         print(json.dumps([method, arguments]), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            raise DidNotFitError(f"its process ended with status {self.process.wait()}")
+            status = self.process.wait()
+            raise (DidNotFitError if status < 0 else RuntimeError)(f"its process ended with status {status}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             self.process.wait()

@@ -43,8 +43,8 @@ Step = Sequence[int | None]  # each adapter's sequence, None where it waits
 class Bench:
     """A base model with `count` adapters; made anew for another number of them."""
 
-    def __init__(self, model: str, device: str, dtype: str):
-        self.model, self.device, self.count = model, device, 0
+    def __init__(self, model: str):
+        self.model, self.count = model, 0
         self.backend: Any = None
         self.widths: set[int] = set()  # compiled
         self.compile_seconds = 0.0
@@ -61,11 +61,11 @@ class Bench:
     def train(self, sequences: Any, order: Sequence[int], *given: Any) -> dict[str, Any]:
         """The losses of one self-edit, in the arguments of `peers.Bench.train`; its neighbour has other sequences."""
         *options, _, start = given
-        return self.train_many([sequences, sequences[::-1]], [(i, i) for i in order], *options, False, start)
+        return self.train_many([sequences, sequences[::-1]], [(i, i) for i in order], *options, start=start)
 
     def train_many(
         self, edits: Sequence[Sequence[Sequence[int]]], steps: Sequence[Step], projections: Sequence[str], rank: int,
-        alpha: float, learning_rate: float, compile_only: bool = False, start: str | None = None,
+        alpha: float, learning_rate: float, compile_only: bool = False, *, start: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Self-edits side by side, from fresh adapters or from copies of that of the folder `start`. Losses are the
         first one's."""
@@ -77,21 +77,21 @@ class Bench:
             k = next(k for k, step in enumerate(steps) if None not in step)
             new[widths[k]] = k
         for k in new.values():
-            self._step(batches[k], steps[k], [0.0] * len(edits))
+            self._step(batches[k], steps[k], 0.0)
         self.widths.update(new)
         self._reset(len(edits), projections, rank, alpha, start)
-        own = [sum(i is not None for i in order) for order in zip(*steps, strict=True)]
-        left, losses, began = list(own), [], time.perf_counter()
-        for step, batch in () if compile_only else zip(steps, batches, strict=True):
-            rates = [learning_rate * n / of for n, of in zip(left, own, strict=True)]
-            losses.append(self._step(batch, step, rates))
-            left = [n - (i is not None) for n, i in zip(left, step, strict=True)]
+        rates = [learning_rate * (1 - k / len(steps)) for k in range(len(steps))]
+        began = time.perf_counter()
+        losses = [] if compile_only else list(map(self._step, batches, steps, rates))
         seconds = time.perf_counter() - began
+        held = jax.devices()[0].memory_stats()  # of a GPU, since the process began
+        peak = held["peak_bytes_in_use"] if held else process_memory.peak()
+        process_memory.forget_peak()
         real = sum(len(edits[e][i]) for step in steps for e, i in enumerate(step) if i is not None)
         return {
             "seconds": seconds,
             "losses": losses,
-            "peak": self._peak(),
+            "peak": peak,
             "padding": len(edits) * sum(widths) / real,
             "compile_seconds": self.compile_seconds,
             "note": f"{len(edits)} adapters, {len(steps)} steps, programs for {len(self.widths)} widths",
@@ -103,6 +103,7 @@ class Bench:
         configs = [types.LoraConfig(rank=rank, alpha=alpha, seed=e, **trained) for e in range(count)]
         if self.count != count:
             self.backend, self.count, self.widths, self.compile_seconds = None, count, set(), 0.0
+            jax.clear_caches()
             options = tx.JaxBackendConfig(max_lora_adapters=count + 1, max_lora_rank=rank, loss_chunk_size=0)
             self.backend = tx.JaxBackendImpl(self.model, options)
             for e, config in enumerate(configs):
@@ -123,22 +124,14 @@ class Bench:
                 tensor = tensors[".".join(("base_model.model", *module, side, "weight"))]
                 value[...] = value[...].at[1:].set(tensor.T)
 
-    def _step(self, batch: Any, step: Step, rates: Sequence[float]) -> float:
+    def _step(self, batch: Any, step: Step, rate: float) -> float:
         """The first adapter's loss."""
         result = self.backend.forward_backward(batch)["0"].loss_fn_outputs[0]["elementwise_loss"]["data"]
+        request = types.OptimStepInput(adam_params=types.AdamParams(learning_rate=rate, **ADAM))
         for e in (e for e, i in enumerate(step) if i is not None):
-            options = types.AdamParams(learning_rate=rates[e], **ADAM)
-            self.backend.optim_step(str(e), types.OptimStepInput(adam_params=options))
+            self.backend.optim_step(str(e), request)
         jax.block_until_ready(jax.tree.leaves(self.backend.lora_params))
         return sum(result) / len(result)
-
-    def _peak(self) -> int:
-        """Bytes at the most since the last call; on a GPU since the process began."""
-        if self.device == "cuda":
-            return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
-        most = process_memory.peak()
-        process_memory.forget_peak()
-        return most
 
 
 def _batch(edits: Sequence[Sequence[Sequence[int]]], step: Step) -> Any:
@@ -163,7 +156,7 @@ def main(arguments: Sequence[str]) -> None:
     limit = int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if arguments[1] == "cpu":
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    bench = Bench(*arguments)
+    bench = Bench(arguments[0])
     for line in sys.stdin:
         method, given = json.loads(line)
         try:
