@@ -31,7 +31,8 @@ from tx.tinker.backends import jax as tx
 
 from . import process_memory
 
-MEMORY_SHARE = 0.75  # of a machine's memory: past it an allocation fails, which ends this process and no other one
+MEMORY_SHARE = 0.75  # of the memory that is available: past it an allocation fails, which ends this process alone
+MICRO_BATCH = 1  # sequences: on a CPU `ragged_dot` makes a copy of all tokens for each adapter, for every projection
 MLP = {"gate_proj", "up_proj", "down_proj"}
 BASE = "base"  # its slot holds no adapter
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
@@ -104,7 +105,8 @@ class Bench:
         if self.count != count:
             self.backend, self.count, self.widths, self.compile_seconds = None, count, set(), 0.0
             jax.clear_caches()
-            options = tx.JaxBackendConfig(max_lora_adapters=count + 1, max_lora_rank=rank, loss_chunk_size=0)
+            sizes = {"max_lora_adapters": count + 1, "max_lora_rank": rank}
+            options = tx.JaxBackendConfig(train_micro_batch_size=MICRO_BATCH, loss_chunk_size=0, **sizes)
             self.backend = tx.JaxBackendImpl(self.model, options)
             for e, config in enumerate(configs):
                 self.backend.create_model(str(e), config)
@@ -153,9 +155,11 @@ def main(arguments: Sequence[str]) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print
     logging.disable(logging.CRITICAL)
-    limit = int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    if arguments[1] == "cpu":
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if arguments[1] == "cpu" and sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        resource.setrlimit(resource.RLIMIT_DATA, (int(MEMORY_SHARE * available),) * 2)
+        Path("/proc/self/oom_score_adj").write_text("1000")  # and it is the first that the system would end
     bench = Bench(arguments[0])
     for line in sys.stdin:
         method, given = json.loads(line)
