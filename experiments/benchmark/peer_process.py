@@ -70,7 +70,9 @@ class Elsewhere(ThreadPoolExecutor):
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            raise (DidNotFitError if status < 0 else RuntimeError)(f"its process ended with status {status}")
+            if status < 0:
+                raise DidNotFitError(f"its process was ended by signal {-status}, as a system does that is short of it")
+            raise RuntimeError(f"its process ended with status {status}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             self.process.wait()
