@@ -216,7 +216,7 @@ def test_long_sequences_of_self_edits_trained_together_meet():
         for e, own in enumerate(sequences):
             assert sorted(step[e] for step in steps) == sorted([*range(len(own))] * 2)
         widths = [[len(own[i]) for own, i in zip(sequences, step, strict=True)] for step in steps]
-        assert sorted(map(max, widths)) == ([3, 3, 7, 7] if len(steps) == 4 else [3, 3, 6, 6, 9, 9])
+        assert sorted(map(max, widths)) == ([4, 4, 7, 7] if len(steps) == 4 else [3, 3, 6, 6, 9, 9])
     turn(stages.WARM)
     assert asked.work[-1] is True
 
