@@ -8,13 +8,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.benchmark import bench, ours, profile, stages, table, whole_round, workloads
 from experiments.benchmark import command as benchmark
+from experiments.benchmark.bench import Settings
+from experiments.benchmark.peer_process import DidNotFitError, Peer
 from seal_jax.engine import batching, costs, training
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.costs import Peak
@@ -185,6 +189,84 @@ def test_every_line_of_the_table_fits_100_columns():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# A peer that trains many at a time, under another Python
+
+
+class Asked:
+    """A peer that notes what it is asked for, and takes a second."""
+
+    name = "skyrl-tx"
+
+    def do(self, method: str, each: list) -> float:
+        self.method, (self.work,) = method, each
+        return 1.0
+
+
+def test_long_sequences_of_self_edits_trained_together_meet():
+    edits = [tokens(3, 9, 5), tokens(2, 3), tokens(8, 2, 6), tokens(7, 4)]
+    asked, settings = Asked(), benchmark.parse(["inner", "--epochs", "2"])
+    few = bench.Bench(settings, *[None] * 5, {})
+    turn = stages._training_together(few, asked, settings.fine_tuning("seal"), edits, [1.7, 0.5, 1.6, 1.1], 2)
+    for number in range(2):
+        taken, done = turn(number)
+        sequences, steps, projections, rank, *_, compile_only = asked.work
+        assert (asked.method, taken, compile_only) == ("train_many", 1.0, False)
+        assert (projections, rank) == (("q_proj", "v_proj"), 32)
+        assert done == pytest.approx(1.6 if len(steps) == 4 else 3.3)  # the two with two sequences, or those with three
+        for e, own in enumerate(sequences):
+            assert sorted(step[e] for step in steps) == sorted([*range(len(own))] * 2)
+        widths = [[len(own[i]) for own, i in zip(sequences, step, strict=True)] for step in steps]
+        assert sorted(map(max, widths)) == ([4, 4, 7, 7] if len(steps) == 4 else [3, 3, 6, 6, 9, 9])
+    turn(stages.WARM)
+    assert asked.work[-1] is True
+
+
+def test_a_shorter_self_edit_waits_at_the_end_of_its_ranks():
+    edits = [tokens(9, 5, 3), tokens(4)]
+    asked, settings = Asked(), benchmark.parse(["inner", "--epochs", "1"])
+    few = bench.Bench(settings, *[None] * 5, {})
+    stages._training_together(few, asked, settings.fine_tuning("seal"), edits, [1.6, 0.4], 2)(0)
+    assert {tuple(step) for step in asked.work[1]} == {(0, 0), (None, 1), (None, 2)}
+
+
+def test_a_peer_that_does_not_fit_is_left_out_and_said(capsys):
+    def short(turn: int) -> tuple[float, float]:
+        raise DidNotFitError("--peer skyrl-tx ran out of memory: Out of memory allocating 5 bytes")
+
+    tiny = bench.Bench(Settings("inner", repeats=1), None, None, 4, jax.devices("cpu"), Peak(1e9, 1e9), {})
+    programs = {stages.OURS: lambda turn: (1.0, 2.0), "skyrl-tx": short}
+    cost = [costs.Cost(1.0, 1.0)]
+    rows = stages.measure(tiny, "seal", programs, lambda sharing: cost, together=16, tokens=5, processed={})
+    assert [row.who for row in rows] == [stages.OURS]
+    assert "16 adapters: --peer skyrl-tx ran out of memory" in capsys.readouterr().out
+
+
+STUB = """#!/bin/sh
+while read line; do
+  case $line in
+    *start*) echo '{"versions": {}, "seconds": 0, "peak": 7}';;
+    *full*) echo '{"error": "Out of memory", "short_of_memory": true}'; exit 1;;
+    *wrong*) echo '{"error": "KeyError: 1", "short_of_memory": false}'; exit 1;;
+    *kill*) kill -9 $$;;
+  esac
+done
+"""
+
+
+def test_a_process_under_another_python_is_asked_and_begins_anew(tmp_path):
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    peer = Peer("skyrl-tx", tmp_path, device="cpu", dtype="float32", python=tmp_path / "python")
+    with closing(peer):
+        for method, error in (("full", DidNotFitError), ("kill", DidNotFitError), ("wrong", ValueError)):
+            with pytest.raises(error, match="--peer skyrl-tx") as raised:
+                peer.do(method, [()])
+            assert type(raised.value) is error
+            assert peer.do("start", [()]) == 0
+            assert peer.peak_bytes == 7
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
 
@@ -216,6 +298,9 @@ def test_without_a_subcommand_it_is_everything_that_is_compared():
         (["inner", "--plot", "a.png"], "--plot belongs to scaling"),
         (["decode", "--edits", "2"], "--edits belongs to peers and inner"),
         (["inner", "--json", "no/such/folder/a.json"], "folder does not exist"),
+        (["decode", "--peer", "skyrl-tx"], "--peer skyrl-tx only trains"),
+        (["inner", "--peer", "skyrl-tx"], "--peer-python is not given"),
+        (["inner", "--peer", "skyrl-tx", "--peer-python", sys.executable], "pip install --no-deps skyrl-tx==0.3.0"),
     ],
 )
 def test_mistakes_end_as_one_sentence(arguments, said, capsys):
@@ -309,6 +394,19 @@ def test_peers_do_the_same_work(tmp_path):
     assert {"torch", "peft", "transformers"} <= set(result["versions"])
     for stage in ("train_qv", "decode"):
         assert len({row["tokens"] for row in result["rows"] if row["stage"] == stage}) == 1
+
+
+@pytest.mark.peers
+@pytest.mark.skipif("SKYRL_TX_PYTHON" not in os.environ, reason="needs the Python of an environment with skyrl-tx")
+def test_skyrl_tx_does_the_same_work(tmp_path):
+    file = tmp_path / "out.json"
+    options = ["--peer", "skyrl-tx", "--peer-python", os.environ["SKYRL_TX_PYTHON"], "--json", str(file)]
+    done = run(tmp_path, "inner", *SMALL, *options)
+    assert done.returncode == 0, done.stderr
+    assert "8 losses from the same adapter are ours" in done.stdout
+    result = check_schema(file, {"train_qv", "train_all", "seal"})
+    assert result["versions"]["skyrl-tx"] == "0.3.0"
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in result["rows"])
 
 
 def test_operations_are_sorted_into_kinds():

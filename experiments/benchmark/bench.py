@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import tyro
 
 from seal_jax.engine import costs
+from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft, weights
 from seal_jax.io.architectures import named
@@ -24,7 +26,7 @@ from seal_jax.run import runtime
 from seal_jax.types import Codec, LanguageModel, require_at_least
 
 from . import measuring, ours, workloads
-from .peer_process import Peer
+from .peer_process import SKYRL_TX, Peer
 
 CHECKED_ORDER = (0, 1) * 4  # steps whose losses are compared before any time is taken
 SAME_LOSS, SAME_ROUNDED_LOSS = 1e-3, 0.1  # nats: in float32 on a CPU; elsewhere
@@ -43,7 +45,8 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the base model (auto: float32 on a CPU, else bfloat16)
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn on an NVIDIA GPU in bfloat16, else xla
     devices: int | None = None  # that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4
-    peer: tuple[Literal["peft", "peft-x2", "reference"], ...] = ()  # who else does the same work in the same run
+    peer: tuple[Literal["peft", "peft-x2", "reference", "skyrl-tx"], ...] = ()  # who else does the same work here
+    peer_python: Path | None = None  # of an environment with skyrl-tx, for that peer
     adapters: int = 16  # self-edits trained at a time
     epochs: int = 10  # over a self-edit's sequences
     rank: int = 32  # LoRA r; alpha is twice that
@@ -134,7 +137,8 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             weights.save_model(folder / "model", model, lm.params)
             for who in settings.peer:
-                peer = Peer(who, folder / "model", device="cpu" if on_cpu else "cuda", dtype=name)
+                device = "cpu" if on_cpu else "cuda"
+                peer = Peer(who, folder / "model", device=device, dtype=name, python=settings.peer_python)
                 bench.peers[who] = stack.enter_context(closing(peer))
                 bound = SAME_LOSS if on_cpu and name == "float32" else SAME_ROUNDED_LOSS
                 require_equal_losses(bench, peer, folder / "adapter", bound)
@@ -154,6 +158,8 @@ def require_equal_losses(bench: Bench, peer: Peer, folder: Path, bound: float) -
         max_rank=config.rank, rank=config.rank, alpha=config.alpha,
     )  # fmt: skip
     peft.save_peft(folder, adapter, rank=config.rank, base_model="")
+    if peer.name == SKYRL_TX:  # it clips no gradients
+        config = dataclasses.replace(config, optimiser=Optimiser(clip_norm=math.inf))
     expected = ours.losses(bench.lm, adapter, tokens, CHECKED_ORDER, config)
     work = (tokens, CHECKED_ORDER, config.projections, config.rank, config.alpha, config.learning_rate)
     peer.do("train", [(*work, None, str(folder))] * peer.processes)

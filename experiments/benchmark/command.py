@@ -16,7 +16,8 @@ Without `--random` the weights are those of `--model`; with it, random ones of a
 which takes the same time and needs no file. Peers (torch, transformers, peft) hold the same weights and run in
 processes of their own, by turns with us, once their losses are seen to be ours: peft trains one self-edit after another
 without a pad, the best it can do; peft-x2 is two such processes at once; reference pads to 2,048 tokens as the paper's
-code does and is in no ratio. A ratio is their time for a self-edit over ours; compile time is in none.
+code does and is in no ratio; skyrl-tx trains as many at a time as we do, in an environment of its own. A ratio is their
+time for a self-edit over ours; compile time is in none.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ from seal_jax.run import runtime
 
 from . import compiled, device, ours, profile, scaling, stages, table, whole_round, workloads
 from .bench import Bench, Settings, opened
-from .peer_process import require_installed
+from .peer_process import SKYRL_TX, require_installed
 
 PROGRAM = "python -m experiments.benchmark"
 BUSY = 0.5  # processes at work on average in the last minute: from here on a warning is printed
 PARTS = {  # options that only some subcommands have
-    "edits": ("peers", "inner"),
-    "workload": ("inner",),
+    "edits": ("peers", "inner", "scaling"),
+    "workload": ("inner", "scaling"),
     **dict.fromkeys(("passages", "samples", "seeds", "paper"), ("round",)),
     **dict.fromkeys(("over_adapters", "over_tokens", "over_models", "at_adapters", "steps", "plot"), ("scaling",)),
 }
@@ -141,7 +142,9 @@ def check(settings: Settings) -> None:
                 f"--{name.replace('_', '-')} belongs to {' and '.join(commands)}, not to {settings.command}"
             )
     for peer in settings.peer:
-        require_installed(peer)
+        if peer == SKYRL_TX and settings.command not in ("peers", "inner", "scaling"):
+            raise ValueError(f"--peer {peer} only trains: it belongs to peers, inner and scaling")
+        require_installed(peer, settings.peer_python)
     if settings.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib, or leave --plot out")
     for path in (settings.json, settings.plot):

@@ -18,7 +18,7 @@ from .bench import Bench, opened
 MODELS = ("smollm2-135m", "smollm2-360m", "llama-3.2-1b", "qwen2.5-3b", "qwen2.5-7b")
 MODELS_ON_CPU = 2  # the first of them: those that it has time for
 AXES = {"adapters": "adapters trained at a time", "tokens": "tokens of a sequence", "models": "million parameters"}
-COLORS = {"seal_jax": "#1f5fa8", "peft": "#b3541e", "peft-x2": "#d9a066", "reference": "#7a7a7a"}
+COLORS = {"seal_jax": "#1f5fa8", "peft": "#b3541e", "peft-x2": "#d9a066", "reference": "#7a7a7a", "skyrl-tx": "#3a7d44"}
 
 
 def show(bench: Bench) -> dict[str, Any]:
@@ -28,8 +28,10 @@ def show(bench: Bench) -> dict[str, Any]:
 
     def add(bench: Bench, over: str, label: str, x: float, adapters: int, tokens: int = workloads.TOKENS) -> None:
         bench = bench._replace(settings=dataclasses.replace(settings, adapters=adapters, epochs=1))
-        lengths = workloads.uniform(adapters, sequences=settings.steps, tokens=tokens)
-        rows = [row.figures(bench.peak) for row in stages.train_stage(bench, "train_qv", lengths)[0]]
+        stage, lengths = "train_qv", workloads.uniform(adapters, sequences=settings.steps, tokens=tokens)
+        if over == "adapters" and settings.workload == "seal":
+            stage, lengths = "seal", workloads.seal(max(adapters, settings.edits), seed=settings.seed)
+        rows = [row.figures(bench.peak) for row in stages.train_stage(bench, stage, lengths)[0]]
         print(*(table.row_line({**row, "stage": label}) for row in rows), sep="\n", flush=True)
         points.append({"over": over, "label": label, "x": x, "adapters": adapters, "tokens": tokens, "rows": rows})
 
@@ -58,11 +60,12 @@ def draw(points: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     for axes, over in zip(panels, kinds, strict=True):
         chosen = sorted((point for point in points if point["over"] == over), key=lambda point: point["x"])
         xs = [point["x"] for point in chosen]
-        for n, row in enumerate(chosen[0]["rows"]):
-            taken, floor = ([point["rows"][n][name] for point in chosen] for name in ("seconds", "floor_seconds"))
-            axes.loglog(xs, taken, "o-" if n == 0 else "s--", color=COLORS[row["who"]], label=row["who"])
+        for n, who in enumerate(row["who"] for row in chosen[0]["rows"]):  # one that soon does not fit has fewer points
+            rows = [(point["x"], row) for point in chosen for row in point["rows"] if row["who"] == who]
+            fit, taken, floor = zip(*((x, row["seconds"], row["floor_seconds"]) for x, row in rows), strict=True)
+            axes.loglog(fit, taken, "o-" if n == 0 else "s--", color=COLORS[who], label=who)
             if n == 0:
-                axes.loglog(xs, floor, ":", color=COLORS[row["who"]], label="its floor on this device")
+                axes.loglog(fit, floor, ":", color=COLORS[who], label="its floor on this device")
         axes.set_xticks(xs, [point["label"] if over == "models" else f"{point['x']:g}" for point in chosen], fontsize=8)
         axes.minorticks_off()
         axes.set_xlabel(AXES[over])

@@ -26,7 +26,7 @@ from seal_jax.nn.lora import Adapter
 from . import ours, process_memory, workloads
 from .bench import Bench
 from .measuring import by_turns, peak_memory, seconds
-from .peer_process import Peer
+from .peer_process import SKYRL_TX, DidNotFitError, Peer
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, PROMPTS, QUESTION_TOKENS, QUESTIONS, SAMPLE_TOKENS, SAMPLES, TOP_P
 
 OURS = "seal_jax"
@@ -95,7 +95,13 @@ def measure(
     `phases` are the least costs, given how many share a reading of the weights: of ours, `together` over all devices.
     """
     process_memory.forget_peak()
-    first = {name: program(WARM) for name, program in programs.items()}
+    first = {}
+    for name, program in list(programs.items()):
+        try:
+            first[name] = program(WARM)
+        except DidNotFitError as error:
+            print(f"{together} adapters: {error}", flush=True)
+            del programs[name]
     runs = by_turns(programs, bench.settings.repeats * turns, stage)
     rows = []
     for name, done in runs.items():
@@ -109,8 +115,12 @@ def measure(
             row = row._replace(floor_seconds=costs.floor(least, bench.peak), compile_seconds=max(0.0, compiling))
             rows.append(row._replace(peak_bytes=peak_memory(bench.devices)))
         else:
-            peer = bench.peers[name]
-            rows.append(row._replace(peak_bytes=peer.peak_bytes, note=peer.replies[0]["note"]))
+            peer, reply = bench.peers[name], bench.peers[name].replies[0]
+            known = {
+                "processed_tokens": padded * reply.get("padding", 1),
+                "compile_seconds": reply.get("compile_seconds"),
+            }
+            rows.append(row._replace(peak_bytes=peer.peak_bytes, note=reply["note"], **known))
     return rows
 
 
@@ -146,7 +156,9 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
 
     programs: dict[str, Program] = {OURS: turn}
     for name, peer in bench.peers.items():
-        if name != REFERENCE or stage == "train_qv":  # its step takes the same however long a sequence is
+        if name == SKYRL_TX:
+            programs[name] = _training_together(bench, peer, config, edits, units, together)
+        elif name != REFERENCE or stage == "train_qv":  # its step takes the same however long a sequence is
             programs[name] = _peer_training(bench, peer, config, edits, units)
     parameters, devices = costs.model_parameters(model), len(bench.devices)
     padded = ours.processed_tokens(parameters, edits, trainer, seed=settings.seed, devices=devices) / count
@@ -184,6 +196,30 @@ def _peer_training(
     return turn
 
 
+def _training_together(
+    bench: Bench, peer: Peer, config: FineTuning, edits: Sequence[Sequence[Tokens]], units: Sequence[float], count: int
+) -> Program:
+    """The turn of a peer that trains many at a time: a group of self-edits with about as many sequences each.
+
+    A step is padded to the longest of its sequences, so each self-edit's are ranked by length and one shuffle of ranks
+    serves all: long ones meet.
+    """
+    seed, by_count = bench.settings.seed, sorted(range(len(edits)), key=lambda e: (len(edits[e]), units[e]))
+    starts = np.random.default_rng([seed, 6]).permutation(range(0, len(edits) - count + 1, count))
+    options = (config.projections, config.rank, config.alpha, config.learning_rate)
+
+    def turn(number: int) -> tuple[float, float]:
+        rng, start = np.random.default_rng([seed, 7, max(number, 0)]), starts[max(number, 0) % len(starts)]
+        group = by_count[start : start + count]
+        by_length = [np.argsort([-len(s.ids) for s in edits[e]]).tolist() for e in group]
+        ranks = [int(r) for _ in range(config.epochs) for r in rng.permutation(max(map(len, by_length)))]
+        steps = [[own[r] if r < len(own) else None for own in by_length] for r in ranks]
+        work = ([[s.ids for s in edits[e]] for e in group], steps, *options, number == WARM)
+        return peer.do("train_many", [work]), sum(units[e] for e in group)
+
+    return turn
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Answer and write
 
@@ -203,7 +239,7 @@ def _writing_stage(
     work = ours.writer(bench.lm, adapters, prompts, samples, sampling, settings.seed)
     programs: dict[str, Program] = {OURS: lambda turn: (seconds(work)[0], E)}
     for name, peer in bench.peers.items():
-        if name != REFERENCE:
+        if name not in (REFERENCE, SKYRL_TX):
             programs[name] = partial(theirs, peer, prompts)
     lora = 0 if adapters is None else costs.lora_parameters(model, workloads.TARGETS["train_qv"], settings.rank)
 
