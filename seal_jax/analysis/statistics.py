@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -105,9 +105,9 @@ def _interval_of_mean(values_P: np.ndarray, seed: int, resamples: int, within: R
     if np.allclose(present_P, present_P[0], rtol=1e-12, atol=1e-12):  # equal but for rounding: BCa is undefined
         return Interval(mean, mean, mean, passages, dropped)
     if passages < FEW:
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, passages - 1) * stats.sem(present_P))
+        half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, passages - 1) * scipy.stats.sem(present_P))
         return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), passages, dropped)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (present_P,), np.mean, vectorized=True, n_resamples=resamples, batch=BATCH, confidence_level=CONFIDENCE,
         method="BCa", rng=np.random.default_rng(seed),
     )  # fmt: skip
@@ -149,7 +149,7 @@ def wilson(successes: int, tried: int) -> Interval:
         raise ValueError(f"{successes} successes of {tried} trials; expected from 0 to as many as there are trials")
     if tried == 0:
         return Interval(np.nan, np.nan, np.nan, 0, 0)
-    low, high = stats.binomtest(successes, tried).proportion_ci(CONFIDENCE, method="wilson")
+    low, high = scipy.stats.binomtest(successes, tried).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(successes / tried, float(low), float(high), tried, 0)
 
 
