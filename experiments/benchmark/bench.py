@@ -117,16 +117,16 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
     on_cpu = jax.default_backend() == "cpu"
     name = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     dtype = jax.numpy.dtype(name)
-    attention = runtime.attention(name) if settings.attention == "auto" else settings.attention
     if settings.random is None:
         speaker = runtime.load(settings.model, dtype=name, style="auto", devices=settings.devices)
         lm, model = speaker.lm, speaker.model
         assert model is not None, "loaded with its weights"
-        lm = lm._replace(model=transformer.graph(model, dtype, attention))
     else:
         model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
         params = runtime.place(transformer.random_params(0, model, dtype), mesh)
-        lm = LanguageModel(transformer.graph(model, dtype, attention), params, number_codec(), mesh)
+        lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
+    attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention
+    lm = lm._replace(model=transformer.graph(model, dtype, attention))
     if peak is None:
         peak = measuring.measure_peak(dtype, devices)
         rates = f"{peak.flops / 1e12:.3g} TFLOP/s of {name} matrix products, {peak.bandwidth / 1e9:.3g} GB/s copied"

@@ -139,7 +139,9 @@ def load(
     tokenizer.require_rows(text, config.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     return Speaker(
-        LanguageModel(transformer.graph(config, jnp.dtype(dtype), attention(dtype)), params, codec, mesh),
+        LanguageModel(
+            transformer.graph(config, jnp.dtype(dtype), attention(dtype, config.head_dim)), params, codec, mesh
+        ),
         config,
         manner,
         render,
@@ -160,11 +162,13 @@ def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[
     return "chat", chat
 
 
-def attention(dtype: str) -> Attention:
-    """What computes attention here: cuDNN on an NVIDIA GPU in bfloat16, where this JAX can differentiate through it."""
+def attention(dtype: str, head_dim: int) -> Attention:
+    """What computes attention here: cuDNN on an NVIDIA GPU in bfloat16, where this JAX can differentiate through it, for
+    heads of a size that it has."""
     version = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
     nvidia = jax.default_backend() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
-    return "cudnn" if nvidia and dtype == "bfloat16" and version >= (0, 11, 2) else "xla"
+    fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if nvidia and fits and version >= (0, 11, 2) else "xla"
 
 
 def itemsize(dtype: str) -> int:
