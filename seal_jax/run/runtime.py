@@ -163,8 +163,8 @@ def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[
 
 
 def attention(dtype: str, head_dim: int) -> Attention:
-    """What computes attention here: cuDNN on an NVIDIA GPU in bfloat16, where this JAX can differentiate through it, for
-    heads of a size that it has."""
+    """What computes attention here: cuDNN on an NVIDIA GPU in bfloat16, where this JAX can differentiate through it and
+    it has heads of that size."""
     version = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
     nvidia = jax.default_backend() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
     fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
