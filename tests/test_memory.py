@@ -20,6 +20,8 @@ from seal_jax.types import PROJECTIONS, Compute, HParams
 
 QV = ("q_proj", "v_proj")
 GIB = 2**30
+CPU = memory.Machine(free=0, devices=1, itemsize=4, on_cpu=True)
+GPU = memory.Machine(free=0, devices=1, itemsize=2, on_cpu=False, attention="cudnn")
 
 
 def shape(*size, dtype=np.int32):
@@ -71,14 +73,14 @@ def test_training_needs_what_was_planned(name, layers, adapters, width, config, 
     read = (size, config.batch_size, width)
     rows = Rows(shape(size), shape(*read), shape(*read, dtype=np.float32))
     lowered = inner.tick.lower(model, params, bank, rows, recipe=Recipe(config.optimiser, compute=compute))
-    planned = memory.training(shapes, config, compute, adapters=adapters, width=width, itemsize=4).total
+    planned = memory.training(shapes, config, compute, CPU, adapters=adapters, width=width).total
     assert planned == pytest.approx(assigned(lowered.compile()), rel=0.1)
 
 
 def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
     def need(adapters: int) -> memory.Need:
         return memory.training(
-            NAMED["smollm2-135m"], FineTuning(), Compute(tick_tokens=256), adapters=adapters, width=64, itemsize=4
+            NAMED["smollm2-135m"], FineTuning(), Compute(tick_tokens=256), CPU, adapters=adapters, width=64
         )
 
     more, less = need(9), need(8)  # of which 4 take a step
@@ -109,10 +111,54 @@ def test_writing_needs_what_was_planned(name, layers, prompts, samples, config):
     )
     adapter_bytes = 0 if lora is None else sum(leaf.size * 4 for leaf in jax.tree.leaves((lora.a, lora.b)))
     planned = memory.writing(
-        shapes, prompts=prompts, samples=samples, prompt_width=width, max_tokens=max_tokens, itemsize=4,
+        shapes, CPU, prompts=prompts, samples=samples, prompt_width=width, max_tokens=max_tokens,
         adapter_bytes=adapter_bytes,
     ).total  # fmt: skip
     assert planned == pytest.approx(assigned(lowered.compile()), rel=0.2)
+
+
+# GiB that jax 0.11.2 assigns in bfloat16, as `python -m experiments.benchmark compile --target gpu-h100:1 --random MODEL
+# --programs inner --adapters N --tokens T` prints them (with --attention xla, --no-unroll, --tick-tokens).
+XLA = GPU._replace(attention="xla")
+LOOP, UNROLLED = Compute(unroll=False), Compute(unroll=True)
+TICKS = [
+    (GPU, "smollm2-135m", 8, 512, LOOP, 2.492),
+    (GPU, "llama-3.2-1b", 64, 48, LOOP, 9.856),
+    (GPU, "qwen2.5-7b", 8, 512, LOOP, 29.255),
+    (GPU, "qwen2.5-7b", 128, 48, dataclasses.replace(LOOP, tick_tokens=1024), 33.734),  # 21 step, 107 wait
+    (XLA, "smollm2-135m", 64, 48, LOOP, 3.847),
+    (XLA, "smollm2-135m", 64, 48, UNROLLED, 3.764),
+    (XLA, "smollm2-135m", 8, 512, LOOP, 7.062),
+    (XLA, "smollm2-135m", 8, 512, UNROLLED, 4.463),
+    (XLA, "llama-3.2-1b", 64, 48, LOOP, 10.096),
+    (XLA, "llama-3.2-1b", 64, 48, UNROLLED, 9.927),
+    (XLA, "llama-3.2-1b", 8, 512, LOOP, 15.822),
+    (XLA, "llama-3.2-1b", 8, 512, UNROLLED, 11.299),
+    (XLA, "qwen2.5-7b", 64, 48, LOOP, 34.735),
+    (XLA, "qwen2.5-7b", 8, 512, LOOP, 41.991),
+]
+
+
+@pytest.mark.parametrize(("machine", "name", "adapters", "width", "compute", "gib"), TICKS)
+def test_training_elsewhere_needs_what_was_planned(machine, name, adapters, width, compute, gib):
+    compute = dataclasses.replace(compute, tick_tokens=compute.tick_tokens or adapters * width)
+    planned = memory.training(NAMED[name], FineTuning(), compute, machine, adapters=adapters, width=width)
+    assert planned.total / GIB == pytest.approx(gib, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "write", "answer"),  # 51 x 5 self-edits, and 64 adapters x 5 answers: --programs write answer
+    [
+        (XLA, "smollm2-135m", 2.639, 2.438),
+        (XLA, "llama-3.2-1b", 7.785, 7.457),
+        (XLA, "qwen2.5-7b", 31.947, 33.982),
+    ],
+)
+def test_writing_elsewhere_needs_what_was_planned(machine, name, write, answer):
+    model, shapes = NAMED[name], Shapes((48,), 8, questions=5, question_width=40, gold_width=16)
+    edits = memory.writing(model, machine, prompts=51, samples=5, prompt_width=200, max_tokens=128)
+    answers = memory.answering(model, FineTuning(), shapes, machine, adapters=64, max_tokens=64)
+    assert (edits.total / GIB, answers.total / GIB) == pytest.approx((write, answer), rel=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,25 +174,25 @@ QWEN = NAMED["qwen2.5-7b"]
 
 
 def fit(free: float, compute: Compute = Compute(), *, devices: int = 1, on_cpu: bool = False) -> Compute:
-    machine = memory.Machine(free, devices, itemsize=2, on_cpu=on_cpu)
+    machine = GPU._replace(free=free, devices=devices, on_cpu=on_cpu)
     return memory.fit(QWEN, FineTuning(), SHAPES, compute, WRITING, machine)
 
 
 def trains(free: float, compute: Compute, adapters: int) -> bool:
     """Whether so many train on a device."""
-    need = memory.training(QWEN, FineTuning(), compute, adapters=adapters, width=256, itemsize=2)
+    need = memory.training(QWEN, FineTuning(), compute, GPU, adapters=adapters, width=256)
     return need.total <= memory.SHARE * free
 
 
 def answers(free: float, adapters: int, *, waiting: int) -> bool:
     """Whether so many answer on a device while others are in its bank."""
-    need = memory.answering(QWEN, FineTuning(), SHAPES, adapters=adapters, max_tokens=64, itemsize=2)
+    need = memory.answering(QWEN, FineTuning(), SHAPES, GPU, adapters=adapters, max_tokens=64)
     bank = memory.RESIDENT_COPIES * waiting * memory._adapter(QWEN, FineTuning())
     return need.total + bank <= memory.SHARE * free
 
 
 def test_more_memory_holds_more_adapters_and_recomputes_less():
-    tight, *roomy = [fit(free * GIB) for free in (19, 34, 48, 80)]
+    tight, *roomy = [fit(free * GIB) for free in (19, 34, 40, 80)]
     assert tight.remat and tight.chunk >= memory.ENOUGH
     assert not any(plan.remat for plan in roomy)
     assert tight.chunk < roomy[0].chunk < roomy[1].chunk < roomy[2].chunk == memory.MOST
@@ -229,7 +275,7 @@ def test_a_tick_keeps_its_device_busy():
 def test_a_micro_batch_is_the_batch_by_the_greatest_common_divisor():
     def need(accumulate: int, batch_size: int = 4) -> memory.Need:
         config, compute = FineTuning(batch_size=batch_size), Compute(accumulate=accumulate, tick_tokens=ALL)
-        return memory.training(NAMED["smollm2-135m"], config, compute, adapters=4, width=64, itemsize=4)
+        return memory.training(NAMED["smollm2-135m"], config, compute, CPU, adapters=4, width=64)
 
     assert need(6) == need(2)
     assert need(3) == need(1)
@@ -242,7 +288,7 @@ def test_one_adapter_is_tried_even_where_none_seems_to_fit():
 
 
 def test_lines_name_what_is_needed_and_what_there_is():
-    need = memory.training(NAMED["smollm2-135m"], FineTuning(), Compute(), adapters=4, width=64, itemsize=4)
+    need = memory.training(NAMED["smollm2-135m"], FineTuning(), Compute(), CPU, adapters=4, width=64)
     text = "\n".join(memory.lines(need, 2 * GIB))
     assert "513 MiB" in text and "of 2.00 GiB free" in text
     assert need.total == sum(need)

@@ -92,6 +92,7 @@ class Settings:
     tokens: int = workloads.TOKENS  # of a training sequence
     tick_tokens: int | None = None  # that a tick computes on a device, about; by default the planner's
     rank: int = 32  # LoRA r
+    unroll: bool | None = None  # layers one after another in a training step; by default as on the target
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the base model
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn for a GPU in bfloat16 if cuDNN is installed here
     json: Path | None = None  # where all figures are written
@@ -159,12 +160,18 @@ class Target:
         self.params = self.on(jax.eval_shape(lambda: transformer.random_params(0, model, dtype)))
         self.config = FineTuning(rank=settings.rank, alpha=2.0 * settings.rank)
         self.chunk = None if settings.adapters == "plan" else settings.adapters
+        self.machine = memory.Machine(
+            chip.usable, len(devices), self.itemsize, on_cpu=False, attention=settings.kernel(chip)
+        )
+        unroll = settings.unroll
+        if unroll is None:  # as on the target
+            unroll = chip.clock is None and costs.matmul_parameters(model) < inner.UNROLLED
         self.compute = memory.fit(
             model, self.config,
             Shapes((settings.tokens,), workloads.SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS),
-            Compute(self.chunk, self.chunk, settings.tick_tokens, unroll=chip.clock is None),  # as on the target
+            Compute(self.chunk, self.chunk, settings.tick_tokens, unroll=unroll),
             memory.Writing(SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS, ANSWER_TOKENS),
-            memory.Machine(chip.usable, len(devices), self.itemsize, on_cpu=False),
+            self.machine,
         )  # fmt: skip
 
     def on(self, tree: Any, *split: str | None) -> Any:
@@ -194,7 +201,7 @@ class Target:
             recipe=Recipe(config.optimiser, compute=compute), mesh=self.mesh,
         )  # fmt: skip
         mine = dataclasses.replace(config, batch_size=config.batch_size // count)
-        need = memory.training(model, mine, compute, adapters=places, width=width, itemsize=self.itemsize)
+        need = memory.training(model, mine, compute, self.machine, adapters=places, width=width)
         numbers, rows = costs.lora_parameters(model, config.projections, config.rank), size * mine.batch_size
         phases = costs.training(model, numbers, [width], epochs=1, sharing=rows, itemsize=self.itemsize)
         floor = costs.floor([phases[0] * rows, phases[1] * size], self.chip.peak)
@@ -226,8 +233,8 @@ class Target:
         rules = {"sampling": sampling, "stop": (0,), "mesh": self.mesh}
         lower = partial(sampler.write.lower, keys, *base, read, valid, here(array(*rows)), **rules)
         need = memory.writing(
-            model, **sizes | {"prompts": each * prompts}, prompt_width=width, max_tokens=sampling.max_tokens,
-            adapter_bytes=each * lora_size * costs.FLOAT32,
+            model, self.machine, prompts=each * prompts, samples=samples, prompt_width=width,
+            max_tokens=sampling.max_tokens, adapter_bytes=each * lora_size * costs.FLOAT32,
         )  # fmt: skip
         return Program(lower, each * prompts * samples, need.total, token)
 

@@ -210,7 +210,7 @@ def step(
     optimiser, loss, compute = recipe
     hparams, fixed = given.hparams, given.fixed
     decoder = nnx.merge(model, params)
-    unroll = _pays(decoder.config) if compute.unroll is None else compute.unroll
+    unroll = unrolled(decoder.config, compute)
 
     def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
         a, b = weights
@@ -241,9 +241,10 @@ def step(
     return state, Metrics(value, optax.global_norm(gradient))
 
 
-def _pays(model: ModelConfig) -> bool:
-    """Whether to unroll the layers: halves a small model's step on a GPU, and compiles a large one's for a minute."""
-    return jax.default_backend() == "gpu" and costs.matmul_parameters(model) < UNROLLED
+def unrolled(model: ModelConfig, compute: Compute) -> bool:
+    """Whether layers are: it halves a small model's step on a GPU, and compiles a large one's for a minute."""
+    pays = jax.default_backend() == "gpu" and costs.matmul_parameters(model) < UNROLLED
+    return pays if compute.unroll is None else compute.unroll
 
 
 # ---------------------------------------------------------------------------------------------------------------------

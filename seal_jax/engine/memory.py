@@ -1,9 +1,9 @@
 """How much memory a run takes on each device, and how many adapters that leaves room for.
 
-The formulas count what XLA keeps: each was fitted to the buffers it assigns (`compiled.memory_analysis()`) for Llama-
-and Qwen-shaped models in float32, and tests/test_memory.py holds them to within 20 % of those (training: 10 %). Nothing
-is allocated or compiled here. Where the plan is wrong all the same, `training.train_each` and `chunks.in_chunks` halve
-what they hold and go on.
+The formulas count what XLA keeps: each was read off the buffers that it assigns to Llama- and Qwen-shaped models
+(`compiled.memory_analysis()`), and tests/test_memory.py holds them to within 10 % of those: on a CPU in float32 (writing:
+20 %), on an H100 and on TPUs in bfloat16. Nothing is allocated or compiled here. Where the plan is wrong all the same,
+`training.train_each` and `chunks.in_chunks` halve what they hold and go on.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from seal_jax.engine import costs
+from seal_jax.engine import costs, inner
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes
 from seal_jax.types import Compute
 
 if TYPE_CHECKING:
-    from seal_jax.nn.transformer import ModelConfig
+    from seal_jax.nn.transformer import Attention, ModelConfig
 
 RESIDENT_COPIES = 3  # of an adapter in the bank: its value and Adam's two moments
-STEP_COPIES = 4  # of one that takes a step: taken out of the bank, the gradient and what it becomes in their place
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
 MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
@@ -42,6 +41,7 @@ class Machine(NamedTuple):
     devices: int
     itemsize: int  # bytes of a number of the base model
     on_cpu: bool
+    attention: Attention = "xla"
 
 
 class Writing(NamedTuple):
@@ -59,7 +59,7 @@ class Need(NamedTuple):
     base: int  # the frozen model
     adapters: int  # with gradients and moments, in training
     activations: int  # training: what the backward pass needs; writing: keys and values, and layers laid out singly
-    logits: int
+    logits: int  # and in training, where that takes more, the gradient with the layer at work
 
     @property
     def total(self) -> int:
@@ -67,40 +67,57 @@ class Need(NamedTuple):
 
 
 def training(
-    model: ModelConfig, config: FineTuning, compute: Compute, *, adapters: int, width: int, itemsize: int
+    model: ModelConfig, config: FineTuning, compute: Compute, machine: Machine, *, adapters: int, width: int
 ) -> Need:
-    """`adapters` in training on one device, a step as wide as this. `itemsize` is the base model's, in bytes."""
-    rows = config.batch_size // math.gcd(config.batch_size, compute.accumulate)
+    """`adapters` in training on one device, a step as wide as this.
+
+    The worst moment is that of the logits, or that of the gradient where it takes more room than they do.
+    """
+    rows, itemsize = config.batch_size // math.gcd(config.batch_size, compute.accumulate), machine.itemsize
     stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
-    tokens = stepping * rows * width
-    d, f = model.hidden_size, model.intermediate_size
-    kept = 6 * d + 2 * f + 2 * model.num_heads * width  # a token and layer: the scores of attention come last
-    if set(config.projections) & {"o_proj", "gate_proj", "up_proj", "down_proj"}:
-        kept += 2 * d + f + config.rank * len(config.projections)  # their inputs too
-    floats = (kept + model.num_layers * d if compute.remat else model.num_layers * kept) + 6 * f  # one at work
-    chunk = min(compute.loss_chunk, rows * width)
+    tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config)
+    layer = _kept(model, config, machine, width, unrolled=inner.unrolled(model, compute))
+    taken_out = 0 if stepping == adapters else RESIDENT_COPIES if machine.on_cpu else 1  # the moments come last
+    cast = stepping * one * itemsize // FLOAT32  # adapters in the base model's precision, layer by layer
+    logits = stepping * min(compute.loss_chunk, rows * (width - 1)) * model.vocab_size * (FLOAT32 + itemsize)
+    at_work = (3 * tokens * model.intermediate_size + costs.layer_parameters(model) // layers) * itemsize
     return Need(
         base=costs.model_parameters(model) * itemsize,
-        adapters=(RESIDENT_COPIES * adapters + STEP_COPIES * stepping) * _adapter(model, config),
-        activations=tokens * floats * itemsize,
-        logits=2 * stepping * chunk * model.vocab_size * FLOAT32,
+        adapters=(RESIDENT_COPIES * adapters + taken_out * stepping) * one + cast,
+        activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer),
+        logits=max(logits, stepping * one + at_work),
     )
+
+
+def _kept(model: ModelConfig, config: FineTuning, machine: Machine, width: int, *, unrolled: bool) -> int:
+    """Bytes of a token that a layer keeps for the backward pass: what its norms, its attention, its gate and the
+    adapters read. XLA's attention keeps its scores in float32, in a loop over layers a second time as masked."""
+    d, f, h = model.hidden_size, model.intermediate_size, model.head_dim
+    adapted, flash = set(config.projections), machine.attention == "cudnn"
+    floats = 3 * d + (model.num_heads + 2 * model.num_kv_heads) * h + 2 * f + config.rank * len(adapted)
+    floats += model.num_heads * h if flash or "o_proj" in adapted else 0
+    floats += d if adapted & {"gate_proj", "up_proj"} else 0
+    floats += f if "down_proj" in adapted else 0
+    scores = 0 if flash else model.num_heads * width * (1 if unrolled else 2)
+    return floats * machine.itemsize + scores * FLOAT32
 
 
 def writing(
     model: ModelConfig,
+    machine: Machine,
     *,
     prompts: int,
     samples: int,
     prompt_width: int,
     max_tokens: int,
-    itemsize: int,
     adapter_bytes: int = 0,
 ) -> Need:
     """Reading so many prompts and continuing each, on one device; `adapter_bytes` are those of all its adapters."""
+    itemsize = machine.itemsize
     slot = costs.kv_bytes(model, itemsize)
     once_read = prompts * prompt_width * slot
-    cache = prompts * samples * (prompt_width + max_tokens) * slot * (2 if samples > 1 else 1)
+    cache = prompts * samples * (prompt_width + max_tokens) * slot
+    cache *= 2 if machine.on_cpu and samples > 1 else 1  # all layers' prompts are repeated first
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
     layers = costs.layer_parameters(model) * itemsize
     return Need(
@@ -112,16 +129,16 @@ def writing(
 
 
 def answering(
-    model: ModelConfig, config: FineTuning, shapes: Shapes, *, adapters: int, max_tokens: int, itemsize: int
+    model: ModelConfig, config: FineTuning, shapes: Shapes, machine: Machine, *, adapters: int, max_tokens: int
 ) -> Need:
     """All questions of `adapters` on one device."""
     return writing(
         model,
+        machine,
         prompts=adapters * shapes.questions,
         samples=1,
         prompt_width=shapes.question_width,
         max_tokens=max(max_tokens, shapes.gold_width),
-        itemsize=itemsize,
         adapter_bytes=adapters * _adapter(model, config),
     )
 
@@ -148,22 +165,20 @@ def fit(
     wanted = -(-compute.chunk // devices) if compute.chunk else MOST_ON_CPU if on_cpu else MOST
 
     def answers(adapters: int, waiting: int) -> bool:
-        tokens = sizes.answer_tokens
-        need = answering(model, config, shapes, adapters=adapters, max_tokens=tokens, itemsize=machine.itemsize)
+        need = answering(model, config, shapes, machine, adapters=adapters, max_tokens=sizes.answer_tokens)
         return need.total + RESIDENT_COPIES * waiting * _adapter(model, config) <= room
 
     ready = _most(lambda n: answers(n, n), min(ENOUGH, wanted))
 
     def trains(candidate: Compute, adapters: int) -> bool:
-        width, size = shapes.widths[-1], machine.itemsize
-        if training(model, config, candidate, adapters=adapters, width=width, itemsize=size).total > room:
+        if training(model, config, candidate, machine, adapters=adapters, width=shapes.widths[-1]).total > room:
             return False
         return bool(compute.chunk) or adapters <= (ready or ENOUGH) or answers(ready, adapters)
 
     def writes(prompts: int) -> bool:
         need = writing(
-            model, prompts=prompts, samples=sizes.samples, prompt_width=sizes.prompt_width,
-            max_tokens=sizes.max_tokens, itemsize=machine.itemsize,
+            model, machine, prompts=prompts, samples=sizes.samples, prompt_width=sizes.prompt_width,
+            max_tokens=sizes.max_tokens,
         )  # fmt: skip
         return need.total <= room
 

@@ -66,15 +66,12 @@ def memory_lines(
     model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
 ) -> list[str]:
     """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
-    devices, size = runtime.device_count(compute.devices), runtime.itemsize(dtype)
-    cut = runtime.fit(model, config, shapes, compute, sizes, dtype)
-    each = math.ceil((cut.chunk or 1) / devices)
-    together = math.ceil((cut.answer_chunk or 1) / devices)
-    training = memory.training(model, config, cut, adapters=each, width=shapes.widths[-1], itemsize=size)
-    answering = memory.answering(
-        model, config, shapes, adapters=together, max_tokens=sizes.answer_tokens, itemsize=size
-    )  # fmt: skip
-    free = runtime.free_memory(compute.devices)
+    machine = runtime.machine(compute.devices, dtype)
+    cut = memory.fit(model, config, shapes, compute, sizes, machine)
+    each = math.ceil((cut.chunk or 1) / machine.devices)
+    together = math.ceil((cut.answer_chunk or 1) / machine.devices)
+    training = memory.training(model, config, cut, machine, adapters=each, width=shapes.widths[-1])
+    answering = memory.answering(model, config, shapes, machine, adapters=together, max_tokens=sizes.answer_tokens)
     return [
         f"{cut.chunk} adapters in training at a time over all devices ({each} on each), {cut.answer_chunk} that "
         f"answer, {cut.write_chunk} self-edits written at a time",
@@ -82,10 +79,10 @@ def memory_lines(
         f"{'recomputed' if cut.remat else 'kept'}, loss over {cut.loss_chunk} tokens",
         "",
         f"inner loop, {each} adapters and a step {shapes.widths[-1]} tokens wide (the longest there can be)",
-        *memory.lines(training, free),
+        *memory.lines(training, machine.free),
         "",
         f"answers, {together} x {shapes.questions} questions",
-        *memory.lines(answering, free),
+        *memory.lines(answering, machine.free),
     ]
 
 

@@ -180,12 +180,15 @@ def fit(
     model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
 ) -> Compute:
     """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
-    return memory.fit(
-        model, config, shapes, compute, sizes,
-        memory.Machine(
-            free_memory(compute.devices), device_count(compute.devices), itemsize(dtype), jax.default_backend() == "cpu"
-        ),
-    )  # fmt: skip
+    return memory.fit(model, config, shapes, compute, sizes, machine(compute.devices, dtype))
+
+
+def machine(devices: int | None, dtype: str) -> memory.Machine:
+    """What a run on so many devices is planned for."""
+    on_cpu = jax.default_backend() == "cpu"
+    return memory.Machine(
+        free_memory(devices), device_count(devices), itemsize(dtype), on_cpu=on_cpu, attention=attention(dtype)
+    )
 
 
 def describe_machine() -> dict[str, Any]:
