@@ -188,7 +188,7 @@ class Compute:
     unroll: bool | None = None
     """Layers one after another in the program of a training step, not in a loop: a GPU then copies no layer's weights
     out of their stack and starts a third fewer kernels; compiling takes three times as long. By default on GPUs, for
-    models of less than 2 billion parameters."""
+    models of less than 2 billion parameters whose layers are not recomputed."""
     loss_chunk: int = 256
     """Tokens of an adapter whose logits exist at a time."""
     accumulate: int = 1

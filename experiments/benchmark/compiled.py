@@ -161,11 +161,11 @@ class Target:
         self.config = FineTuning(rank=settings.rank, alpha=2.0 * settings.rank)
         self.chunk = None if settings.adapters == "plan" else settings.adapters
         self.machine = memory.Machine(
-            chip.usable, len(devices), self.itemsize, on_cpu=False, attention=settings.kernel(chip)
-        )
-        unroll = settings.unroll
-        if unroll is None:  # as on the target
-            unroll = chip.clock is None and costs.matmul_parameters(model) < inner.UNROLLED
+            chip.usable, len(devices), self.itemsize, on_cpu=False, attention=settings.kernel(chip),
+            lanes=memory.TPU_LANES if chip.clock else 1,
+        )  # fmt: skip
+        pays = chip.clock is None and costs.matmul_parameters(model) < inner.UNROLLED
+        unroll = pays if settings.unroll is None else settings.unroll  # as on the target
         self.compute = memory.fit(
             model, self.config,
             Shapes((settings.tokens,), workloads.SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS),
@@ -211,6 +211,7 @@ class Target:
         """Reading, scoring or continuing prompts [E, Q, T] K times, on each device; with adapters, or without."""
         (each, prompts, width, samples), model = shape, self.model
         groups, here = each * len(self.devices), lambda tree: self.on(tree, "adapters")
+        adapter_bytes = 0 if config is None else each * memory._adapter(model, config, self.machine)
         lora_size = 0 if config is None else costs.lora_parameters(model, config.projections, config.rank)
         sizes = {"prompts": prompts, "samples": samples, "itemsize": self.itemsize}
         prefill, token = (
@@ -234,7 +235,7 @@ class Target:
         lower = partial(sampler.write.lower, keys, *base, read, valid, here(array(*rows)), **rules)
         need = memory.writing(
             model, self.machine, prompts=each * prompts, samples=samples, prompt_width=width,
-            max_tokens=sampling.max_tokens, adapter_bytes=each * lora_size * costs.FLOAT32,
+            max_tokens=sampling.max_tokens, adapter_bytes=adapter_bytes,
         )  # fmt: skip
         return Program(lower, each * prompts * samples, need.total, token)
 
@@ -242,8 +243,10 @@ class Target:
         """A step of full fine-tuning; devices share its rows and the state."""
         count, refused = len(self.devices), ""
         rows = round_up(config.batch_size, count)
-        sizes = {"width": width, "devices": count, "itemsize": self.itemsize}
-        need = full_training.need(self.model, config, compute, **sizes)
+        need = full_training.need(
+            self.model, config, compute, width=width, devices=count, itemsize=self.itemsize,
+            attention=self.machine.attention,
+        )  # fmt: skip
         try:
             full_training.require_memory(need, self.chip.usable)
         except ValueError as error:
@@ -274,7 +277,7 @@ def programs(
         if name == "inner":
             yield name, one.tick(one.config, compute, settings.tokens, on_each(compute.chunk))
         elif name == "sft":
-            yield name, target.tick(SFT, Compute(chunk=1, remat=True, unroll=compute.unroll), long, 1)
+            yield name, target.tick(SFT, Compute(chunk=1, remat=True, unroll=settings.unroll), long, 1)
         elif name == "full":
             yield name, target.full(FullTuning(), compute, long)
         elif name == "write":

@@ -28,7 +28,7 @@ from seal_jax.engine import batching, costs, inner, memory
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.inner import Optimiser, Outputs
 from seal_jax.nn.losses import next_token
-from seal_jax.nn.transformer import Model, ModelConfig
+from seal_jax.nn.transformer import Attention, Model, ModelConfig
 from seal_jax.types import Compute, HParams, Journal, LanguageModel, Memory, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -268,16 +268,25 @@ class Need(NamedTuple):
 
     base: int  # the model that was given, where it lies on the devices
     state: int  # float32 weights and both moments: 12 bytes a parameter, shared by the devices
-    gradient: int  # with the weights as the step computes with them
+    gradient: int  # with the weights as the step computes with them; before it, in the same place, logits
     activations: int
-    logits: int  # and what of the head's gradient is added up over the loss's pieces
+    head: int  # what of the head's gradient is added up over the loss's pieces
 
     @property
     def total(self) -> int:
         return sum(self)
 
 
-def need(model: ModelConfig, config: FullTuning, compute: Compute, *, width: int, devices: int, itemsize: int) -> Need:
+def need(
+    model: ModelConfig,
+    config: FullTuning,
+    compute: Compute,
+    *,
+    width: int,
+    devices: int,
+    itemsize: int,
+    attention: Attention = "xla",
+) -> Need:
     """The widest step on one device. `itemsize` is the model's own precision, in bytes."""
     parameters, parts = costs.model_parameters(model), math.gcd(compute.accumulate, config.batch_size)
     rows = math.ceil(config.batch_size / (parts * devices))
@@ -286,14 +295,17 @@ def need(model: ModelConfig, config: FullTuning, compute: Compute, *, width: int
     gradient = itemsize if alone else FLOAT32
     running = FLOAT32 if parts > 1 else 0
     d, f, tokens = model.hidden_size, model.intermediate_size, rows * width
-    kept = 10 * d + 5 * f + 2 * model.num_heads * width  # a token and layer: all that a matrix reads, and its results
-    floats = kept + model.num_layers * d if compute.remat else model.num_layers * kept
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim  # queries, keys, values and the attended
+    layer = (4 * d + heads + 3 * f) * itemsize  # of a token: what norms, matrices and the gate read
+    layer += 0 if attention == "cudnn" else 2 * model.num_heads * width * FLOAT32  # scores
+    logits = 3 * min(compute.loss_chunk, tokens) * model.vocab_size * FLOAT32
+    kept = layer + model.num_layers * d * itemsize if compute.remat else model.num_layers * layer
     return Need(
         base=parameters * itemsize,
         state=math.ceil(3 * FLOAT32 * parameters / devices),
-        gradient=parameters * (used + gradient + running),
-        activations=tokens * floats * itemsize,
-        logits=model.vocab_size * (3 * min(compute.loss_chunk, tokens) * FLOAT32 + 2 * d * gradient),
+        gradient=parameters * (used + running) + max(parameters * gradient, logits),
+        activations=tokens * kept,
+        head=2 * model.vocab_size * d * gradient,
     )
 
 
@@ -304,7 +316,7 @@ def disk(model: ModelConfig, *, itemsize: int) -> int:
 
 def lines(need: Need, free: float) -> list[str]:
     """A step's memory, for people to read."""
-    parts = zip(("model as given", "weights, moments", "gradient, copy", "activations", "logits"), need, strict=True)
+    parts = zip(("model as given", "weights, moments", "gradient, copy", "activations", "head"), need, strict=True)
     head = [f"{name:<18}{memory.readable(size):>10}" for name, size in parts]
     return [
         *head,

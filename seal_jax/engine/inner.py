@@ -242,8 +242,9 @@ def step(
 
 
 def unrolled(model: ModelConfig, compute: Compute) -> bool:
-    """Whether layers are: it halves a small model's step on a GPU, and compiles a large one's for a minute."""
-    pays = jax.default_backend() == "gpu" and costs.matmul_parameters(model) < UNROLLED
+    """Whether layers are: it halves a small model's step on a GPU, and compiles a large one's for a minute. Where they
+    are recomputed a loop is what keeps memory low."""
+    pays = jax.default_backend() == "gpu" and costs.matmul_parameters(model) < UNROLLED and not compute.remat
     return pays if compute.unroll is None else compute.unroll
 
 

@@ -1,9 +1,9 @@
 """How much memory a run takes on each device, and how many adapters that leaves room for.
 
 The formulas count what XLA keeps: each was read off the buffers that it assigns to Llama- and Qwen-shaped models
-(`compiled.memory_analysis()`), and tests/test_memory.py holds them to within 10 % of those: on a CPU in float32 (writing:
-20 %), on an H100 and on TPUs in bfloat16. Nothing is allocated or compiled here. Where the plan is wrong all the same,
-`training.train_each` and `chunks.in_chunks` halve what they hold and go on.
+(`compiled.memory_analysis()`), and tests/test_memory.py holds them to within 10 % of those: on a CPU in float32, on an
+H100 and on TPUs in bfloat16 (writing: 20 % on a CPU, 15 % on a TPU). Nothing is allocated or compiled here. Where the
+plan is wrong all the same, `training.train_each` and `chunks.in_chunks` halve what they hold and go on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from seal_jax.engine import costs, inner
+from seal_jax.engine.batching import round_up
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from seal_jax.nn.transformer import Attention, ModelConfig
 
 RESIDENT_COPIES = 3  # of an adapter in the bank: its value and Adam's two moments
+TPU_LANES = 128
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
 MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
@@ -42,6 +44,7 @@ class Machine(NamedTuple):
     itemsize: int  # bytes of a number of the base model
     on_cpu: bool
     attention: Attention = "xla"
+    lanes: int = 1  # numbers of which an array's last axis takes a multiple
 
 
 class Writing(NamedTuple):
@@ -75,7 +78,7 @@ def training(
     """
     rows, itemsize = config.batch_size // math.gcd(config.batch_size, compute.accumulate), machine.itemsize
     stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
-    tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config)
+    tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config, machine)
     layer = _kept(model, config, machine, width, unrolled=inner.unrolled(model, compute))
     taken_out = 0 if stepping == adapters else RESIDENT_COPIES if machine.on_cpu else 1  # the moments come last
     cast = stepping * one * itemsize // FLOAT32  # adapters in the base model's precision, layer by layer
@@ -92,7 +95,9 @@ def training(
 def _kept(model: ModelConfig, config: FineTuning, machine: Machine, width: int, *, unrolled: bool) -> int:
     """Bytes of a token that a layer keeps for the backward pass: what its norms, its attention, its gate and the
     adapters read. XLA's attention keeps its scores in float32, in a loop over layers a second time as masked."""
-    d, f, h = model.hidden_size, model.intermediate_size, model.head_dim
+    d, f, h, width = (
+        round_up(n, machine.lanes) for n in (model.hidden_size, model.intermediate_size, model.head_dim, width)
+    )
     adapted, flash = set(config.projections), machine.attention == "cudnn"
     floats = 3 * d + (model.num_heads + 2 * model.num_kv_heads) * h + 2 * f + config.rank * len(adapted)
     floats += model.num_heads * h if flash or "o_proj" in adapted else 0
@@ -115,8 +120,8 @@ def writing(
     """Reading so many prompts and continuing each, on one device; `adapter_bytes` are those of all its adapters."""
     itemsize = machine.itemsize
     slot = costs.kv_bytes(model, itemsize)
-    once_read = prompts * prompt_width * slot
-    cache = prompts * samples * (prompt_width + max_tokens) * slot
+    once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.lanes) // model.head_dim
+    cache = prompts * samples * round_up(prompt_width + max_tokens, machine.lanes) * slot
     cache *= 2 if machine.on_cpu and samples > 1 else 1  # all layers' prompts are repeated first
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
     layers = costs.layer_parameters(model) * itemsize
@@ -139,12 +144,13 @@ def answering(
         samples=1,
         prompt_width=shapes.question_width,
         max_tokens=max(max_tokens, shapes.gold_width),
-        adapter_bytes=adapters * _adapter(model, config),
+        adapter_bytes=adapters * _adapter(model, config, machine),
     )
 
 
-def _adapter(model: ModelConfig, config: FineTuning) -> int:
-    return costs.lora_parameters(model, config.projections, config.rank) * FLOAT32
+def _adapter(model: ModelConfig, config: FineTuning, machine: Machine) -> int:
+    sizes = (round_up(n, machine.lanes) for name in config.projections for n in model.kernels()[name])
+    return model.num_layers * config.rank * sum(sizes) * FLOAT32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def fit(
 
     def answers(adapters: int, waiting: int) -> bool:
         need = answering(model, config, shapes, machine, adapters=adapters, max_tokens=sizes.answer_tokens)
-        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config) <= room
+        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config, machine) <= room
 
     ready = _most(lambda n: answers(n, n), min(ENOUGH, wanted))
 

@@ -343,7 +343,7 @@ class Transformer(nnx.Module):
             return nnx.merge(graph, block)(x, angles, mask, lora, kv, S - T)
 
         shares = [side for one in (adapter, fixed) for side in ((None, None) if one is None else (one.a, one.b))]
-        body = jax.checkpoint(layer, prevent_cse=unroll) if remat else layer  # unrolled, XLA would share what is recomputed
+        body = jax.checkpoint(layer, prevent_cse=unroll) if remat else layer  # unrolled, XLA would keep it all
         layers = (nnx.to_pure_dict(stacked), *shares, keys, past)
         x, kv = jax.lax.scan(body, self.embed(tokens), layers, unroll=self.config.num_layers if unroll else 1)
         return self.final_norm(x), kv

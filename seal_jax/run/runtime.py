@@ -185,10 +185,11 @@ def fit(
 
 def machine(devices: int | None, dtype: str) -> memory.Machine:
     """What a run on so many devices is planned for."""
-    on_cpu = jax.default_backend() == "cpu"
+    backend = jax.default_backend()
     return memory.Machine(
-        free_memory(devices), device_count(devices), itemsize(dtype), on_cpu=on_cpu, attention=attention(dtype)
-    )
+        free_memory(devices), device_count(devices), itemsize(dtype), on_cpu=backend == "cpu",
+        attention=attention(dtype), lanes=memory.TPU_LANES if backend == "tpu" else 1,
+    )  # fmt: skip
 
 
 def describe_machine() -> dict[str, Any]:
