@@ -274,7 +274,7 @@ def test_a_step_needs_what_was_forecast(name, layers, width, config, compute):
 
 @pytest.mark.parametrize(("name", "gib"), [("smollm2-135m", 3.459), ("llama-3.2-1b", 21.481)])
 def test_a_step_on_a_gpu_needs_what_was_forecast(name, gib):
-    """In bfloat16 on an H100, attention by cuDNN: `python -m experiments.benchmark compile --programs full` (jax 0.11.2)."""
+    """In bfloat16 on an H100: what `python -m experiments.benchmark compile --programs full` prints with jax 0.11.2."""
     forecast = need(NAMED[name], FullTuning(), Compute(), width=352, devices=1, itemsize=2, attention="cudnn")
     assert forecast._replace(base=0).total / 2**30 == pytest.approx(gib, rel=0.1)
 
