@@ -186,7 +186,7 @@ class Compute:
     remat: bool = False
     """Recompute layers in the backward pass: about a third more work, far less memory."""
     unroll: bool | None = None
-    """Layers one after another in the program of a training step, not in a loop: a GPU then copies no layer's weights
+    """Layers one after another in the program of an inner step, not in a loop: a GPU then copies no layer's weights
     out of their stack and starts a third fewer kernels; compiling takes three times as long. By default on GPUs, for
     models of less than 2 billion parameters whose layers are not recomputed."""
     loss_chunk: int = 256

@@ -236,22 +236,29 @@ def test_the_bank_leaves_room_for_enough_to_answer_where_so_many_can():
         assert plan.chunk <= max(possible, memory.ENOUGH) or possible == memory.ENOUGH
 
 
-def test_room_is_made_by_what_costs_least_and_only_for_enough():
-    """A smaller piece of the loss, then smaller ticks: until a tick is filled. Recomputed layers for the least."""
+def test_as_many_usual_tokens_are_computed_at_a_time_as_fit_and_layers_recomputed_only_for_enough():
     budgets = [memory.LEAST_TICK >> n for n in range(8)]
     ways = [Compute(tick_tokens=tokens, loss_chunk=piece) for tokens in budgets for piece in (256, 64)]
+
+    def filled(chunk: int, way: Compute) -> int:  # SHAPES' first width holds a usual step
+        return SHAPES.widths[0] * rows_of(SHAPES.widths[0], Room(chunk, way.tick_tokens))
+
     decided = set()
-    for free in (GIB * n / 2 for n in range(36, 120)):
+    for free in (GIB * n / 2 for n in range(36, 120, 4)):
         plan = fit(free)
-        way = Compute(remat=plan.remat, tick_tokens=plan.tick_tokens, loss_chunk=plan.loss_chunk)
-        decided.add(way)
-        assert plan.remat == (not any(trains(free, other, memory.ENOUGH) for other in ways))
-        if plan.chunk >= memory.BUSY:
-            assert way == next(other for other in ways if trains(free, other, memory.BUSY))
-        elif not plan.remat:
-            assert not any(trains(free, other, plan.chunk + 1) and answers(free, memory.ENOUGH, waiting=plan.chunk + 1)
-                           for other in ways)  # fmt: skip
-    assert len(decided) >= 6
+        ready = sum(answers(free, n, waiting=n) for n in range(1, memory.ENOUGH + 1)) or memory.ENOUGH
+        most = [
+            max((n for n in range(1, memory.MOST + 1)
+                 if trains(free, way, n) and (n <= ready or answers(free, ready, waiting=n))), default=0)
+            for way in ways
+        ]  # fmt: skip
+        assert not plan.remat or max(most) < memory.ENOUGH
+        assert trains(free, plan, plan.chunk) and plan.chunk >= min(memory.ENOUGH, max(most))
+        if max(most) >= memory.ENOUGH:
+            enough = [(n, way) for n, way in zip(most, ways, strict=True) if n >= memory.ENOUGH]
+            assert filled(plan.chunk, plan) == max(filled(n, way) for n, way in enough)
+        decided.add(Compute(remat=plan.remat, tick_tokens=plan.tick_tokens, loss_chunk=plan.loss_chunk))
+    assert len(decided) >= 4
     assert {way.remat for way in decided} == {True, False}
 
 

@@ -106,6 +106,7 @@ class Settings:
     def kernel(self, chip: Chip) -> transformer.Attention:
         """What computes attention."""
         there = chip.clock is None and self.dtype == "bfloat16" and find_spec("nvidia") and find_spec("nvidia.cudnn")
+        there = there and jax.__version_info__ >= (0, 11, 2)
         return self.attention if self.attention != "auto" else "cudnn" if there else "xla"
 
 

@@ -13,6 +13,7 @@ from seal_jax.engine.training import FineTuning
 from seal_jax.nn import lora, transformer
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import Attention
+from seal_jax.run import runtime
 from seal_jax.types import PROJECTIONS, LanguageModel
 
 from . import ours, workloads
@@ -65,7 +66,10 @@ def adapter_difference(a: Adapter, b: Adapter) -> float:
 
 def rows(bench: Bench) -> list[tuple[str, float, float]]:
     """What is compared, what was found, and the bound on it (of shares: from below, written negative)."""
-    device, cpu = bench.devices[0], jax.devices("cpu")[0]
+    try:
+        device, cpu = bench.devices[0], jax.devices("cpu")[0]
+    except RuntimeError:
+        raise ValueError("check compares with the CPU; let JAX_PLATFORMS name it too: cuda,cpu, or unset it") from None
     with jax.default_matmul_precision("highest"):
         there, here = (Trained(bench, where, "float32", "xla", ask=True) for where in (device, cpu))
         alone = Trained(bench, device, "float32", "xla", only=EDITS - 1)
@@ -76,8 +80,8 @@ def rows(bench: Bench) -> list[tuple[str, float, float]]:
         ("float32: greedy tokens that are the CPU's", -float(np.mean(there.answers == here.answers)), -SAME),
         ("float32: an adapter trained alone against in company", adapter_difference(alone.adapters, first), EXACT),
     ]
-    kernels: tuple[Attention, ...] = ("xla", "cudnn") if device.platform == "gpu" else ("xla",)
-    for attention in kernels:
+    kernels: set[Attention] = {"xla", runtime.attention("bfloat16", bench.model.head_dim)}
+    for attention in sorted(kernels):
         rounded = Trained(bench, device, "bfloat16", attention)
         found.append((f"bfloat16, attention by {attention}: losses against float32, nats",
                       loss_difference(rounded, here), ROUNDED))  # fmt: skip

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -70,8 +71,8 @@ class Elsewhere(ThreadPoolExecutor):
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            if status < 0:
-                raise DidNotFitError(f"its process was ended by signal {-status}, as a system does that is short of it")
+            if status == -signal.SIGKILL:
+                raise DidNotFitError("its process was killed, as a system does that is short of it")
             raise RuntimeError(f"its process ended with status {status}")
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:

@@ -69,6 +69,8 @@ def traced(bench: Bench, stage: str) -> Trace:
                 seconds[name] += event.duration_ns / 1e9
                 starts.append(event.start_ns)
                 ends.append(event.end_ns)
+    if not seconds:
+        raise ValueError(f"JAX's profiler reports no operations of {bench.devices[0].device_kind}")
     return Trace(seconds, (max(ends) - min(starts)) / 1e9 * len(bench.devices))
 
 

@@ -451,7 +451,7 @@ class _Lane:
         self._params = params if isinstance(where, Mesh) else jax.tree.map(partial(_on, where), params)
         self._bank: Bank | None = None
         self._thread = ThreadPoolExecutor(1)
-        self._precision = jax.config.values["jax_default_matmul_precision"]  # JAX holds it for each thread by itself
+        self._precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # one a thread
         self._pending: list[tuple[Tick, Future[Metrics]]] = []
 
     def __enter__(self) -> _Lane:

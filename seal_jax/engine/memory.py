@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +30,7 @@ SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
 MOST_ANSWERS_ON_CPU, MOST_ANSWERS = 8, 64  # adapters that answer at a time on a device
 ENOUGH = 8  # adapters on a device; with as many, recomputed layers that make room for more do not pay
-BUSY = 32  # adapters whose short steps fill an accelerator's tick; with as many, smaller ticks for more do not pay
+USUAL = 48  # tokens of a step, of which a plan computes as many at a time as it can
 LEAST_BUDGET = 24  # tokens of the smallest tick
 TICK_OPERATIONS = 5e12  # that keep an accelerator busy for much longer than a step takes to start
 LEAST_TICK, MOST_TICK = 4096, 8192  # tokens that an accelerator computes at a time
@@ -163,9 +163,9 @@ def fit(
     """`compute` with what it leaves open: as many adapters as the free memory of each device holds.
 
     Those in training wait in the bank while others answer, so no more are planned for than leave room for `ENOUGH` to
-    answer. Where fewer than `BUSY` train (or than the user fixed), a smaller piece of the loss and fewer tokens at a
-    time make room; where fewer than `ENOUGH`, recomputed layers. At least one adapter a device is planned for even
-    where none seems to fit: it is a forecast.
+    answer. A smaller piece of the loss and fewer tokens at a time make room for as many as fill a tick of usual steps;
+    where fewer than `ENOUGH` train (or than the user fixed), recomputed layers do. At least one adapter a device is
+    planned for even where none seems to fit: it is a forecast.
     """
     room, devices, on_cpu = SHARE * machine.free, machine.devices, machine.on_cpu
     wanted = -(-compute.chunk // devices) if compute.chunk else MOST_ON_CPU if on_cpu else MOST
@@ -189,15 +189,14 @@ def fit(
         return need.total <= room
 
     budget = compute.tick_tokens or tick_tokens(model, on_cpu)
-    enough, busy = (wanted if compute.chunk else min(n, wanted) for n in (ENOUGH, ENOUGH if on_cpu else BUSY))
-    count, chosen = -1, compute
+    enough, usual = wanted if compute.chunk else min(ENOUGH, wanted), _at_least(USUAL, shapes.widths)
+    best, count, chosen = (-1, -1), -1, compute
     for remat in (True,) if compute.remat else (False, True):
         for candidate in _smaller_steps(dataclasses.replace(compute, remat=remat), budget) if count < enough else ():
             fitting = _most(partial(trains, candidate), wanted)
-            if fitting > count:
-                count, chosen = fitting, candidate
-            if count >= busy:
-                break
+            filled = usual * rows_of(usual, Room(fitting, candidate.tick_tokens or budget), config.batch_size)
+            if (min(fitting, enough), filled) > best:
+                best, count, chosen = (min(fitting, enough), filled), fitting, candidate
     count, most = wanted if compute.chunk else max(1, count), MOST_ANSWERS_ON_CPU if on_cpu else MOST_ANSWERS
     together = _most(lambda n: answers(n, count), min(count, most))
     prompts = _most(writes, 4 * most // sizes.samples)
@@ -222,6 +221,11 @@ def tick_tokens(model: ModelConfig, on_cpu: bool) -> int:
     if on_cpu:
         return TICK_TOKENS
     return int(min(MOST_TICK, max(LEAST_TICK, TICK_OPERATIONS / (4 * costs.matmul_parameters(model)))))
+
+
+def _at_least(size: int, widths: Sequence[int]) -> int:
+    """The first width that holds so many tokens, or the last."""
+    return next((width for width in widths if width >= size), widths[-1])
 
 
 def _most(fits: Callable[[int], bool], limit: int) -> int:

@@ -144,7 +144,7 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"], scale: f
 
 @jax.custom_batching.custom_vmap
 def written(cache: KV, new: KV, at: Int[Array, ""] | int) -> KV:
-    """The cache with new slots from `at` on.
+    """The cache with new slots from `at` on. Has no derivative.
 
     Under `vmap` it is the same update with one axis more. JAX's own rule makes a scatter, for which XLA copies the
     whole cache at every token.
@@ -155,8 +155,11 @@ def written(cache: KV, new: KV, at: Int[Array, ""] | int) -> KV:
 
 @written.def_vmap
 def _(size: int, batched: Sequence[Any], cache: KV, new: KV, at: Array | int) -> tuple[KV, Any]:
-    assert jax.tree.leaves(batched) == [True] * 4 + [False], "all rows are written at one slot"
-    return written(cache, new, at), KV(*batched[0])
+    if batched[2]:
+        raise TypeError("rows of a cache are written at one slot; under vmap, `at` must be the same for all")
+    whole = [jax.tree.map(lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape)), *own)
+             for own in ((cache, batched[0]), (new, batched[1]))]  # fmt: skip
+    return written(*whole, at), KV(True, True)  # type: ignore[arg-type]  # which of its arrays have the axis
 
 
 def attend(
@@ -170,16 +173,17 @@ def attend(
     before = mask & ((slots < at) | (slots >= at + T))
     among = jax.lax.dynamic_slice_in_dim(mask, at, T, axis=2)
     heads = q.reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4)
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
     rows = heads.reshape(B, K, -1, H)  # as plain products of matrices: each operand is read as it lies
 
     def scores(k: Array, mask: Array) -> Array:
-        found = jnp.matmul(rows, k, preferred_element_type=jnp.float32) * H**-0.5
+        found = product(rows, k) * H**-0.5
         return jnp.where(mask[:, None, None], found.reshape(*heads.shape[:4], -1), -jnp.inf)
 
     both = jnp.concatenate([scores(past.k, before), scores(new.k, among)], axis=-1)
     weights = jax.nn.softmax(both).astype(q.dtype).reshape(B, K, -1, len(slots) + T)
-    attended = jnp.matmul(weights[..., :-T], past.v) + jnp.matmul(weights[..., -T:], new.v)
-    return attended.reshape(heads.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    attended = product(weights[..., :-T], past.v) + product(weights[..., -T:], new.v)
+    return attended.astype(q.dtype).reshape(heads.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 # What these two compute is cheap and wide: the backward pass does it again from their inputs, which are kept anyway.

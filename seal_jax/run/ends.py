@@ -47,13 +47,14 @@ def heard() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in HEARD}
         _handle(_hear)
-    sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else report(lost)
+        sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else report(lost)
     try:
         yield
     finally:
-        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+        if before:
+            sys.unraisablehook = report
         _asked.clear()
 
 

@@ -66,7 +66,7 @@ def memory_lines(
     model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
 ) -> list[str]:
     """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
-    machine = runtime.machine(compute.devices, dtype)
+    machine = runtime.machine(model, compute.devices, dtype)
     cut = memory.fit(model, config, shapes, compute, sizes, machine)
     each = math.ceil((cut.chunk or 1) / machine.devices)
     together = math.ceil((cut.answer_chunk or 1) / machine.devices)

@@ -359,7 +359,7 @@ def need_of_all_weights(config: Any, model: ModelConfig, compute: Compute, width
     """What a step of full fine-tuning takes on each device, of sequences up to `width` tokens."""
     return full_training.need(
         model, config.full, all_weights(compute), width=width, devices=runtime.device_count(compute.devices),
-        itemsize=runtime.itemsize(config.dtype), attention=runtime.attention(config.dtype),
+        itemsize=runtime.itemsize(config.dtype), attention=runtime.attention(config.dtype, model.head_dim),
     )  # fmt: skip
 
 

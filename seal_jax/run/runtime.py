@@ -165,10 +165,11 @@ def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[
 def attention(dtype: str, head_dim: int) -> Attention:
     """What computes attention here: cuDNN on an NVIDIA GPU in bfloat16, where this JAX can differentiate through it and
     it has heads of that size."""
-    version = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
     nvidia = jax.default_backend() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
-    fits = dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if nvidia and fits and version >= (0, 11, 2) else "xla"
+    if not nvidia or dtype != "bfloat16" or jax.__version_info__ < (0, 11, 2):
+        return "xla"
+    fits = float(jax.devices()[0].compute_capability) >= 8 and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if fits else "xla"
 
 
 def itemsize(dtype: str) -> int:
@@ -180,15 +181,15 @@ def fit(
     model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
 ) -> Compute:
     """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
-    return memory.fit(model, config, shapes, compute, sizes, machine(compute.devices, dtype))
+    return memory.fit(model, config, shapes, compute, sizes, machine(model, compute.devices, dtype))
 
 
-def machine(devices: int | None, dtype: str) -> memory.Machine:
+def machine(model: ModelConfig, devices: int | None, dtype: str) -> memory.Machine:
     """What a run on so many devices is planned for."""
     backend = jax.default_backend()
     return memory.Machine(
         free_memory(devices), device_count(devices), itemsize(dtype), on_cpu=backend == "cpu",
-        attention=attention(dtype), lanes=memory.TPU_LANES if backend == "tpu" else 1,
+        attention=attention(dtype, model.head_dim), lanes=memory.TPU_LANES if backend == "tpu" else 1,
     )  # fmt: skip
 
 
