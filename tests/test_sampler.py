@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmark import hlo
+from seal_jax.engine import sampler
 from seal_jax.engine.sampler import Sampling, choose, row_keys, sample
 from seal_jax.nn import lora
 from seal_jax.types import PROJECTIONS
@@ -245,3 +248,27 @@ def test_top_k_and_top_p_keep_what_sorting_keeps(logits, top_k, top_p):
     found = Counter(draw(logits, Sampling(1, top_k=top_k, top_p=top_p), 1000).tolist())
     expected = {token for token in kept(logits, top_k, top_p) if logits[token] > -100}  # others are never drawn
     assert set(found) == expected
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_a_token_copies_no_cache(tiny, groups):
+    """By the compiled program, with XLA's usual optimisations, which the other tests leave out."""
+    E, Q, T, new = 3, 2, 24, 40
+    many = None if groups is None else adapters(tiny, groups)
+    numbers = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+    prompts, valid = numbers((E, Q, T)), jax.ShapeDtypeStruct((E, Q, T), bool)
+    once_read = jax.eval_shape(functools.partial(sampler.read, tiny.model), tiny.params, many, prompts, valid)
+    keys = jax.eval_shape(lambda: row_keys(0, jnp.zeros((E, Q, 1), int)))
+    lowered = sampler.write.lower(
+        keys, tiny.model, tiny.params, many, once_read, valid, numbers((E, Q, 1)), sampling=Sampling(new), stop=(0,)
+    )
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        text = lowered.compile().as_text()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    cache = E * Q * tiny.config.num_kv_heads * (T + new) * tiny.config.head_dim
+    whole = [run for run in hlo.executed(*hlo.parse(text)) if run.in_loop and math.prod(hlo.dims(run.made)[0]) == cache]
+    assert len(whole) == 2 * tiny.config.num_layers, "keys and values of each layer are written"
+    for run in whole:
+        assert run.bytes_written == 4 * cache / (T + new) and not run.moves_only, run
