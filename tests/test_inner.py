@@ -15,6 +15,7 @@ from seal_jax.engine import batching, inner, schedule, training
 from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe, adapt_each, is_finite, learning_rate
 from seal_jax.engine.schedule import Room
 from seal_jax.engine.training import FineTuning, Shapes, init_adapters, make_trainer
+from seal_jax.io.architectures import NAMED
 from seal_jax.nn import lora
 from seal_jax.nn.losses import kl_to_base, next_token
 from seal_jax.types import Compute, HParams, LanguageModel
@@ -635,3 +636,12 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         run()
     assert (memory.sizes, said) == ([4], [])
+
+
+def test_small_models_are_unrolled_on_a_gpu_but_not_where_layers_are_recomputed(monkeypatch):
+    small, large = NAMED["llama-3.2-1b"], NAMED["qwen2.5-7b"]
+    assert not inner.unrolled(small, Compute())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert inner.unrolled(small, Compute()) and not inner.unrolled(large, Compute())
+    assert not inner.unrolled(small, Compute(remat=True))  # a loop is what keeps memory low
+    assert inner.unrolled(large, Compute(remat=True, unroll=True))
