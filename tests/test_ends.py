@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,34 @@ def test_a_signal_that_python_itself_drops_is_not_printed(number, tmp_path, caps
     assert ends.ended(lambda: drop(lambda: 1 / 0)) == 0
     sys.unraisablehook = before
     assert [lost.exc_type for lost in others] == [ZeroDivisionError]
+
+
+@BOTH
+def test_threads_that_are_still_at_work_report_nothing_after_a_signal(number, caplog):
+    """A checkpoint's thread finds the event loop closed, and concurrent.futures logs a traceback of that."""
+    begun, ended = threading.Event(), []
+
+    def closed(future) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    def work() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            future = threads.submit(begun.wait)
+            future.add_done_callback(closed)
+            try:
+                send(number)
+            finally:
+                begun.set()
+                future.result()
+                ended.append(number)
+
+    assert ends.ended(work) == 128 + number
+    assert ended and not caplog.records
+    begun.clear()
+    threads = ThreadPoolExecutor(1)
+    threads.submit(int).add_done_callback(closed)
+    threads.shutdown()
+    assert [record.name for record in caplog.records] == ["concurrent.futures"]  # at other times they do
 
 
 def test_mistakes_end_as_one_sentence_and_others_do_not(capsys):

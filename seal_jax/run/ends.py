@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from seal_jax.run.terminal import show
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; the same command carries on"
+LOUD = [logging.getLogger(name) for name in ("concurrent.futures", "asyncio")]  # of what was at work in other threads
 _asked: list[int] = []  # the signals that came, in order
 _programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
 
@@ -30,6 +32,7 @@ class Stopped(KeyboardInterrupt):
 
 def _hear(number: int, frame: FrameType | None) -> None:
     _asked.append(number)
+    _silence(True)
     raise Stopped(number)
 
 
@@ -55,6 +58,7 @@ def heard() -> Iterator[None]:
             signal.signal(number, handler)
         if before:
             sys.unraisablehook = report
+        _silence(bool(_asked and _programs))  # a program that was stopped says nothing more
         _asked.clear()
 
 
@@ -99,6 +103,12 @@ def until_heard() -> None:
 
     _programs.append(os.getpid())
     _handle(end)
+
+
+def _silence(silent: bool) -> None:
+    """Checkpoints are written by other threads, which find their event loop closed and would report it."""
+    for logger in LOUD:
+        logger.disabled = silent
 
 
 def _handle(handler: object) -> None:
