@@ -165,8 +165,7 @@ class Target:
             chip.usable, len(devices), self.itemsize, on_cpu=False, attention=settings.kernel(chip),
             lanes=memory.TPU_LANES if chip.clock else 1,
         )  # fmt: skip
-        pays = chip.clock is None and costs.matmul_parameters(model) < inner.UNROLLED
-        unroll = pays if settings.unroll is None else settings.unroll  # as on the target
+        unroll = inner.unrolled(model, Compute(unroll=settings.unroll), gpu=chip.clock is None)
         self.compute = memory.fit(
             model, self.config,
             Shapes((settings.tokens,), workloads.SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS),

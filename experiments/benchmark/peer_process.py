@@ -123,8 +123,10 @@ class Peer:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         context = multiprocessing.get_context("spawn")
         self.replies: list[dict[str, Any]] = []  # of the last work
-        self.workers: list[Executor] = [Elsewhere(python, str(model), device, dtype)]
-        if name != SKYRL_TX:
+        self.workers: list[Executor]
+        if name == SKYRL_TX:
+            self.workers = [Elsewhere(python, str(model), device, dtype)]
+        else:
             self.workers = [ProcessPoolExecutor(1, mp_context=context) for _ in range(self.processes)]
         self.do("start", [(str(model), device, dtype, max(1, cores // self.processes))] * self.processes)
         self.versions: dict[str, str] = self.replies[0]["versions"]

@@ -241,11 +241,13 @@ def step(
     return state, Metrics(value, optax.global_norm(gradient))
 
 
-def unrolled(model: ModelConfig, compute: Compute) -> bool:
+def unrolled(model: ModelConfig, compute: Compute, *, gpu: bool | None = None) -> bool:
     """Whether layers are: it halves a small model's step on a GPU, and compiles a large one's for a minute. Where they
-    are recomputed a loop is what keeps memory low."""
-    pays = jax.default_backend() == "gpu" and costs.matmul_parameters(model) < UNROLLED and not compute.remat
-    return pays if compute.unroll is None else compute.unroll
+    are recomputed a loop is what keeps memory low. `gpu` says what it is for, where that is not this machine."""
+    if compute.unroll is not None:
+        return compute.unroll
+    on_gpu = jax.default_backend() == "gpu" if gpu is None else gpu
+    return on_gpu and costs.matmul_parameters(model) < UNROLLED and not compute.remat
 
 
 # ---------------------------------------------------------------------------------------------------------------------
