@@ -8,9 +8,9 @@ peers: inner, decode and both together. inner: training on 8 sequences of 48 tok
 projections), and on ragged lengths. decode: 5 questions of 40 tokens for each adapter, 64 new tokens each, greedy.
 sample: 5 self-edits for each of 8 prompts of 200 tokens, 128 new tokens each, T = 1, top-p 0.95. round: a whole round
 of ReST-EM on tasks made of random numbers, phase by phase. scaling: the cost of a self-edit over the number trained at
-a time, the length of its sequences and the model's size. profile: where the time of a step, and of a
-written token, goes. check: whether this device computes what the CPU computes, which is what the tests are run on. compile: what the programs take on a TPU or a GPU
-that is not here (it has options of its own: compile --help).
+a time, the length of its sequences and the model's size. profile: where the time of a step, and of a written token,
+goes. check: whether this device computes what the CPU computes, which is what the tests are run on. compile: what the
+programs take on a TPU or a GPU that is not here (it has options of its own: compile --help).
 
 Without `--random` the weights are those of `--model`; with it, random ones of a published shape, made on the device,
 which takes the same time and needs no file. Peers (torch, transformers, peft) hold the same weights and run in
