@@ -95,8 +95,10 @@ def test_a_signal_that_python_itself_drops_is_not_printed(number, tmp_path, caps
         del made
 
     def work() -> None:
-        drop(lambda: send(number))
-        RunFolder(tmp_path / "run", {}).once("piece", lambda: None)
+        run = RunFolder(tmp_path / "run", {})
+        with contextlib.closing(run):
+            drop(lambda: send(number))
+            run.once("piece", lambda: None)
 
     before = sys.unraisablehook
     assert ends.ended(work) == 128 + number

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,15 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _without_orbax(left: sys.UnraisableHookArgs) -> None:
-    if not any(words in str(left.exc_value) for words in ("TensorStore", "Event loop is closed")):
-        sys.__unraisablehook__(left)
+class _WithoutOrbax:
+    """The hook for exceptions that cannot be raised, without those of coroutines that a failed restore left behind."""
+
+    def __init__(self, report: Callable[[sys.UnraisableHookArgs], object]):
+        self.report = report
+
+    def __call__(self, left: sys.UnraisableHookArgs) -> None:
+        if not any(words in str(left.exc_value) for words in ("TensorStore", "Event loop is closed")):
+            self.report(left)
 
 
 def restore(path: Path, like: Any, expected: str) -> Any | None:
@@ -71,6 +77,7 @@ def restore(path: Path, like: Any, expected: str) -> Any | None:
                 raise
             tree = None
     if tree is None:
-        sys.unraisablehook = _without_orbax  # coroutines that are left behind say what ended them when they go
+        if not isinstance(sys.unraisablehook, _WithoutOrbax):
+            sys.unraisablehook = _WithoutOrbax(sys.unraisablehook)
         return None
     return tree if tree_digest(tree) == expected else None
