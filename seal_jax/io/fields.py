@@ -1,6 +1,6 @@
 """What is read, refused and ignored of config.json, a GGUF file's metadata and adapter_config.json.
 
-One table for each kind of file. Its reader decides by it, and `python -m seal_jax.io.fields` prints it: docs/fields.md.
+One table for each kind of file, in fields.toml: its reader decides by it, docs/fields.py makes docs/fields.md of it.
 A field that is in no table may change what a model computes, so it refuses the file, unless its value says that it is
 not in use.
 """
@@ -8,9 +8,10 @@ not in use.
 from __future__ import annotations
 
 import fnmatch
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -100,14 +101,6 @@ class RopeFields(msgspec.Struct):
     truncate: Annotated[bool | UnsetType | None, Meta(description="yarn; true by default")] = UNSET
 
 
-ROPE = Table(
-    "one set of RoPE parameters for all layers: {rope_type, rope_theta, factor, ...}",
-    RopeFields,
-    {"partial_rotary_factor": Only((1, 1.0), "it rotates a part of each head")},
-    {"finetuned": "says how the model was trained"},
-)
-
-
 class ConfigFields(msgspec.Struct):
     """config.json."""
 
@@ -146,86 +139,6 @@ class ConfigFields(msgspec.Struct):
     )
 
 
-CONFIG = Table(
-    "the config.json of a llama, qwen2 or qwen3",
-    ConfigFields,
-    {
-        "partial_rotary_factor": Only((1, 1.0), "it rotates a part of each head"),
-        "mlp_bias": Only((False,), "it adds biases"),
-        "is_causal": Only((True,), "tokens would see later ones"),
-        "use_bidirectional_attention": Only((False,), "tokens would see later ones"),
-        "is_encoder_decoder": Only((False,), "it is another architecture"),
-        "add_cross_attention": Only((False,), "it is another architecture"),
-        "rope_interleaved": Only((False,), "pairs of dimensions are other ones"),
-        "quantization_config": Only(OFF, "weights are stored as codes"),
-        "compression_config": Only(OFF, "weights are stored as codes"),
-    },
-    {
-        "architectures": "model_type says it",
-        "auto_map": "code of a repository is never run",
-        "attention_dropout": "the base model is not trained",
-        "hidden_dropout": "the base model is not trained",
-        "embd_pdrop": "the base model is not trained",
-        "resid_pdrop": "the base model is not trained",
-        "initializer_range": "weights are read",
-        "initializer_factor": "weights are read",
-        "pretraining_tp": "how it was trained; the sums are the same",
-        "neftune_noise_alpha": "how it was trained",
-        "is_llama_config": "a remark of SmolLM2's",
-        "use_cache": "how it is run",
-        "cache_implementation": "how it is run",
-        "attn_implementation": "how it is run",
-        "_attn_implementation*": "how it is run",
-        "_flash_attn_2_enabled": "how it is run",
-        "experts_implementation": "how it is run",
-        "return_dict*": "how it is run",
-        "use_return_dict": "how it is run",
-        "output_*": "how it is run",
-        "chunk_size_feed_forward": "how it is run",
-        "low_cpu_mem_usage": "how it is run",
-        "torchscript": "how it is run",
-        "use_bfloat16": "how it is run",
-        "tf_legacy_loss": "how it is run",
-        "torch_dtype": "--model-dtype says it",
-        "dtype": "--model-dtype says it",
-        "bos_token_id": "the tokenizer says it",
-        "pad_token_id": "padding is masked",
-        "cls_token_id": "the tokenizer says it",
-        "sep_token_id": "the tokenizer says it",
-        "tokenizer_class": "the tokenizer says it",
-        "transformers_version": "a remark",
-        "transformers.js_config": "for another program",
-        "unsloth*": "a remark",
-        "model_name": "a remark",
-        "_commit_hash": "a remark",
-        "license": "a remark",
-        "finetuning_task": "of a classifier's head, which is refused as a tensor without a place",
-        "problem_type": "of a classifier's head",
-        "num_labels": "of a classifier's head",
-        "id2label": "of a classifier's head",
-        "label2id": "of a classifier's head",
-        "task_specific_params": "settings of generate()",
-        **dict.fromkeys(
-            (
-                *("do_sample", "temperature", "top_k", "top_p", "typical_p", "min_p", "num_beams", "num_beam_groups"),
-                *("num_return_sequences", "max_length", "min_length", "max_new_tokens", "early_stopping", "prefix"),
-                *(
-                    "diversity_penalty",
-                    "length_penalty",
-                    "repetition_penalty",
-                    "no_repeat_ngram_size",
-                    "suppress_tokens",
-                ),
-                *("encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"),
-                *("begin_suppress_tokens", "exponential_decay_length_penalty", "remove_invalid_values"),
-                "decoder_start_token_id",
-            ),
-            "settings of generate()",
-        ),
-    },
-)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # GGUF: keys of the architecture, without its name before them
 
@@ -257,33 +170,6 @@ class GgufFields(msgspec.Struct, rename=lambda name: name.replace("__", ".")):
     rope__scaling__yarn_beta_slow: Annotated[Positive, Meta(description="yarn")] = 1.0
 
 
-GGUF = Table(
-    "the metadata that llama.cpp's converter writes for a llama, qwen2 or qwen3",
-    GgufFields,
-    {
-        "attention.causal": Only((True,), "tokens would see later ones"),
-        "attention.sliding_window": Only(OFF, "layers would see a window"),
-        "attention.scale": Only(OFF, "scores are scaled by the root of key_length"),
-        "attention.clamp_kqv": Only(OFF, "values would be clamped"),
-        "attention.max_alibi_bias": Only(OFF, "positions would be added to scores"),
-        "expert_count": Only(OFF, "it is a mixture of experts"),
-        "logit_scale": Only(OFF, "logits would be scaled"),
-        "embedding_scale": Only(OFF, "embeddings would be scaled"),
-        "residual_scale": Only(OFF, "sums would be scaled"),
-        "pooling_type": Only(OFF, "it is an embedding model"),
-        "use_parallel_residual": Only(OFF, "layers would be computed side by side"),
-        "rope.scaling.yarn_log_multiplier": Only(OFF, "attention would be scaled by another rule"),
-        "rope.scaling.yarn_ext_factor": Only((1.0, -1.0), "frequencies would be blended by another rule"),
-        "rope.scaling.yarn_attn_factor": Only((1.0,), "llama.cpp's versions differ in what they do with it"),
-    },
-    {
-        "vocab_size": "token_embd.weight says it",
-        "rope.scaling.finetuned": "says how the model was trained",
-        "tensor_data_layout": "a remark of old converters",
-    },
-)
-
-
 class TokenizerFields(msgspec.Struct, rename=lambda name: name.replace("__", ".")):
     """Keys of a GGUF file's tokenizer, after `tokenizer.`"""
 
@@ -302,25 +188,6 @@ class TokenizerFields(msgspec.Struct, rename=lambda name: name.replace("__", "."
     ggml__add_bos_token: Annotated[bool | None, Meta(description="by default as llama.cpp has it")] = None
     ggml__add_space_prefix: bool = True
     chat_template: str | None = None
-
-
-TOKENIZER = Table(
-    "the tokenizer of a GGUF file",
-    TokenizerFields,
-    {
-        "ggml.remove_extra_whitespaces": Only(OFF, "text would be cut in another way"),
-        "ggml.precompiled_charsmap": Only(OFF, "text would be normalised"),
-    },
-    {
-        "ggml.add_eos_token": "a prompt is not ended",
-        "ggml.add_sep_token": "a prompt is not ended",
-        "ggml.token_type_count": "of BERT",
-        "ggml.*_token_id": "for filling in the middle, masks and the like",
-        "huggingface.json": "the tokenizer once more",
-        "chat_template.*": "templates for other uses",
-        "chat_templates": "templates for other uses",
-    },
-)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,98 +209,24 @@ class AdapterFields(msgspec.Struct):
     base_model_name_or_path: Annotated[str | None, Meta(description="compared with the model's names")] = None
 
 
-ADAPTER = Table(
-    "the configuration of a LoRA adapter",
-    AdapterFields,
-    {
-        "peft_type": Only(("LORA",), "it is another kind of adapter"),
-        "task_type": Only(("CAUSAL_LM",), "it belongs to another head"),
-        "fan_in_fan_out": Only((False,), "weights are stored the other way round"),
-        "bias": Only(("none", False, ""), "biases were trained"),
-        "use_dora": Only(OFF, "it is DoRA"),
-        "lora_bias": Only(OFF, "biases were trained"),
-        "modules_to_save": Only(OFF, "whole modules were trained"),
-        "layers_to_transform": Only(OFF, "layers are not all alike"),
-        "layer_replication": Only(OFF, "layers are repeated"),
-        "rank_pattern": Only(OFF, "layers are not all alike"),
-        "alpha_pattern": Only(OFF, "layers are not all alike"),
-        "trainable_token_indices": Only(OFF, "embeddings were trained"),
-        "target_parameters": Only(OFF, "it is on parameters that are no projections"),
-        "alora_invocation_tokens": Only(OFF, "it is switched on by a text"),
-        "alora_invocation_string": Only(OFF, "it is switched on by a text"),
-        "use_qalora": Only(OFF, "it is QA-LoRA"),
-        "use_bdlora": Only(OFF, "it is block diagonal"),
-        "arrow_config": Only(OFF, "it routes between adapters"),
-        "kasa_config": Only(OFF, "it is KaSA"),
-        "velora_config": Only(OFF, "it is VeLoRA"),
-        "monteclora_config": Only(OFF, "it is MonteCLoRA"),
-    },
-    {
-        "auto_mapping": "for PEFT's loader",
-        "peft_version": "a remark",
-        "revision": "a remark",
-        "unsloth*": "a remark",
-        "inference_mode": "how it is run",
-        "runtime_config": "how it is run",
-        "lora_dropout": "how it was trained",
-        "exclude_modules": "the weights say what it is on",
-        "layers_pattern": "of layers_to_transform",
-        "ensure_weight_tying": "of modules_to_save",
-        "qalora_group_size": "of use_qalora",
-        "megatron_*": "how it was trained",
-        "loftq_config": "of init_lora_weights",
-        "eva_config": "of init_lora_weights",
-        "corda_config": "of init_lora_weights",
-        "lora_ga_config": "of init_lora_weights",
-    },
-)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# docs/fields.md
-
-PAGE = """# What is read of a model's files
-
-Made from the tables that the readers use by `python -m seal_jax.io.fields > docs/fields.md`.
-
-A field that a table lists as refused stops the run, with the file, the field and the value, unless it is absent, null
-or has the value that is given. A field in no table stops it likewise, unless its value says that it is not in use:
-null, false, 0, or empty. Of `generation_config.json`, `eos_token_id` is read; a folder's tokenizer is read by
-transformers.
-"""
 
 
-def page() -> str:
-    """The tables as Markdown."""
-    parts = [PAGE]
-    for title, table in {
-        "config.json": CONFIG,
-        "RoPE in config.json: `rope_parameters` or `rope_scaling`": ROPE,
-        "GGUF: keys of the architecture, such as `llama.block_count`": GGUF,
-        "GGUF: keys of the tokenizer, such as `tokenizer.ggml.model`": TOKENIZER,
-        "adapter_config.json": ADAPTER,
-    }.items():
-        rows = [f"| `{name}` | read | {text} |" for name, text in _described(table.record)]
-        for name, only in table.refused.items():
-            values = "not in use" if only.values is OFF else " or ".join(f"`{json.dumps(v)}`" for v in only.values)
-            rows.append(f"| `{name}` | refused unless {values} | {only.why} |")
-        rows += [f"| `{name}` | ignored | {why} |" for name, why in table.ignored.items()]
-        parts += [f"\n## {title}\n\n| field | | |\n|---|---|---|\n" + "\n".join(rows) + "\n"]
-    parts.append(
-        "\nOf a GGUF file's other keys `general.architecture`, `general.alignment`, `general.type` (refused unless "
-        "`model`) and `split.count`\n(refused unless 1) are read; the rest of `general.`, and whatever belongs to "
-        "other programs, is ignored.\n"
-    )
-    return "".join(parts)
+def _tables() -> dict[str, Table]:
+    """What fields.toml says of each kind of file."""
+    records: dict[str, type[msgspec.Struct]] = {
+        "config": ConfigFields, "rope": RopeFields, "gguf": GgufFields, "tokenizer": TokenizerFields,
+        "adapter": AdapterFields,
+    }  # fmt: skip
+    said: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return {
+        kind: Table(
+            table["form"], records[kind],
+            {name: Only(only.get("only", OFF), only["why"]) for name, only in table["refused"].items()},
+            {name: why for why, names in table["ignored"].items() for name in names},
+        )
+        for kind, table in said.items()
+    }  # fmt: skip
 
 
-def _described(record: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(record, include_extras=True)
-    for field in msgspec.structs.fields(record):
-        metas = [meta for meta in getattr(hints[field.name], "__metadata__", ()) if isinstance(meta, Meta)]
-        texts = [meta.description for meta in metas if meta.description]
-        yield field.encode_name, "; ".join([*(["required"] if field.required else []), *texts])
-
-
-if __name__ == "__main__":
-    print(page(), end="")
+CONFIG, ROPE, GGUF, TOKENIZER, ADAPTER = _tables().values()
