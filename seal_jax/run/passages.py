@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
 from seal_jax.engine import batching
-from seal_jax.engine.training import Shapes
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.choose import Grader, Judge
 from seal_jax.run import plan
 from seal_jax.run.plan import Most, Stage
@@ -18,7 +19,20 @@ from seal_jax.run.session import Model, Prepared, RunConfig, Session
 from seal_jax.seal import evaluation, rewards
 from seal_jax.seal.rewards import mean
 from seal_jax.seal.rounds import Round, best_round, write_self_edits
-from seal_jax.types import Domain, LanguageModel, require_at_least
+from seal_jax.types import PROJECTIONS, Domain, LanguageModel, require_at_least
+
+# Settings that presets of several experiments share.
+PAPER: dict[str, Any] = {"model": "Qwen/Qwen2.5-7B", "dtype": "bfloat16", "data": "squad", "style": "raw"}
+SMALL: dict[str, Any] = {  # a 135M model on 2 CPU cores learns short facts by these
+    "prompt": "facts",
+    "sampling": Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
+    "answer_tokens": 64,
+    "max_sequences": 8,
+    "inner": FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8),
+}
+SMALLEST: dict[str, Any] = {  # only shows that everything runs
+    "sampling": Sampling(max_tokens=24), "answer_tokens": 8, "max_sequences": 4, "inner": FineTuning(epochs=1),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
