@@ -145,10 +145,10 @@ def compare(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
         lines.append(
             [
                 label_of(config, option),
-                _percent(bootstrap_mean(values.own, seed=seed)),
-                _percent(bootstrap_mean(values.final, seed=seed)),
-                _percent(bootstrap_mean(values.forgetting, seed=seed), "+"),
-                _percent(retained(values, seed=seed)),
+                bootstrap_mean(values.own, seed=seed).text(),
+                bootstrap_mean(values.final, seed=seed).text(),
+                bootstrap_mean(values.forgetting, seed=seed).text(form="+.1f"),
+                retained(values, seed=seed).text(),
                 ", ".join(f"{count} {why}" for why, count in troubles.items()) or "0",
                 len(steps),
                 sum(step.tokens for step in steps),
@@ -173,23 +173,16 @@ def differences(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
     reference = "none" if "none" in found else next(iter(found))
     before = figures(found[reference])
 
-    def cell(field: str, values: Figures, scale: float, form: str) -> str:
-        pair = (getattr(one, field) for one in (before, values))
-        return _interval(paired_bootstrap(*pair, seed=config.seed), scale, form)
+    def cells(values: Figures) -> list[str]:
+        paired = {
+            name: paired_bootstrap(getattr(before, name), getattr(values, name), seed=config.seed)
+            for name in ("own", "final", "forgetting", "final_log_likelihood")
+        }
+        likelihood = paired.pop("final_log_likelihood").text(1, "+.3f")
+        return [*(difference.text(form="+.1f") for difference in paired.values()), likelihood]
 
-    lines = []
-    for option, streams in found.items():
-        if option != reference:
-            values = figures(streams)
-            lines.append(
-                [
-                    label_of(config, option),
-                    cell("own", values, 100, "+.1f"),
-                    cell("final", values, 100, "+.1f"),
-                    cell("forgetting", values, 100, "+.1f"),
-                    cell("final_log_likelihood", values, 1, "+.3f"),
-                ]
-            )
+    others = [option for option in found if option != reference]
+    lines = [[label_of(config, option), *cells(figures(found[option]))] for option in others]
     return {
         "title": f"Against {label_of(config, reference)}, on the same streams",
         "note": "Paired differences with 95 % bootstrap intervals over streams.",
@@ -217,19 +210,6 @@ def _troubles(streams: Sequence[Stream]) -> dict[str, int]:
     """How many self-edits were not merged, and why."""
     outcomes = Counter(step.outcome for stream in streams for step in stream.steps)
     return {why: count for why, count in sorted(outcomes.items()) if why != MERGED}
-
-
-def _percent(interval: Interval, sign: str = "") -> str:
-    return _interval(interval, 100, f"{sign}.1f")
-
-
-def _interval(interval: Interval, scale: float, form: str) -> str:
-    """`12.3 [10.1, 14.5]`; without bounds where there is one stream, a dash where there is none."""
-    if interval.mean != interval.mean:
-        return "-"
-    if interval.low != interval.low:
-        return f"{scale * interval.mean:{form}}"
-    return "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * value for value in interval[:3]), f=form)
 
 
 def label_of(config: Any, option: str) -> str:

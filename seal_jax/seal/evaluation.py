@@ -132,16 +132,9 @@ def scores_by_seed(trials: Sequence[Sequence[Trial]]) -> list[Score]:
 
 def differences(stages: Sequence[Stage], *, seed: int) -> dict[str, Any]:
     """Every stage against every one before it, by each reward."""
-
-    def cell(before: Sequence[float | None], after: Sequence[float | None], scale: float, form: str) -> str:
-        found = paired_bootstrap(before, after, seed=seed)
-        return (
-            "-" if found.low != found.low else "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * x for x in found[:3]), f=form)
-        )
-
     rows = [
-        [after.name, before.name, cell(before.accuracy, after.accuracy, 100, "+.1f"),
-         cell(before.log_likelihood, after.log_likelihood, 1, "+.3f")]
+        [after.name, before.name, paired_bootstrap(before.accuracy, after.accuracy, seed=seed).text(form="+.1f"),
+         paired_bootstrap(before.log_likelihood, after.log_likelihood, seed=seed).text(1, "+.3f")]
         for before, after in itertools.combinations(stages, 2)
     ]  # fmt: skip
     return {
