@@ -39,9 +39,9 @@ from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
 from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
 from seal_jax.run.session import decided
 from seal_jax.run.terminal import show
-from seal_jax.seal.rewards import gold_tokens
+from seal_jax.seal.rewards import ask, gold_tokens
 from seal_jax.seal.rounds import Loop
-from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, ask_each, chunk_of, teach
+from seal_jax.seal.teaching import TOGETHER, Taught, Teaching, chunk_of, teach
 from seal_jax.types import PROJECTIONS, Compute, Journal, LanguageModel, Memory, Query, Silent
 
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
@@ -127,7 +127,7 @@ class Adapted:
             )
             chunk = Chunk(batching.round_up(2, self.lm.mesh.size if self.lm.mesh else 1), say=chunk.say)
         both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
-        said = ask_each(self.lm, both, queries, sizes, max_tokens=self.answer_tokens, chunk=chunk)
+        said = ask(self.lm, both, [queries, queries], sizes, max_tokens=self.answer_tokens, chunk=chunk)
         questions = [query.question for query in queries]
         return [Answer(*each) for each in zip(questions, *said.answers, *said.cut, strict=True)]
 

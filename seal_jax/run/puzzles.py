@@ -16,13 +16,12 @@ from seal_jax.domains.arc.results import grids_of, what_failed, what_was_chosen
 from seal_jax.domains.arc.self_edits import Choice
 from seal_jax.engine import batching
 from seal_jax.engine.constrained import compile_pattern
-from seal_jax.engine.training import Shapes
 from seal_jax.run import plan
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.seal import evaluation
-from seal_jax.seal.rewards import Score, Trial, gold_tokens
-from seal_jax.types import Domain, SelfEdit, require_at_least
+from seal_jax.seal.rewards import Score, Trial
+from seal_jax.types import SelfEdit, require_at_least
 
 LARGEST = Choice(True, True, True, True, "all_tokens", 1e-4, 1)  # the largest training set there is
 
@@ -152,7 +151,17 @@ def prepare(config: Any, data: Puzzles, model: Model) -> Prepared:
     chosen = self_edits.parse_choice(self_edits.to_json(config.fixed), bounds)
     if isinstance(chosen, str):
         raise ValueError(f"--fixed: {chosen}; it has to keep --training-set.bounds as self-edits do")
-    shapes, prompt_width = measure(config, data, model, domain, texts)
+    whole, cap = dataclasses.replace(config.training_set, cap=sys.maxsize), config.training_set.cap
+
+    def longest_sequence(task: Task) -> int:
+        made = arc.examples_of(task, LARGEST, texts, speaker.render, codec, training=whole, seed=config.seed)
+        made.sort(key=lambda example: -len(example.prompt + example.completion))
+        return max((len(batching.tokenize(example, codec).ids) for example in made[:3]), default=0)
+
+    mend = "Leave out tasks of so many cells with --max-cells"
+    need = plan.measure(config, speaker, speaker.lm, domain, data.everything, longest_sequence, mend)
+    longest = max(1, min(need.sequence, config.training_set.max_tokens))
+    shapes = need.shapes(longest, model.compute.width_cuts, cap)
     constraint = None
     if config.constrained and codec.vocabulary is not None and speaker.model is not None:
         constraint = compile_pattern(
@@ -163,47 +172,8 @@ def prepare(config: Any, data: Puzzles, model: Model) -> Prepared:
                 f"--sampling.max-tokens {config.sampling.max_tokens}: the shortest self-edit has "
                 f"{constraint.shortest()} tokens"
             )
-    cap = config.training_set.cap
     most = Most(cap, cap * shapes.widths[-1], shapes.widths[-1])
-    return Prepared(domain, shapes, prompt_width, most, samples=config.outer.samples, constraint=constraint)
-
-
-def measure(config: Any, data: Puzzles, model: Model, domain: Domain, texts: prompts.Prompts) -> tuple[Shapes, int]:
-    """The sizes that every program is compiled for, from what the longest task needs.
-
-    Raises:
-        ValueError: a task that the model's context cannot hold.
-    """
-    speaker, widest = model.speaker, config.training_set.max_tokens
-    codec = speaker.lm.codec
-    everything = dataclasses.replace(config.training_set, cap=sys.maxsize)
-    longest_sequence, longest_prompt, longest_question, longest_gold, questions = 0, 0, 0, 0, 0
-    for task in data.everything:
-        made = arc.examples_of(task, LARGEST, texts, speaker.render, codec, training=everything, seed=config.seed)
-        made.sort(key=lambda example: -len(example.prompt + example.completion))
-        sequence = max((len(batching.tokenize(example, codec).ids) for example in made[:3]), default=0)
-        prompt = len(codec.encode(domain.prompt(task)))
-        asked = domain.queries(task)
-        question = max(len(codec.encode(query.prompt)) for query in asked)
-        gold = max(len(gold_tokens(codec.encode_more, query)) for query in asked)
-        answer = min(config.answer_tokens, max(query.max_tokens or config.answer_tokens for query in asked))
-        needed = max(sequence, prompt + config.sampling.max_tokens, question + max(gold, answer))
-        if needed > speaker.context_length:
-            raise ValueError(
-                f"task {task.id} ({cells(task)} cells) needs a context of {needed} tokens; {config.model} has "
-                f"{speaker.context_length}. Leave out tasks of so many cells with --max-cells"
-            )
-        longest_sequence, longest_prompt = max(longest_sequence, sequence), max(longest_prompt, prompt)
-        longest_question, longest_gold = max(longest_question, question), max(longest_gold, gold)
-        questions = max(questions, len(asked))
-    shapes = Shapes(
-        widths=batching.bucket_widths(max(1, min(longest_sequence, widest)), model.compute.width_cuts),
-        capacity=config.training_set.cap,
-        questions=questions,
-        question_width=batching.round_up(longest_question, 8),
-        gold_width=batching.round_up(longest_gold, 8),
-    )
-    return shapes, batching.round_up(longest_prompt, 8)
+    return Prepared(domain, shapes, need.prompt_width, most, samples=config.outer.samples, constraint=constraint)
 
 
 class Shown(NamedTuple):
