@@ -110,7 +110,7 @@ def run(here: Session, data: Corpus) -> dict[str, Any]:
     base = here.try_base(data.asked, name="questions")
     stages = [evaluation.base_stage(base, "Base model")]
     texts = [
-        Text(n, label, pretraining.write(config, here, pretraining.starts_from(config, here, n), data, n))
+        Text(n, label, pretraining.write(config, here, pretraining.starts_from(config, here.lm, n), data, n))
         for n, label in labels.items()
     ]
     if config.method == "full":

@@ -21,8 +21,7 @@ from seal_jax.report.page import write_page
 from seal_jax.report.results import read_runs
 from seal_jax.report.sections import as_text
 from seal_jax.run import ends
-from seal_jax.run.invocation import shell_command
-from seal_jax.run.terminal import show
+from seal_jax.run.terminal import shell_command, show
 
 
 @dataclasses.dataclass(frozen=True)

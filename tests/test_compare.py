@@ -14,10 +14,10 @@ import pytest
 
 from experiments import report
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.report.blocks import points
 from seal_jax.report.page import write_page, write_report
 from seal_jax.report.results import Difference, Estimate, RowKey, difference, read_runs
 from seal_jax.report.sections import as_text, settings_that_differ
-from seal_jax.report.text import points
 from tests.test_report import HOSTILE, Page, alternatives, blank, interval, sample_run, write_sample_run
 
 LAST = RowKey("self_edits_round_1", "passage")

@@ -21,8 +21,7 @@ from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, peft, weights
 from seal_jax.nn import lora
 from seal_jax.run import runtime
-from seal_jax.run.adapted import Answer, adapt, stacked
-from seal_jax.run.lessons import Notes
+from seal_jax.run.adapted import Answer, Notes, adapt, stacked
 from seal_jax.seal import rewards, teaching
 from seal_jax.seal.rewards import Score
 from seal_jax.seal.teaching import Teaching, answered_by, parse_questions, spread

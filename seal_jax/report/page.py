@@ -13,9 +13,9 @@ from pathlib import Path
 
 import jinja2
 
+from seal_jax.report.blocks import percent, points
 from seal_jax.report.results import Run, read_runs
 from seal_jax.report.sections import contents
-from seal_jax.report.text import percent, points
 
 SHOWN_CHARACTERS = 4_000  # of one text; the rest is in self_edits.jsonl
 

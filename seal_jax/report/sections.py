@@ -21,7 +21,24 @@ from rich.text import Text
 
 from seal_jax.analysis.statistics import FEW
 from seal_jax.report import arc_grids, figures
-from seal_jax.report.blocks import Block, Cell, Section, as_it_is, estimated, holds, shown, table
+from seal_jax.report.blocks import (
+    DASH,
+    NO_BREAK,
+    Block,
+    Cell,
+    Figure,
+    Section,
+    as_it_is,
+    clock,
+    decimal,
+    estimated,
+    flat,
+    holds,
+    percent,
+    points,
+    shown,
+    table,
+)
 from seal_jax.report.results import (
     BASE,
     Answer,
@@ -38,7 +55,6 @@ from seal_jax.report.results import (
     read_self_edits,
 )
 from seal_jax.report.story import asked, headline, row_labels, story, unit_of
-from seal_jax.report.text import DASH, NO_BREAK, clock, decimal, flat, percent, points
 
 TERMINAL = 100  # columns of a terminal
 SHOWN_SELF_EDITS = 3  # best, and as many worst
@@ -148,7 +164,7 @@ def _accuracy(runs: Sequence[Run]) -> Section:
             named = (label, run.label) if several else ("", label)
             groups.setdefault(named[0], []).append((named[1], run.rows[key].accuracy, colour))
     ends = [end for row in rows for end in (row.accuracy.mean, row.accuracy.high) if end is not None]
-    blocks: list[Block | figures.Figure | None] = []
+    blocks: list[Block | Figure | None] = []
     for title, drawn in groups.items():
         figure = figures.dots(f"Accuracy: {title}" if title else "Accuracy of each row", drawn, max(ends, default=0.0))
         blocks += [Block("heading", title) if title and figure else None, figure]
@@ -381,7 +397,7 @@ def _losses(results: Results, self_edits: Sequence[SelfEdit], labels: dict[str, 
     learning = "Outer loop: learning to write the self-edits that were kept."
     if not above:
         return Section("Loss", learning, [below])
-    blocks: list[Block | figures.Figure | None] = [above, Block("text", learning) if below else None, below]
+    blocks: list[Block | Figure | None] = [above, Block("text", learning) if below else None, below]
     return Section("Loss", f"Inner loop, in nats a token: {band}", blocks)
 
 

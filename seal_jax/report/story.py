@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from seal_jax.report.blocks import percent
 from seal_jax.report.results import BASE, Difference, Part, Row, RowKey, Run, difference
-from seal_jax.report.text import percent
 
 BEFORE_RL, AFTER_ROUND = "self_edits_round_0", "self_edits_round_"
 OWN_EDIT, ALL_EDITS = "after_own_edit", "after_all_edits"  # of a stream; "_option" follows where something protects

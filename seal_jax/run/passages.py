@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from seal_jax.domains import squad
@@ -19,7 +20,7 @@ from seal_jax.run.session import Model, Prepared, RunConfig, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import mean
 from seal_jax.seal.rounds import Round, best_round, write_self_edits
-from seal_jax.types import PROJECTIONS, Domain, LanguageModel, require_at_least
+from seal_jax.types import PROJECTIONS, Domain, LanguageModel, SelfEdit, require_at_least
 
 # Settings that presets of several experiments share.
 PAPER: dict[str, Any] = {"model": "Qwen/Qwen2.5-7B", "dtype": "bfloat16", "data": "squad", "style": "raw"}
@@ -90,7 +91,7 @@ def prepare(
     recorded: Recorded = Recorded(),
     samples: int = 1,
     capacity: int | None = None,
-    longest_text: Callable[[LanguageModel], int] | None = None,
+    parse: Callable[[Passage, str], SelfEdit] | None = None,
     writer: str | None = None,
 ) -> Prepared:
     """The domain and the sizes of a run over `passages`: all that it will read, held-out ones too.
@@ -99,7 +100,7 @@ def prepare(
       recorded: self-edits that are there already: a training sequence may be longer than what the model writes.
       samples: self-edits of a passage that are written at a time.
       capacity: training sequences of an adapter at most; by default `max_sequences`.
-      longest_text: tokens of the longest training sequence, where it is none of a self-edit's lines.
+      parse: a recorded completion as training sequences, where it is not the prompt's way.
       writer: the name of another model that writes the self-edits.
 
     Raises:
@@ -116,7 +117,7 @@ def prepare(
         lambda passage: len(batching.tokenize(squad.passage_only(passage).examples[0], lm.codec).ids),
         "Shorten or remove it",
     )  # fmt: skip
-    written = longest_text(lm) if longest_text else longest_sequence(config, lm, passages, recorded)
+    written = longest_sequence(config, lm, passages, recorded, parse)
     if written > learner.context_length:
         raise ValueError(
             f"a self-edit's line may have {written} tokens with its title and --sampling.max-tokens {tokens}; "
@@ -135,16 +136,25 @@ def prepare(
     )
 
 
-def longest_sequence(config: Knowledge, lm: LanguageModel, passages: Sequence[Passage], recorded: Recorded) -> int:
+def longest_sequence(
+    config: Knowledge,
+    lm: LanguageModel,
+    passages: Sequence[Passage],
+    recorded: Recorded,
+    parse: Callable[[Passage, str], SelfEdit] | None,
+) -> int:
     """Tokens of the longest training sequence: of those recorded, and of those the model may yet write."""
-    split = squad.load_prompts(config.prompt, "raw")
+    prompts = squad.load_prompts(config.prompt, "raw")
+    parse = parse or partial(
+        squad.parse, split=prompts.split, keep_after=prompts.keep_after, max_examples=config.max_sequences
+    )
     longest = 0
     for passage in passages:
         if recorded.writes:
             longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
-        for text in recorded.completions.get(passage.id, ()):
-            edit = squad.parse(passage, text, split.split, split.keep_after, config.max_sequences)
-            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
+        edits = (parse(passage, text) for text in recorded.completions.get(passage.id, ()))
+        examples = (example for edit in edits for example in edit.examples)
+        longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in examples)])
     return longest
 
 

@@ -1,19 +1,20 @@
-"""What runs on ARC need besides the loop: how tasks are chosen, and how a run on them is prepared."""
+"""What runs on ARC need besides the loop: how tasks are chosen, how a run is prepared, and what it found."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from seal_jax.domains.arc import domain as arc
-from seal_jax.domains.arc import prompts, self_edits, tasks
-from seal_jax.domains.arc.grids import Split, Task
-from seal_jax.domains.arc.results import grids_of, what_failed, what_was_chosen
-from seal_jax.domains.arc.self_edits import Choice
+from seal_jax.domains.arc import inference, prompts, self_edits, tasks
+from seal_jax.domains.arc.grids import Grid, Split, Task
+from seal_jax.domains.arc.self_edits import Bounds, Choice
 from seal_jax.engine import batching
 from seal_jax.engine.constrained import compile_pattern
 from seal_jax.run import plan
@@ -211,3 +212,65 @@ def report(
     tables = what_was_chosen(completions, here.config.training_set.bounds), what_failed(problems)
     parts = {"tables": [table for table in tables if table["rows"]], "grids": [grids_of(held_out, attempts)]}
     return evaluation.with_solved(rows, tried), parts
+
+
+GROUPS = ("basic", "size", "chain", "repeat")
+
+
+def what_was_chosen(completions: Mapping[str, Sequence[str]], bounds: Bounds) -> dict[str, Any]:
+    """A table: which augmentations and settings the valid self-edits of each stage (its label) chose."""
+    rows: list[list[Any]] = []
+    for label, written in completions.items():
+        read = [self_edits.parse_choice(completion, bounds) for completion in written]
+        valid = [choice for choice in read if isinstance(choice, Choice)]
+        if valid:
+            chosen = [[getattr(choice, group) for choice in valid] for group in GROUPS]
+            chosen.append([choice.strategy == "output_tokens" for choice in valid])
+            shares = [f"{sum(yes) / len(valid):.0%}" for yes in chosen]
+            medians = [
+                statistics.median(getattr(choice, name) for choice in valid) for name in ("learning_rate", "epochs")
+            ]
+            rows.append([label, len(valid), *shares, *medians])
+    columns = ["chosen", "self-edits", *GROUPS, "output tokens only", "learning rate", "epochs"]
+    return {"title": "What was chosen", "note": "Learning rate and epochs: medians.", "columns": columns, "rows": rows}
+
+
+def what_failed(problems: Mapping[str, Sequence[str | None]]) -> dict[str, Any]:
+    """A table: how many self-edits of each stage (its label) trained nothing or diverged, and why."""
+    rows = []
+    for label, found in problems.items():
+        counted = Counter(problem for problem in found if problem)
+        why = ", ".join(f"{count} {problem}" for problem, count in counted.most_common())
+        if found:
+            rows.append([label, len(found), f"{counted.total() / len(found):.0%}", why or "-"])
+    return {
+        "title": "Self-edits that failed",
+        "note": "They are scored as no training.",
+        "columns": ["sampled", "self-edits", "failed", "why"],
+        "rows": rows,
+    }
+
+
+def grids_of(tasks: Sequence[Task], attempts: Mapping[str, Sequence[Sequence[Sequence[Grid]]]]) -> dict[str, Any]:
+    """The tasks as the report draws them: each stage's attempts at each test input of each task, and what is right."""
+    items = []
+    for p, task in enumerate(tasks):
+        for number, test in enumerate(task.test):
+            shown = []
+            for label, of_stage in attempts.items():
+                tried = of_stage[p][number]
+                for n in range(inference.ATTEMPTS):
+                    grid = tried[n] if n < len(tried) else None
+                    right = grid is not None and np.array_equal(grid, test.output)
+                    name = f"{label}, attempt {n + 1}"
+                    shown.append({"label": name, "grid": None if grid is None else grid.tolist(), "right": right})
+            items.append(
+                {
+                    "label": f"{task.id}, test {number + 1}" if len(task.test) > 1 else task.id,
+                    "pairs": [[pair.input.tolist(), pair.output.tolist()] for pair in task.train],
+                    "input": test.input.tolist(),
+                    "expected": test.output.tolist(),
+                    "attempts": shown,
+                }
+            )
+    return {"title": "Attempts", "note": "After the first self-edit of each stage.", "items": items}

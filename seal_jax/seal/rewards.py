@@ -123,7 +123,7 @@ def ask(
     `adapters` carries the axis E; `training.untrained` are the base model. A group of more than `shapes.questions` is
     asked in parts. A non-finite adapter's answers mean nothing.
     """
-    said = Said(*([[] for _ in queries] for _ in Said._fields))
+    said = Said._make([[] for _ in queries] for _ in Said._fields)
     if not any(queries):
         return said
     codec, width = lm.codec, shapes.questions
@@ -296,7 +296,7 @@ def score_tasks(
         for e, tasks in enumerate(queries)
         for own, end in zip(tasks, itertools.accumulate(map(len, tasks)), strict=True)
     ]
-    parts = Said(*([side[e][own] for e, own in where] for side in said))
+    parts = Said._make([side[e][own] for e, own in where] for side in said)
     finite = np.asarray(inner.is_finite(adapters))[[e for e, _ in where]]  # and not too large to compute with
     finite = finite & [bool(np.isfinite(np.array(own, float)).all()) for own in parts.likely]
     asked = [own for tasks in queries for own in tasks]
