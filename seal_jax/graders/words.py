@@ -1,4 +1,4 @@
-"""A word as answers are compared by it, in one spelling, and the lists of words and units that decide (data/words.toml)."""
+"""A word as answers are compared by it, in one spelling, and the lists that decide (data/words.toml)."""
 
 from __future__ import annotations
 

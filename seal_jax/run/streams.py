@@ -90,48 +90,27 @@ def record(here: Session, option: str, streams: Sequence[Stream]) -> None:
 
 def rows(config: Any, found: dict[str, list[Stream]], data: Streams) -> list[dict[str, Any]]:
     """Before any edit, and for each option on each passage right after its own edit and on all after the last."""
-    first, seed = figures(next(iter(found.values()))), config.seed
-
-    def row(
-        name: str,
-        label: str,
-        accuracy: Sequence[float | None],
-        likelihood: Sequence[float | None],
-        above: tuple[str, Sequence[float | None]] | None,
-        problems: dict[str, int],
-    ) -> dict[str, Any]:
-        def against(name: str, before: Sequence[float | None]) -> dict[str, Any]:
-            return {"row": name, **paired_bootstrap(before, accuracy, seed=seed).as_json()}
-
-        return {
-            "name": name,
-            "label": label,
-            "unit": "stream",
-            "passages": len(data.streams),
-            "questions": data.questions,
-            "accuracy": bootstrap_mean(accuracy, seed=seed).as_json(),
-            "log_likelihood": bootstrap_mean(likelihood, seed=seed).as_json(),
-            "versus_previous": above and against(*above),
-            "versus_base": None if name == "base" else against("base", first.base),
-            "problems": problems,
-            "per_passage": {f"stream-{r + 1}": value for r, value in enumerate(accuracy)},
-        }
-
-    table = [row("base", "Before any edit", first.base, first.base_log_likelihood, None, {})]
+    first, ids = figures(next(iter(found.values()))), [f"stream-{r}" for r in range(1, len(data.streams) + 1)]
+    base = evaluation.Stage("base", "Before any edit", first.base, first.base_log_likelihood, {})
+    stages: list[tuple[evaluation.Stage, evaluation.Stage | None]] = [(base, None)]  # each with what it is against
     for option, streams in found.items():
         values, suffix = figures(streams), "" if option == "none" else f"_{option}"
-        own, final, shown = f"after_own_edit{suffix}", f"after_all_edits{suffix}", label_of(config, option)
-        above = ("base", first.base) if len(table) == 1 else None  # the row above is another option's: nothing to say
         troubles = dict(_troubles(streams)) | evaluation.problems_of_writing([s.edit for r in streams for s in r.steps])
         troubles |= evaluation.cut_answers([score for stream in streams for score in stream.steps[-1].scores])
-        table += [
-            row(own, f"Right after its own edit: {shown}", values.own, values.own_log_likelihood, above, {}),
-            row(
-                final, f"After all edits: {shown}", values.final, values.final_log_likelihood,
-                (own, values.own), troubles,
-            ),
-        ]  # fmt: skip
-    return table
+        shown, above = label_of(config, option), base if len(stages) == 1 else None  # another option's says nothing
+        own = evaluation.Stage(
+            f"after_own_edit{suffix}", f"Right after its own edit: {shown}", values.own, values.own_log_likelihood, {}
+        )
+        final = evaluation.Stage(
+            f"after_all_edits{suffix}", f"After all edits: {shown}", values.final, values.final_log_likelihood, troubles
+        )
+        stages += [(own, above), (final, own)]
+    return [
+        evaluation.row(
+            stage, ids, data.questions, above=above, base=None if stage is base else base, seed=config.seed
+        ) | {"unit": "stream"}
+        for stage, above in stages
+    ]  # fmt: skip
 
 
 def compare(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
