@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import get_type_hints
 
 import msgspec
-from msgspec import Meta
 
-from seal_jax.io.fields import ADAPTER, CONFIG, GGUF, OFF, ROPE, TOKENIZER
+from seal_jax.io.fields import ADAPTER, CONFIG, GGUF, OFF, ROPE, TOKENIZER, Table
 
 PAGE = """# What is read of a model's files
 
@@ -32,7 +30,7 @@ def page() -> str:
         "GGUF: keys of the tokenizer, such as `tokenizer.ggml.model`": TOKENIZER,
         "adapter_config.json": ADAPTER,
     }.items():
-        rows = [f"| `{name}` | read | {text} |" for name, text in _described(table.record)]
+        rows = [f"| `{name}` | read | {text} |" for name, text in _described(table)]
         for name, only in table.refused.items():
             values = "not in use" if only.values is OFF else " or ".join(f"`{json.dumps(v)}`" for v in only.values)
             rows.append(f"| `{name}` | refused unless {values} | {only.why} |")
@@ -46,12 +44,10 @@ def page() -> str:
     return "".join(parts)
 
 
-def _described(record: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(record, include_extras=True)
-    for field in msgspec.structs.fields(record):
-        metas = [meta for meta in getattr(hints[field.name], "__metadata__", ()) if isinstance(meta, Meta)]
-        texts = [meta.description for meta in metas if meta.description]
-        yield field.encode_name, "; ".join([*(["required"] if field.required else []), *texts])
+def _described(table: Table) -> Iterator[tuple[str, str]]:
+    for field in msgspec.structs.fields(table.record):
+        said = ["required"] if field.required else []
+        yield field.encode_name, "; ".join([*said, *filter(None, [table.read.get(field.encode_name)])])
 
 
 if __name__ == "__main__":

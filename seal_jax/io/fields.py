@@ -35,6 +35,7 @@ class Table(NamedTuple):
 
     form: str  # what was expected, as errors say it
     record: type[msgspec.Struct]  # what is read
+    read: Mapping[str, str]  # what a field of it means, where its name does not say so
     refused: Mapping[str, Only]
     ignored: Mapping[str, str]  # a name, or a pattern with `*` -> why it changes nothing
 
@@ -84,59 +85,47 @@ Ids = list[int] | int | None
 class RopeFields(msgspec.Struct):
     """`rope_parameters`, or as it was before transformers 5, `rope_scaling`."""
 
-    rope_type: Annotated[str | None, Meta(description="default, linear, llama3 or yarn")] = None
-    type: Annotated[str | None, Meta(description="older name of rope_type")] = None
-    rope_theta: Annotated[Base | None, Meta(description="goes before the config's own")] = None
-    factor: Annotated[Positive | None, Meta(description="all but default")] = None
-    low_freq_factor: Annotated[Positive | None, Meta(description="llama3")] = None
-    high_freq_factor: Annotated[Positive | None, Meta(description="llama3")] = None
-    original_max_position_embeddings: Annotated[
-        Positive | None, Meta(description="llama3 and yarn; by default max_position_embeddings")
-    ] = None
-    attention_factor: Annotated[Positive | None, Meta(description="yarn; by default from factor or the mscales")] = None
-    mscale: Annotated[Number | None, Meta(description="yarn")] = None
-    mscale_all_dim: Annotated[Number | None, Meta(description="yarn")] = None
-    beta_fast: Annotated[Number | None, Meta(description="yarn; 32 by default")] = None
-    beta_slow: Annotated[Number | None, Meta(description="yarn; 1 by default")] = None
-    truncate: Annotated[bool | UnsetType | None, Meta(description="yarn; true by default")] = UNSET
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Base | None = None
+    factor: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    original_max_position_embeddings: Positive | None = None
+    attention_factor: Positive | None = None
+    mscale: Number | None = None
+    mscale_all_dim: Number | None = None
+    beta_fast: Number | None = None
+    beta_slow: Number | None = None
+    truncate: bool | UnsetType | None = UNSET
 
 
 class ConfigFields(msgspec.Struct):
     """config.json."""
 
-    model_type: Annotated[str, Meta(description="llama, qwen2 or qwen3")]
-    vocab_size: Annotated[Size, Meta(description="rows of the embedding")]
+    model_type: str
+    vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
     num_hidden_layers: Size
     num_attention_heads: Size
-    num_key_value_heads: Annotated[
-        Size | UnsetType | None, Meta(description="null: as many as heads; absent: 32 of a Qwen")
-    ] = UNSET
-    head_dim: Annotated[Size | None, Meta(description="by default hidden_size / heads, and 128 of Qwen3")] = None
+    num_key_value_heads: Size | UnsetType | None = UNSET
+    head_dim: Size | None = None
     rms_norm_eps: Annotated[float, Meta(ge=0, le=1)] = 1e-6
     tie_word_embeddings: bool = False
-    max_position_embeddings: Annotated[Size | None, Meta(description="the context; 2,048 or 32,768 by default")] = None
-    rope_parameters: Annotated[dict[str, Any] | None, Meta(description="see below")] = None
-    rope_scaling: Annotated[dict[str, Any] | None, Meta(description="goes before rope_parameters")] = None
+    max_position_embeddings: Size | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
     rope_theta: Base | None = None
-    original_max_position_embeddings: Annotated[
-        Positive | None, Meta(description="goes before the one in rope_parameters")
-    ] = None
-    hidden_act: Annotated[str | None, Meta(description="silu, also called swish; all else is refused")] = "silu"
-    attention_bias: Annotated[bool | None, Meta(description="true is refused but of Qwen2, which always has them")] = (
-        None
-    )
-    layer_types: Annotated[list[str] | None, Meta(description="all must be full_attention")] = None
-    use_sliding_window: Annotated[bool | None, Meta(description="refused where it gives some layer a window")] = None
-    sliding_window: Annotated[int | UnsetType | None, Meta(description="Qwen: as above; of a Llama not in use")] = UNSET
-    max_window_layers: Annotated[
-        int | None, Meta(description="layers before the first with a window; 28 by default")
-    ] = 28
-    eos_token_id: Annotated[Ids, Meta(description="ends an answer; so does generation_config.json's")] = None
-    name_or_path: Annotated[str | None, Meta(description="a name that an adapter's base may have")] = msgspec.field(
-        default=None, name="_name_or_path"
-    )
+    original_max_position_embeddings: Positive | None = None
+    hidden_act: str | None = "silu"
+    attention_bias: bool | None = None
+    layer_types: list[str] | None = None
+    use_sliding_window: bool | None = None
+    sliding_window: int | UnsetType | None = UNSET
+    max_window_layers: int | None = 28
+    eos_token_id: Ids = None
+    name_or_path: str | None = msgspec.field(default=None, name="_name_or_path")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,40 +141,36 @@ class GgufFields(msgspec.Struct, rename=lambda name: name.replace("__", ".")):
     feed_forward_length: Size
     attention__head_count: Size
     attention__layer_norm_rms_epsilon: Annotated[float, Meta(ge=0, le=1)]
-    attention__head_count_kv: Annotated[Size | None, Meta(description="by default as many as heads")] = None
-    attention__key_length: Annotated[Size | None, Meta(description="by default embedding_length / heads")] = None
-    attention__value_length: Annotated[Size | None, Meta(description="must be key_length")] = None
-    rope__dimension_count: Annotated[Size | None, Meta(description="must be key_length")] = None
+    attention__head_count_kv: Size | None = None
+    attention__key_length: Size | None = None
+    attention__value_length: Size | None = None
+    rope__dimension_count: Size | None = None
     rope__freq_base: Base = 10_000.0
-    rope__scaling__type: Annotated[
-        str | None, Meta(description="none, linear or yarn; absent with a factor: linear, as in llama.cpp")
-    ] = None
-    rope__scaling__factor: Annotated[Number | None, Meta(description="0 is none")] = None
-    rope__scale_linear: Annotated[Number | None, Meta(description="older name of rope.scaling.factor")] = None
-    rope__scaling__original_context_length: Annotated[
-        Size | None, Meta(description="yarn; by default context_length")
-    ] = None
-    rope__scaling__attn_factor: Annotated[Positive, Meta(description="yarn; times what its rule yields")] = 1.0
-    rope__scaling__yarn_beta_fast: Annotated[Positive, Meta(description="yarn")] = 32.0
-    rope__scaling__yarn_beta_slow: Annotated[Positive, Meta(description="yarn")] = 1.0
+    rope__scaling__type: str | None = None
+    rope__scaling__factor: Number | None = None
+    rope__scale_linear: Number | None = None
+    rope__scaling__original_context_length: Size | None = None
+    rope__scaling__attn_factor: Positive = 1.0
+    rope__scaling__yarn_beta_fast: Positive = 32.0
+    rope__scaling__yarn_beta_slow: Positive = 1.0
 
 
 class TokenizerFields(msgspec.Struct, rename=lambda name: name.replace("__", ".")):
     """Keys of a GGUF file's tokenizer, after `tokenizer.`"""
 
-    ggml__model: Annotated[str, Meta(description="gpt2 (byte-level BPE) or llama (sentencepiece)")]
-    ggml__tokens: Annotated[list[str], Meta(min_length=1, description="each once")]
-    ggml__token_type: Annotated[list[int], Meta(description="3 is special, 4 a word of the user's")]
-    ggml__scores: Annotated[list[float] | None, Meta(description="llama")] = None
-    ggml__merges: Annotated[list[str] | None, Meta(description="gpt2")] = None
-    ggml__pre: Annotated[str, Meta(description="how text is cut: smollm, qwen2, llama-bpe")] = "absent"
+    ggml__model: str
+    ggml__tokens: Annotated[list[str], Meta(min_length=1)]
+    ggml__token_type: list[int]
+    ggml__scores: list[float] | None = None
+    ggml__merges: list[str] | None = None
+    ggml__pre: str = "absent"
     ggml__bos_token_id: int | None = None
-    ggml__eos_token_id: Annotated[int | None, Meta(description="ends an answer")] = None
-    ggml__eot_token_id: Annotated[int | None, Meta(description="ends an answer")] = None
-    ggml__eom_token_id: Annotated[int | None, Meta(description="ends an answer")] = None
+    ggml__eos_token_id: int | None = None
+    ggml__eot_token_id: int | None = None
+    ggml__eom_token_id: int | None = None
     ggml__unknown_token_id: int | None = None
     ggml__padding_token_id: int | None = None
-    ggml__add_bos_token: Annotated[bool | None, Meta(description="by default as llama.cpp has it")] = None
+    ggml__add_bos_token: bool | None = None
     ggml__add_space_prefix: bool = True
     chat_template: str | None = None
 
@@ -198,15 +183,11 @@ class AdapterFields(msgspec.Struct):
     """adapter_config.json."""
 
     r: Size
-    lora_alpha: Annotated[Positive, Meta(description="the adapter is scaled by lora_alpha / r")]
-    use_rslora: Annotated[bool | None, Meta(description="scaled by lora_alpha / root of r instead")] = False
-    target_modules: Annotated[
-        list[str] | str | None, Meta(description="a list must name the projections whose weights are there")
-    ] = None
-    init_lora_weights: Annotated[
-        bool | str | None, Meta(description="initialisations that changed the base weights are refused")
-    ] = True
-    base_model_name_or_path: Annotated[str | None, Meta(description="compared with the model's names")] = None
+    lora_alpha: Positive
+    use_rslora: bool | None = False
+    target_modules: list[str] | str | None = None
+    init_lora_weights: bool | str | None = True
+    base_model_name_or_path: str | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,7 +202,7 @@ def _tables() -> dict[str, Table]:
     said: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     return {
         kind: Table(
-            table["form"], records[kind],
+            table["form"], records[kind], table["read"],
             {name: Only(only.get("only", OFF), only["why"]) for name, only in table["refused"].items()},
             {name: why for why, names in table["ignored"].items() for name in names},
         )
