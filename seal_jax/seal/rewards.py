@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from seal_jax.engine import batching, inner
 from seal_jax.engine.chunks import Chunk, in_chunks
@@ -26,9 +27,6 @@ from seal_jax.engine.training import Shapes, Trainer, train_each, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
-
-if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Array, Bool, Float, Int
 
 
 class Score(NamedTuple):
