@@ -11,7 +11,7 @@ same questions. Cells that differ in learning rate, epochs, rank, alpha or proje
 other fields of the inner loop (batch size, schedule, dropout) need a program each, but share self-edits and base
 answers; what lies outside the inner loop (prompt, model, sampling) is a run of its own, one after another or as jobs.
 
-The page says which cell to use and how sure that is; results.csv has every figure. A larger grid on the same folder
+The page says which cell to use and how sure that is; results.csv has a line a cell. A larger grid on the same folder
 keeps the cells that it has. Settings are chosen on the passages that the main experiment trains on (--split).
 """
 
@@ -26,15 +26,14 @@ from typing import Any, NamedTuple
 
 from seal_jax.analysis import grid
 from seal_jax.analysis.ablations import Metric, compare
-from seal_jax.engine.training import FineTuning
 from seal_jax.run import cells, command, search, session
 from seal_jax.run.cells import Part, Settings
 from seal_jax.run.jobs import Jobs
 from seal_jax.run.journal import RunFolder, as_json, require_room
+from seal_jax.run.passages import PAPER as PAPERS
+from seal_jax.run.passages import SMALL, SMALLEST
 from seal_jax.run.session import Experiment, Place, Preset
 from seal_jax.types import Compute
-
-from . import squad
 
 GRIDS = Path(__file__).parent / "grids"  # named ablations
 
@@ -55,23 +54,10 @@ class Config(Settings):
     """Where runs that cannot share a program run."""
 
 
-PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad", style="raw", ablation="paper")
+PAPER = Config("paper", **PAPERS, ablation="paper")
 
-DEMO = Config(
-    "demo",
-    prompt="facts",
-    sampling=squad.DEMO.sampling,
-    answer_tokens=64,
-    max_sequences=8,
-    inner=squad.DEMO.inner,
-    passages=8,
-    ablation="demo",
-)
-
-SMOKE = dataclasses.replace(
-    DEMO, preset="smoke", sampling=squad.SMOKE.sampling, answer_tokens=8, max_sequences=4, inner=FineTuning(epochs=1),
-    passages=2, ablation="smoke",
-)  # fmt: skip
+DEMO = Config("demo", **SMALL, passages=8, ablation="demo")
+SMOKE = dataclasses.replace(DEMO, preset="smoke", **SMALLEST, passages=2, ablation="smoke")
 
 PRESETS = {
     "demo": Preset(

@@ -20,14 +20,13 @@ import sys
 from typing import Any, Literal
 
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning
 from seal_jax.run import command, passages, streams
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.run.streams import Streams
 from seal_jax.seal import continual
 from seal_jax.seal.continual import Retention
-from seal_jax.types import PROJECTIONS, Compute, require_at_least
+from seal_jax.types import Compute, require_at_least
 
 OPTIONS = ("none", "replay", "kl")
 
@@ -84,15 +83,16 @@ class Config(Knowledge):
 
 # Departures from the paper are those of experiments.squad. Streams are trained 16 at a time: each holds the adapters of
 # all its edits (at 7B, q and v: 0.3 GiB), and is read by as many rows as it has questions.
-PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad", style="raw")
+PAPER = Config("paper", **passages.PAPER)
 
 DEMO = Config(
     "demo",
-    prompt="facts",
-    sampling=Sampling(max_tokens=96, temperature=0.7, top_p=0.95),
-    answer_tokens=64,
-    max_sequences=6,
-    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=6),
+    **passages.SMALL
+    | {
+        "sampling": Sampling(max_tokens=96, temperature=0.7, top_p=0.95),
+        "max_sequences": 6,
+        "inner": dataclasses.replace(passages.SMALL["inner"], epochs=6),
+    },
     split="train",
     streams=8,
     stream_length=4,
@@ -103,10 +103,7 @@ DEMO = Config(
 SMOKE = dataclasses.replace(
     DEMO,
     preset="smoke",
-    sampling=Sampling(max_tokens=24),
-    answer_tokens=8,
-    max_sequences=3,
-    inner=FineTuning(epochs=1),
+    **passages.SMALLEST | {"max_sequences": 3},
     streams=2,
     stream_length=2,
 )

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seal_jax.engine.full_training import FullTuning
-from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.run import command, passages, pretraining
 from seal_jax.run.passages import Knowledge
@@ -31,7 +30,7 @@ from seal_jax.run.pretraining import Corpus, Text
 from seal_jax.run.session import Experiment, Preset, Session
 from seal_jax.seal import evaluation
 from seal_jax.seal.entigraph import Kind, Limits
-from seal_jax.types import PROJECTIONS, Compute, require_at_least
+from seal_jax.types import Compute, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +67,7 @@ class Config(Knowledge):
 # loop. Ours: its learning rate, epochs and batch, and all of `full`.
 PAPER_200 = Config(
     "paper-200",
-    model="Qwen/Qwen2.5-7B",
-    dtype="bfloat16",
-    data="squad",
-    style="raw",
+    **passages.PAPER,
     inner=FineTuning(learning_rate=3e-4, epochs=5, batch_size=8),
     full=FullTuning(learning_rate=1e-5, epochs=5, batch_size=16),
 )
@@ -79,11 +75,7 @@ PAPER_2067 = dataclasses.replace(PAPER_200, preset="paper-2067", n=2067, method=
 
 DEMO = Config(
     "demo",
-    prompt="facts",
-    sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
-    answer_tokens=64,
-    max_sequences=8,
-    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8, batch_size=4),
+    **passages.SMALL | {"inner": dataclasses.replace(passages.SMALL["inner"], batch_size=4)},
     n=20,
     completions=2,
     full=FullTuning(learning_rate=1e-4, epochs=8, batch_size=4),
@@ -92,10 +84,7 @@ DEMO = Config(
 SMOKE = dataclasses.replace(
     DEMO,
     preset="smoke",
-    sampling=Sampling(max_tokens=24),
-    answer_tokens=8,
-    max_sequences=4,
-    inner=FineTuning(epochs=1, batch_size=2),
+    **passages.SMALLEST | {"inner": FineTuning(epochs=1, batch_size=2)},
     n=3,
     completions=1,
     full=FullTuning(epochs=1, batch_size=2),
@@ -121,7 +110,7 @@ def run(here: Session, data: Corpus) -> dict[str, Any]:
     base = here.try_base(data.asked, name="questions")
     stages = [evaluation.base_stage(base, "Base model")]
     texts = [
-        Text(n, label, pretraining.write(config, here, pretraining.starts_from(config, here, n), data, n))
+        Text(n, label, pretraining.write(config, here, pretraining.starts_from(config, here.lm, n), data, n))
         for n, label in labels.items()
     ]
     if config.method == "full":

@@ -54,7 +54,7 @@ class Config(Knowledge):
             require_at_least(1, passages=self.passages)
 
 
-PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", style="raw")
+PAPER = Config("paper", **passages.PAPER | {"data": "recorded"})
 
 DEMO = Config(
     "demo",

@@ -26,10 +26,9 @@ import tyro
 from seal_jax.graders.agreement import compare, read_answers, split
 from seal_jax.graders.choose import Connection, Grader
 from seal_jax.run import ends, runtime
-from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, write_atomically
 from seal_jax.run.judges import make_judge
-from seal_jax.run.terminal import show
+from seal_jax.run.terminal import shell_command, show
 from seal_jax.types import Query, Verdict, require_at_least
 
 PIECE = 256  # answers given to a model at a time; progress is shown between

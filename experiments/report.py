@@ -17,11 +17,11 @@ from pathlib import Path
 
 import tyro
 
-from seal_jax.report.compare import comparison_text, read_runs
 from seal_jax.report.page import write_page
+from seal_jax.report.results import read_runs
+from seal_jax.report.sections import as_text
 from seal_jax.run import ends
-from seal_jax.run.invocation import shell_command
-from seal_jax.run.terminal import show
+from seal_jax.run.terminal import shell_command, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         folder = runs[0].folder
         out = command.out or (folder / "report.html" if len(runs) == 1 else folder.parent / "comparison.html")
         write_page(runs, out)
-        show(comparison_text(runs), f"\nReport: {out}")
+        show(as_text(runs), f"\nReport: {out}")
 
     return ends.ended(work)
 

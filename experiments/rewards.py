@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from seal_jax.domains import squad
 from seal_jax.domains.passages import recorded_together
-from seal_jax.engine.training import FineTuning
 from seal_jax.run import command, passages, plan
 from seal_jax.run.passages import Knowledge, Recorded
 from seal_jax.run.plan import Stage
@@ -27,8 +26,6 @@ from seal_jax.seal.outer.best_of_n import rate_self_edits
 from seal_jax.seal.reward_table import reward_table
 from seal_jax.seal.rounds import try_self_edits, write_self_edits
 from seal_jax.types import Compute, require_at_least
-
-from . import squad as main_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,31 +47,10 @@ class Config(Knowledge):
         require_at_least(2, samples=self.samples, seeds=self.seeds)
 
 
-PAPER = Config("paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad", style="raw")
+PAPER = Config("paper", **passages.PAPER)
 
-DEMO = Config(
-    "demo",
-    prompt="facts",
-    sampling=main_job.DEMO.sampling,
-    answer_tokens=64,
-    max_sequences=8,
-    inner=main_job.DEMO.inner,
-    passages=20,
-    samples=4,
-    seeds=4,
-)
-
-SMOKE = dataclasses.replace(
-    DEMO,
-    preset="smoke",
-    sampling=main_job.SMOKE.sampling,
-    answer_tokens=8,
-    max_sequences=4,
-    inner=FineTuning(epochs=1),
-    passages=3,
-    samples=2,
-    seeds=2,
-)
+DEMO = Config("demo", **passages.SMALL, passages=20, samples=4, seeds=4)
+SMOKE = dataclasses.replace(DEMO, preset="smoke", **passages.SMALLEST, passages=3, samples=2, seeds=2)
 
 PRESETS = {
     "demo": Preset(

@@ -17,15 +17,13 @@ import sys
 from typing import Any, Literal
 
 from seal_jax.domains import squad
-from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning
 from seal_jax.run import command, passages
 from seal_jax.run.passages import Evaluation, Knowledge, Recorded, Split
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.seal import entigraph, evaluation
 from seal_jax.seal.outer import SFT, Outer
 from seal_jax.seal.rounds import rounds, write_self_edits
-from seal_jax.types import PROJECTIONS, Compute
+from seal_jax.types import Compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +48,11 @@ class Config(Knowledge):
 # pads carry no loss (the reference trains on them); the base model is scored once a question, not once a self-edit;
 # answers are graded by normalised match, not by GPT-4.1 (graders/lexical.py says how far the two agree); the adapter's
 # initialisation and the order of sequences come from the run's seed, not from the clock.
-PAPER = Config(
-    "paper", model="Qwen/Qwen2.5-7B", dtype="bfloat16", data="squad", style="raw", outer=Outer(break_ties=False)
-)
+PAPER = Config("paper", **passages.PAPER, outer=Outer(break_ties=False))
 
 DEMO = Config(
     "demo",
-    prompt="facts",
-    sampling=Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
-    answer_tokens=64,
-    max_sequences=8,
-    inner=FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8),
+    **passages.SMALL,
     outer=Outer(
         rounds=1,
         passages=5,
@@ -75,10 +67,7 @@ DEMO = Config(
 SMOKE = dataclasses.replace(
     DEMO,
     preset="smoke",
-    sampling=Sampling(max_tokens=24),
-    answer_tokens=8,
-    max_sequences=4,
-    inner=FineTuning(epochs=1),
+    **passages.SMALLEST,
     outer=dataclasses.replace(DEMO.outer, passages=2, samples=2, select="best"),
     evaluation=Evaluation(passages=3),
 )

@@ -136,17 +136,13 @@ def test_the_page_has_main_effects_and_a_map_of_every_pair(twelve):
     assert "inner.learning_rate (down) and inner.rank (across)" in page
 
 
-def test_one_table_holds_every_figure(twelve):
+def test_a_table_holds_the_figures_of_every_cell(twelve):
     results, folder, _ = twelve
     lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
-    assert [line["kind"] for line in lines] == ["cell"] * 12 + ["main effect"] * 7 + ["crossing"] * (6 + 4 + 6)
-    for line, cell in zip(lines, results["cells"], strict=False):
+    for line, cell in zip(lines, results["cells"], strict=True):
         assert (line["inner.rank"], int(line["cell"])) == (str(cell["values"]["inner.rank"]), cell["number"])
         for end, key in (("", "mean"), ("_low", "low"), ("_high", "high")):
             assert float(line[f"log_likelihood{end}"]) == cell["log_likelihood"][key]
-            assert float(line[f"against_best{end}"]) == cell["against_best"][key]
-    effect = lines[12]
-    assert (effect["inner.learning_rate"], effect["inner.rank"], effect["cells"]) == ("0.01", "", "6")
 
 
 @pytest.mark.parametrize("after", [6, 12])

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from seal_jax.domains.arc import easy
 from seal_jax.domains.arc.grids import SPLITS, Grid, Pair, Split, Task, as_grid
-from seal_jax.domains.arc.tasks import load_tasks
+from seal_jax.domains.arc.tasks import EASY, load_tasks
+from tests.golden import make_easy_tasks as easy
 
 Rows = list[list[int]]
 
@@ -155,6 +155,10 @@ def test_the_same_seed_gives_the_same_tasks(split: Split):
     assert digest(tasks) == digest(easy.generate(split, count=30, seed=1))
     assert digest(tasks) == digest(easy.generate(split, count=60, seed=1)[:30])
     assert digest(tasks) != digest(easy.generate(split, count=30, seed=2))
+
+
+def test_the_file_is_what_its_script_writes():
+    assert EASY.read_text(encoding="utf-8") == easy.written()
 
 
 def test_the_tasks_are_those_of_every_machine():

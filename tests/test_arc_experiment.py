@@ -135,7 +135,7 @@ def test_a_mistake_says_what_to_do(config, tmp_path, changes, message):
 
 def test_a_task_too_long_for_the_model_is_named(config, tmp_path):
     long = dataclasses.replace(config, data="arc-agi-1", evaluation=puzzles.Evaluation(tasks=1))
-    with pytest.raises(ValueError, match=r"task [0-9a-f]{8} \(\d+ cells\) needs a context of \d+ tokens.*--max-cells"):
+    with pytest.raises(ValueError, match=r"'[0-9a-f]{8}' \(\d+ tokens\) needs a context of \d+ tokens.*--max-cells"):
         run_arc(long, tmp_path / "run")
 
 

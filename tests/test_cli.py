@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from seal_jax import cli
-from seal_jax.run import command, invocation
+from seal_jax.run import command, terminal
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,12 +58,12 @@ def test_a_document_may_stand_without_its_option(monkeypatch):
 
 def test_messages_name_the_command_that_the_reader_has(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
-    assert invocation.shell_command("grade", "--answers", "a b") == "python -m experiments.grade --answers 'a b'"
+    assert terminal.shell_command("grade", "--answers", "a b") == "python -m experiments.grade --answers 'a b'"
     monkeypatch.setattr(sys, "argv", ["/env/bin/seal-jax", "squad"])
-    assert invocation.shell_command("grade") == "seal-jax grade"
+    assert terminal.shell_command("grade") == "seal-jax grade"
     monkeypatch.setattr(sys, "argv", ["notebook"])
-    monkeypatch.setattr(invocation, "CLONE", Path("nowhere"))
-    assert invocation.shell_command("grade") == "seal-jax grade"
+    monkeypatch.setattr(terminal, "CLONE", Path("nowhere"))
+    assert terminal.shell_command("grade") == "seal-jax grade"
 
 
 def test_the_wheel_holds_every_file_of_the_library_and_the_experiments(tmp_path):

@@ -14,15 +14,10 @@ import pytest
 
 from experiments import report
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
-from seal_jax.report.compare import (
-    RowKey,
-    comparison_text,
-    read_runs,
-    settings_that_differ,
-)
+from seal_jax.report.blocks import points
 from seal_jax.report.page import write_page, write_report
-from seal_jax.report.results import Difference, Estimate, difference
-from seal_jax.report.text import points
+from seal_jax.report.results import Difference, Estimate, RowKey, difference, read_runs
+from seal_jax.report.sections import as_text, settings_that_differ
 from tests.test_report import HOSTILE, Page, alternatives, blank, interval, sample_run, write_sample_run
 
 LAST = RowKey("self_edits_round_1", "passage")
@@ -98,7 +93,7 @@ def test_runs_that_share_no_passage_are_not_compared(tmp_path, per_passage, says
     folders = [keep(tmp_path / "a", results), keep(tmp_path / "b", other)]
     runs = read_runs(folders)
     assert difference(*(run.rows[LAST] for run in runs)) == Difference(Estimate(), 0, says)
-    assert says in comparison_text(runs)
+    assert says in as_text(runs)
     words = page_of(folders, tmp_path / "out.html").words()
     assert f"— {says}" in words.split("Against a")[1]
 
@@ -110,9 +105,8 @@ def test_streams_and_passages_are_different_rows(tmp_path):
     ]
     words = page_of(folders, tmp_path / "out.html").words()
     assert "2 runs that have no row in common" in words
-    text = comparison_text(read_runs(folders))
+    text = as_text(read_runs(folders))
     assert "2 runs that have no row in common" in text
-    assert "Settings that differ" not in text
     assert "Option base (streams)" in words and "Against a" not in words
 
 
@@ -152,16 +146,16 @@ def test_page_has_every_part(tmp_path, two):
     keep(two[0], results | {"ungraded": 4})
     page = page_of(two, tmp_path / "out.html")
     words = page.words()
-    headings = ["Runs", "Accuracy", "Against one", "Settings that differ", "The paper's settings"]
+    headings = ["Runs", "Accuracy", "The paper's figures", "Against one", "Settings that differ", "Phase"]
     positions = [words.index(heading) for heading in headings]
     assert positions == sorted(positions)
     for run in read_runs(two):
         for row in run.results.rows:
             assert f"{100 * row.accuracy.mean:.1f} %" in words
-    assert "4 answers without a verdict" in words and "60 about 12 passages" in words
-    table = words.split("Row one two Paper: table 2 ")[1].split("Against one")[0]
+    assert "4 answers without a verdict" in words and "60 questions, 12 passages" in words
+    table = words.split("Row one two Paper ")[1].split("Against one")[0]
     assert re.findall(r"\b1\.7 %|93\.5 %|—|98\.3 %", table) == ["1.7 %", "93.5 %", "—", "98.3 %"]
-    assert "one: model: big there, m here" in words
+    assert "one: table 2; model: big there, m here" in words
     assert "inner.rank 32 64" in words
     assert sum(tag == "figure" for tag, _ in page.elements) == 4  # one a row
     ids = re.findall(r' id="([^"]*)"', page.source)
@@ -191,17 +185,17 @@ def test_text_of_a_run_is_always_escaped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("by", "says"), [(0.2, "a clear difference"), (-0.2, "a clear difference"), (0.0, "no clear difference")]
+    ("by", "says"), [(0.2, "70.0 % (a clear gain)"), (-0.2, "30.0 % (a clear loss)"), (0.0, "50.0 % (no clear change)")]
 )
 def test_headline_of_two_runs_says_whether_they_differ(tmp_path, by, says):
     results, _ = sample_run()
     folders = [keep(tmp_path / "a", results), keep(tmp_path / "b", moved(results, by))]
     words = page_of(folders, tmp_path / "out.html").words()
-    assert "“Own self-edits, after round 1” is at" in words and f": {says}." in words
+    assert f"Own self-edits, after round 1: a 50.0 %; b {says}" in words
 
 
 def test_two_runs_of_fewer_than_eight_passages_are_not_called_different(tmp_path):
-    for passages, says in ((7, ": too few passages to say."), (8, ": a clear difference.")):
+    for passages, says in ((7, "(too few passages to say)"), (8, "(a clear gain)")):
         runs = [alternatives({"a": [share] * passages}) for share in (0.2, 0.6)]
         folders = [keep(tmp_path / name, run) for name, run in zip("ab", runs, strict=True)]
         assert says in page_of(folders, tmp_path / "out.html").words()
@@ -211,23 +205,21 @@ def test_eight_runs_and_one(tmp_path):
     results, _ = sample_run()
     folders = [keep(tmp_path / f"run-{i}", moved(results, i / 100)) for i in range(8)]
     words = page_of(folders, tmp_path / "out.html").words()
-    assert "Of 8 runs, “Own self-edits, after round 1” is highest" in words
-    assert "in run-7, and lowest" in words and "in run-0." in words
+    assert "Own self-edits, after round 1: run-0 50.0 %; run-1 51.0 % (a clear gain); run-2" in words
     assert "Settings that differ None." in words
     alone = page_of(folders[:1], tmp_path / "out.html").words()
     assert alone == page_of(folders[:1], write_report(folders[0])).words()  # the page of that run
-    assert "Against run" not in alone and "Settings that differ" not in alone and "Time and machine" in alone
+    assert "Against run" not in alone and "Settings that differ" not in alone and "machine platform" in alone
 
 
 def test_headline_warns_where_passages_differ(tmp_path):
     results, _ = sample_run()
-    other = copy.deepcopy(results)
+    other, fewer = copy.deepcopy(results), copy.deepcopy(results)
     other["rows"][3]["per_passage"] = {"elsewhere": 0.5}
-    folders = [keep(tmp_path / str(i), run) for i, run in enumerate((results, results, other))]
-    caution = "They were not all asked about the same passages."
-    assert caution in page_of(folders, tmp_path / "out.html").words()
-    keep(folders[2], results)
-    assert caution not in page_of(folders, tmp_path / "out.html").words()
+    del fewer["rows"][3]["per_passage"]["passage-0"]
+    folders = [keep(tmp_path / str(i), run) for i, run in enumerate((results, other, fewer))]
+    words = page_of(folders, tmp_path / "out.html").words()
+    assert "1 50.0 % (not the same passages); 2 50.0 % (no clear change; over the 11 passages in both)" in words
 
 
 def test_runs_of_different_experiments_are_compared_in_what_they_share(tmp_path):
@@ -248,14 +240,14 @@ def test_missing_values_do_not_break_the_page(tmp_path):
         folders = [keep(tmp_path / f"{number}-a", results), keep(tmp_path / f"{number}-b", other)]
         for some in (folders, folders[::-1], folders[1:]):
             page_of(some, tmp_path / "out.html")
-            assert comparison_text(read_runs(some))
+            assert as_text(read_runs(some))
 
 
 def test_the_terminal_shows_the_same_in_100_columns(two):
     runs = read_runs(two)
-    text = comparison_text(runs)
+    text = as_text(runs)
     assert max(map(len, text.splitlines())) <= 100
-    assert "“Own self-edits, after round 1” is at" in text
+    assert "Own self-edits, after round 1: one 50.0" in text
     change = difference(*(run.rows[LAST] for run in runs)).estimate
     against = text.split("Against one\n")[1].split("\n\n")[0].splitlines()
     assert "paired by passage" in against[0] and ["Row", "two"] in [line.split() for line in against]
@@ -270,7 +262,7 @@ def test_long_names_stay_within_the_terminal(tmp_path):
     results["rows"][0]["label"] = "a label " * 30
     results["settings"]["inner"]["width_cuts"] = list(range(200))
     folders = [keep(tmp_path / f"{'a-very-long-run-name' * 4}-{i}", results) for i in range(3)]
-    lines = comparison_text(read_runs(folders)).splitlines()
+    lines = as_text(read_runs(folders)).splitlines()
     assert max(map(len, lines)) <= 100
     heading = [line.split() for line in lines[lines.index("Accuracy") + 1 : lines.index("Accuracy") + 12]]
     assert any([name[-2:] for name in names[-3:]] == ["-0", "-1", "-2"] for names in heading)  # what tells them apart
@@ -283,9 +275,9 @@ def test_runs_are_called_by_as_much_of_their_path_as_tells_them_apart(tmp_path):
     results, _ = sample_run()
     places = ["x/runs/demo", "y/runs/demo", "y/runs/other"]
     runs = read_runs([keep(tmp_path / place, results) for place in places])
-    assert [run.label for run in runs] == ["x/runs/demo", "y/runs/demo", "other"]
+    assert [run.label for run in runs] == places
     assert [run.label for run in read_runs([runs[1].folder, keep(tmp_path / "z/demo", results)])] == [
-        "runs/demo",
+        "y/runs/demo",
         "z/demo",
     ]
 
@@ -308,7 +300,7 @@ def test_the_command_writes_the_page_of_one_run_into_its_folder(two, capsys):
     assert report.main([str(two[0])]) == 0
     page = two[0] / "report.html"
     printed = capsys.readouterr().out
-    assert printed.endswith(f"Report: {page}\n") and "After training on its own self-edits" in printed
+    assert printed.endswith(f"Report: {page}\n") and "Own self-edits, before RL 50.0" in printed
     assert not (two[0].parent / "comparison.html").exists()
     written = page.read_bytes()
     assert write_report(two[0]).read_bytes() == written

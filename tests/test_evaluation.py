@@ -313,7 +313,7 @@ def test_the_summary_of_tasks_shows_how_many_were_solved_and_which_interval_it_i
     ]
     for title, cell in (("solved", "29 of 40"), ("accuracy, %", "83.9]"), ("against row above", "+90.0]")):
         assert lines[1].index(title) + len(title) == lines[3].index(cell) + len(cell)
-    assert max(map(len, lines)) == 80
+    assert max(map(len, lines)) <= 80
     mixed = [row | {"questions": 11} for row in table]
     del mixed[0]["interval"], mixed[0]["solved"], mixed[0]["tried"]
     text = summary(mixed)
@@ -324,7 +324,7 @@ def test_the_summary_of_tasks_shows_how_many_were_solved_and_which_interval_it_i
 def test_the_summary_of_passages_has_no_column_of_counts():
     text = summary(rows([BASE, PASSAGE], PASSAGES, 8, seed=0))
     assert text.splitlines()[0] == "4 passages, 8 questions; 95 % intervals, paired by passage"
-    assert text.splitlines()[1] == f"{'accuracy, %':>56}{'against row above':>24}"
+    assert text.splitlines()[1].split() == ["accuracy,", "%", "against", "row", "above"]
 
 
 def test_the_spread_of_seeds_is_their_standard_deviation():

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from docs import fields as docs_fields
 from seal_jax.domains import document, passages, squad
 from seal_jax.domains.arc import tasks
-from seal_jax.io import fields, gguf, peft, tokenizer, weights
+from seal_jax.io import gguf, peft, tokenizer, weights
 from seal_jax.io.hub import ModelFiles
 from tests import tiny
 
@@ -182,8 +183,8 @@ def test_many_changed_files_are_read_or_refused(name, known):
 
 
 def test_the_table_of_fields_is_what_its_command_prints():
-    assert (DOCS / "fields.md").read_text(encoding="utf-8") == fields.page(), (
-        "out of date: python -m seal_jax.io.fields > docs/fields.md"
+    assert (DOCS / "fields.md").read_text(encoding="utf-8") == docs_fields.page(), (
+        "out of date: python -m docs.fields > docs/fields.md"
     )
 
 

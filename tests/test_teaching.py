@@ -21,9 +21,8 @@ from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, peft, weights
 from seal_jax.nn import lora
 from seal_jax.run import runtime
-from seal_jax.run.adapted import Answer, adapt, stacked
-from seal_jax.run.lessons import Notes
-from seal_jax.seal import teaching
+from seal_jax.run.adapted import Answer, Notes, adapt, stacked
+from seal_jax.seal import rewards, teaching
 from seal_jax.seal.rewards import Score
 from seal_jax.seal.teaching import Teaching, answered_by, parse_questions, spread
 from seal_jax.types import Compute, Example, SelfEdit, Settings
@@ -199,7 +198,7 @@ def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order(
 
     def ask(some, together):
         sizes = Shapes((8,), 1, together, 8, 8)
-        return teaching.ask_each(lm, adapters, some, sizes, max_tokens=4, chunk=Chunk(3))
+        return rewards.ask(lm, adapters, [some, some], sizes, max_tokens=4, chunk=Chunk(3))
 
     answers, likely, cut = ask(queries, 2)
     single = [ask([query], 1) for query in queries]

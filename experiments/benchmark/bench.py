@@ -45,7 +45,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the base model (auto: float32 on a CPU, else bfloat16)
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn on an NVIDIA GPU in bfloat16, else xla
     devices: int | None = None  # that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4
-    peer: tuple[Literal["peft", "peft-x2", "reference", "skyrl-tx"], ...] = ()  # who else does the same work here
+    peer: tuple[Literal["peft", "peft-x2", "skyrl-tx"], ...] = ()  # who else does the same work here
     peer_python: Path | None = None  # of an environment with skyrl-tx, for that peer
     adapters: int = 16  # self-edits trained at a time
     epochs: int = 10  # over a self-edit's sequences
@@ -162,7 +162,7 @@ def require_equal_losses(bench: Bench, peer: Peer, folder: Path, bound: float) -
         config = dataclasses.replace(config, optimiser=Optimiser(clip_norm=math.inf))
     expected = ours.losses(bench.lm, adapter, tokens, CHECKED_ORDER, config)
     work = (tokens, CHECKED_ORDER, config.projections, config.rank, config.alpha, config.learning_rate)
-    peer.do("train", [(*work, None, str(folder))] * peer.processes)
+    peer.do("train", [(*work, str(folder))] * peer.processes)
     difference = max(float(np.abs(expected - reply["losses"]).max()) for reply in peer.replies)
     if not difference < bound:
         raise ValueError(

@@ -15,9 +15,8 @@ programs take on a TPU or a GPU that is not here (it has options of its own: com
 Without `--random` the weights are those of `--model`; with it, random ones of a published shape, made on the device,
 which takes the same time and needs no file. Peers (torch, transformers, peft) hold the same weights and run in
 processes of their own, by turns with us, once their losses are seen to be ours: peft trains one self-edit after another
-without a pad, the best it can do; peft-x2 is two such processes at once; reference pads to 2,048 tokens as the paper's
-code does and is in no ratio; skyrl-tx trains as many at a time as we do, in an environment of its own. A ratio is their
-time for a self-edit over ours; compile time is in none.
+without a pad, the best it can do; peft-x2 is two such processes at once; skyrl-tx trains as many at a time as we do, in
+an environment of its own. A ratio is their time for a self-edit over ours; compile time is in none.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-PROCESSES = {"peft": 1, "peft-x2": 2, "reference": 1, "skyrl-tx": 1}
+PROCESSES = {"peft": 1, "peft-x2": 2, "skyrl-tx": 1}
 NEEDED = ("torch", "peft", "transformers")
 SKYRL_TX, SKYRL_TX_VERSION = "skyrl-tx", "0.3.0"  # trains many adapters at once, and does nothing else here
 # glibc gives memory back at once: with 4 adapters of SmolLM2 its process held 6 GiB instead of 14, as fast

@@ -170,14 +170,12 @@ class Bench:
         rank: int,
         alpha: float,
         learning_rate: float,
-        pad_to: int | None = None,
         start: str | None = None,
     ) -> dict[str, Any]:
         """One self-edit, from a fresh adapter or from that of the folder `start`.
 
-        With `pad_to` every sequence is padded to that length and the pads are trained on, as the paper's code does. The
-        first call on new projections, which is no measurement, also finds out with how many threads a CPU is fastest:
-        for a small model, or on a busy machine, one can beat two by far.
+        The first call on new projections, which is no measurement, also finds out with how many threads a CPU is
+        fastest: for a small model, or on a busy machine, one can beat two by far.
         """
         if self.targets != (projections, rank):  # not timed
             base = self.model if self.adapted is None else self.adapted.unload()
@@ -187,21 +185,17 @@ class Bench:
             )
             self.threads = None
 
-        def row(ids: Sequence[int]) -> dict[str, Any]:
-            pads = 0 if pad_to is None else pad_to - len(ids)
-            tokens = torch.tensor([[*ids, *[0] * pads]], device=self.device)
-            mask = {} if pad_to is None else {"attention_mask": torch.tensor([[1] * len(ids) + [0] * pads]).to(tokens)}
-            return {"input_ids": tokens, "labels": tokens, **mask}
-
         def work() -> list[float]:
             if start is not None:
                 peft.set_peft_model_state_dict(self.adapted, peft.load_peft_weights(start, device=self.device))
             for module in self.adapted.modules() if start is None else ():
                 if hasattr(module, "reset_lora_parameters"):
                     module.reset_lora_parameters("default", True)
-            return _take_steps(self.adapted, [row(ids) for ids in sequences], order, learning_rate)
+            tokens = [torch.tensor([list(ids)], device=self.device) for ids in sequences]
+            rows = [{"input_ids": ids, "labels": ids} for ids in tokens]
+            return _take_steps(self.adapted, rows, order, learning_rate)
 
-        if self.threads is None and pad_to is None:
+        if self.threads is None:
             self.threads = self._best_threads(work)
         seconds, losses = self._seconds(work)
         threads = f"{torch.get_num_threads()} threads a process, " if self.device == "cpu" else ""

@@ -18,7 +18,7 @@ from .bench import Bench, opened
 MODELS = ("smollm2-135m", "smollm2-360m", "llama-3.2-1b", "qwen2.5-3b", "qwen2.5-7b")
 MODELS_ON_CPU = 2  # the first of them: those that it has time for
 AXES = {"adapters": "adapters trained at a time", "tokens": "tokens of a sequence", "models": "million parameters"}
-COLORS = {"seal_jax": "#1f5fa8", "peft": "#b3541e", "peft-x2": "#d9a066", "reference": "#7a7a7a", "skyrl-tx": "#3a7d44"}
+COLORS = {"seal_jax": "#1f5fa8", "peft": "#b3541e", "peft-x2": "#d9a066", "skyrl-tx": "#3a7d44"}
 
 
 def show(bench: Bench) -> dict[str, Any]:

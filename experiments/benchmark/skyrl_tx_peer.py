@@ -61,7 +61,7 @@ class Bench:
 
     def train(self, sequences: Any, order: Sequence[int], *given: Any) -> dict[str, Any]:
         """The losses of one self-edit, in the arguments of `peers.Bench.train`; its neighbour has other sequences."""
-        *options, _, start = given
+        *options, start = given
         return self.train_many([sequences, sequences[::-1]], [(i, i) for i in order], *options, start=start)
 
     def train_many(

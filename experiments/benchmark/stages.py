@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from seal_jax.engine import costs
@@ -30,9 +29,6 @@ from .peer_process import SKYRL_TX, DidNotFitError, Peer
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, PROMPTS, QUESTION_TOKENS, QUESTIONS, SAMPLE_TOKENS, SAMPLES, TOP_P
 
 OURS = "seal_jax"
-REFERENCE = "reference"  # of the peers, the one that does what the paper's code does; no ratio is against it
-REFERENCE_WIDTH = 2048  # tokens that the paper's code pads every sequence to
-REFERENCE_STEPS_ON_CPU = 1  # timed and scaled: one takes half a minute
 WARM = -1  # the number of the turn that compiles, or warms a peer up
 WARM_STEPS = 3
 PICKS = 4  # self-edits that a peer trains in a turn, a quarter of all sizes each
@@ -158,24 +154,22 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
     for name, peer in bench.peers.items():
         if name == SKYRL_TX:
             programs[name] = _training_together(bench, peer, config, edits, units, together)
-        elif name != REFERENCE or stage == "train_qv":  # its step takes the same however long a sequence is
+        else:
             programs[name] = _peer_training(bench, peer, config, edits, units)
     parameters, devices = costs.model_parameters(model), len(bench.devices)
     padded = ours.processed_tokens(parameters, edits, trainer, seed=settings.seed, devices=devices) / count
-    processed = {OURS: padded, REFERENCE: REFERENCE_WIDTH * config.epochs * sum(map(len, lengths)) / count}
-    sizes = {"together": together}
-    return measure(bench, stage, programs, phases, tokens=config.epochs * mean, processed=processed, **sizes), latest[0]
+    sizes: dict[str, Any] = {"together": together, "tokens": config.epochs * mean, "processed": {OURS: padded}}
+    return measure(bench, stage, programs, phases, **sizes), latest[0]
 
 
 def _peer_training(
     bench: Bench, peer: Peer, config: FineTuning, edits: Sequence[Sequence[Tokens]], units: Sequence[float]
 ) -> Program:
     """A peer's turn: each of its processes trains `PICKS` self-edits, of every size; others in each repeat."""
-    seed, padded = bench.settings.seed, peer.name == REFERENCE
+    seed = bench.settings.seed
     by_size = np.array_split(sorted(range(len(edits)), key=lambda e: (units[e], e)), min(PICKS, len(edits)))
     picks = [np.random.default_rng([seed, 6, g]).permutation(group).tolist() for g, group in enumerate(by_size)]
-    few = REFERENCE_STEPS_ON_CPU if padded and jax.default_backend() == "cpu" else None  # stand for all
-    options = (config.projections, config.rank, config.alpha, config.learning_rate, REFERENCE_WIDTH if padded else None)
+    options = (config.projections, config.rank, config.alpha, config.learning_rate)
 
     def one(e: int, number: int, limit: int | None) -> tuple[Any, float]:
         rng = np.random.default_rng([seed, 7, number, e])
@@ -183,7 +177,7 @@ def _peer_training(
         return ([s.ids for s in edits[e]], order[:limit], *options), len(order[:limit]) / len(order)
 
     def turn(number: int) -> tuple[float, float]:
-        limit = (1 if padded else WARM_STEPS) if number == WARM else few
+        limit = WARM_STEPS if number == WARM else None
         number = max(number, 0)
         taken = done = 0.0
         for group in picks[: 1 if limit else None]:
@@ -239,7 +233,7 @@ def _writing_stage(
     work = ours.writer(bench.lm, adapters, prompts, samples, sampling, settings.seed)
     programs: dict[str, Program] = {OURS: lambda turn: (seconds(work)[0], E)}
     for name, peer in bench.peers.items():
-        if name not in (REFERENCE, SKYRL_TX):
+        if name != SKYRL_TX:
             programs[name] = partial(theirs, peer, prompts)
     lora = 0 if adapters is None else costs.lora_parameters(model, workloads.TARGETS["train_qv"], settings.rank)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from seal_jax.analysis import effects, grid
-from seal_jax.analysis.effects import Comparison, Level
+from seal_jax.analysis.effects import Comparison
 from seal_jax.analysis.statistics import RESAMPLES, Interval, bootstrap_mean, paired_bootstrap
 
 SHOWN = 40  # cells on the page, the best; results.csv has all
@@ -115,22 +115,6 @@ class Findings:
         """Fields with at least two values, and every cell's value of each."""
         fields = effects.searched([outcome.values for outcome in self.outcomes])
         return {field: [outcome.values[field] for outcome in self.outcomes] for field in fields}
-
-    @cached_property
-    def main_effects(self) -> dict[str, dict[Metric, list[Level]]]:
-        """What each value of each field does, everything else averaged over."""
-        return {
-            field: {name: effects.main_effect(self.values[name], own, seed=self.seed) for name in METRICS}
-            for field, own in self.settings.items()
-        }
-
-    @cached_property
-    def crossings(self) -> dict[tuple[str, str], dict[Metric, effects.Crossing]]:
-        """The mean of the cells at each crossing of two fields' values."""
-        return {
-            (down, across): {name: effects.pair_effect(self.values[name], first, second) for name in METRICS}
-            for (down, first), (across, second) in itertools.combinations(self.settings.items(), 2)
-        }
 
     # -- results.json
 
@@ -232,6 +216,7 @@ class Findings:
         }
 
     def _effect_table(self) -> dict[str, Any]:
+        """What each value of each field does, everything else averaged over."""
         lines = [
             [
                 field,
@@ -240,8 +225,8 @@ class Findings:
                 self._written(level.mean),
                 "the best" if level.against is None else self._written(level.against, sign="+"),
             ]
-            for field, effect in self.main_effects.items()
-            for level in effect[self.metric]
+            for field, own in self.settings.items()
+            for level in effects.main_effect(self.values[self.metric], own, seed=self.seed)
         ]
         drawn = " Cells were drawn: a value did not meet all values of the other fields." if self.drawn else ""
         return {
@@ -254,19 +239,13 @@ class Findings:
     def _heat_maps(self) -> list[dict[str, Any]]:
         """Every pair of fields: the mean of the cells at each crossing, as a fraction."""
         maps = []
-        for (down, across), crossing in self.crossings.items():
-            rows, columns, means = crossing[self.metric]
+        for (down, first), (across, second) in itertools.combinations(self.settings.items(), 2):
+            rows, columns, means = effects.pair_effect(self.values[self.metric], first, second)
             if self.metric == "log_likelihood":
                 means = [[None if mean is None else math.exp(mean) for mean in row] for row in means]
-            maps.append(
-                {
-                    "title": f"{down} (down) and {across} (across)",
-                    "note": f"{MEASURES[self.metric].mapped}; the mean of the cells at each crossing.",
-                    "rows": rows,
-                    "columns": columns,
-                    "values": means,
-                }
-            )
+            title = f"{down} (down) and {across} (across)"
+            note = f"{MEASURES[self.metric].mapped}; the mean of the cells at each crossing."
+            maps.append({"title": title, "note": note, "rows": rows, "columns": columns, "values": means})
         return maps
 
     def _cells(self) -> list[dict[str, Any]]:
@@ -288,48 +267,19 @@ class Findings:
         ]
 
     def _written(self, interval: Interval, metric: Metric | None = None, sign: str = "") -> str:
-        """`12.3 [10.1, 14.5]`; without bounds where there is one passage, a dash where there is none."""
         measure = MEASURES[metric or self.metric]
-        mean, low, high = (f"{measure.scale * value:{sign}{measure.form}}" for value in interval[:3])
-        return "-" if math.isnan(interval.mean) else mean if math.isnan(interval.low) else f"{mean} [{low}, {high}]"
-
-    # -- results.csv
+        return interval.text(measure.scale, f"{sign}{measure.form}")
 
     def csv(self) -> str:
-        """All figures in one table: a line a cell, a line a value of each field, a line a crossing of each two.
-
-        A field that a line leaves empty is averaged over. Accuracies and probabilities are fractions, log-likelihoods
-        nats a token; `against_best` is in the metric that cells are compared by, against the best cell or value.
-        """
-        lines: list[dict[str, Any]] = []
-        for cell, outcome in zip(self._cells(), self.outcomes, strict=True):
-            about = {"kind": "cell", "cell": outcome.number, "cells": 1, "best_in": cell["best_in"]}
-            about |= {name: grid.text_of(value) for name, value in outcome.values.items()}
-            about |= {"problems": "; ".join(outcome.problems), "adapters": cell["adapters"]}
-            lines.append(about | _flat({name: cell[name] for name in (*METRICS, "against_best")}))
-        for field, effect in self.main_effects.items():
-            for n, level in enumerate(effect[self.metric]):
-                intervals: dict[str, Any] = {name: effect[name][n].mean.as_json() for name in METRICS}
-                against = level.against and level.against.as_json()
-                about = {"kind": "main effect", field: level.text, "cells": len(level.cells)}
-                lines.append(about | _flat({**intervals, "against_best": against}))
-        for (down, across), crossing in self.crossings.items():
-            rows, columns, _ = crossing[self.metric]
-            for (r, row), (k, column) in itertools.product(enumerate(rows), enumerate(columns)):
-                means: dict[str, Any] = {name: crossing[name].means[r][k] for name in METRICS}
-                lines.append({"kind": "crossing", down: row, across: column, **means})
-        figures = [f"{name}{end}" for name in (*METRICS, "against_best") for end in ("", "_low", "_high")]
-        columns = ["kind", "cell", *self.outcomes[0].values, "cells", *figures, "best_in", "problems", "adapters"]
+        """The cells, a line each: accuracies and probabilities are fractions, log-likelihoods nats a token."""
+        lines = [
+            {"cell": cell["number"], **{name: grid.text_of(value) for name, value in cell["values"].items()}}
+            | {f"{m}{'' if end == 'mean' else f'_{end}'}": x for m in METRICS for end, x in cell[m].items()}
+            | {name: cell[name] for name in ("best_in", "adapters")}
+            for cell in self._cells()
+        ]
         file = io.StringIO()
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
         return file.getvalue()
-
-
-def _flat(intervals: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name if end == "mean" else f"{name}_{end}": value
-        for name, interval in intervals.items()
-        for end, value in (interval or {}).items()
-    }

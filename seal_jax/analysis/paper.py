@@ -106,9 +106,7 @@ def paper_row(
     return Figure(row, min(having, key=distance)) if having else None
 
 
-def beside(
-    result_rows: Sequence[Json], settings: Mapping[str, Any], experiment: str, names: Mapping[str, str] | None = None
-) -> list[Json]:
+def beside(result_rows: Sequence[Json], settings: Mapping[str, Any], experiment: str) -> list[Json]:
     """The rows of results.json, each with "paper": {"accuracy", "where", "differs": [...]}, or None without a figure.
 
     Args:
@@ -116,8 +114,6 @@ def beside(
       settings: of the run, `as_json(config)`. `model`, `data`, `prompt`, `style`, `writer`, `grader.kind`,
         `grader.model`, and what SETTINGS names; cpt: `n`, `method`.
       experiment: "squad", "evaluate_edits", "cpt", "continual", "arc"; others have no figures.
-      names: row's name -> the paper's, where they differ: {"iter2": "self_edits_round_2"}. A name that is mapped to ""
-        has no figure.
     """
     flat = _flat(settings)
     prompt, model = str(flat.get("prompt", "implications")), str(flat.get("model", ""))
@@ -126,7 +122,7 @@ def beside(
     rows = []
     for row in result_rows:
         name, n = str(row.get("name")), int(flat.get("n") or row.get("passages") or 1)
-        figure = paper_row(experiment, (names or {}).get(name, name), prompt=prompt, model=model, n=n, method=method)
+        figure = paper_row(experiment, name, prompt=prompt, model=model, n=n, method=method)
         found: Json | None = None
         if figure:
             differs = [*_asked(figure.table, row, flat, experiment), *_learnt(figure, flat, experiment, method)]

@@ -41,6 +41,11 @@ class Interval(NamedTuple):
         """The mean and its bounds; None where there is none."""
         return {name: None if math.isnan(x) else x for name, x in zip(("mean", "low", "high"), self[:3], strict=True)}
 
+    def text(self, scale: float = 100, form: str = ".1f") -> str:
+        """`12.3 [10.1, 14.5]`, times `scale`; without bounds where there are none, a dash where there is no mean."""
+        mean, low, high = (f"{scale * value:{form}}" for value in self[:3])
+        return "-" if math.isnan(self.mean) else mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
+
 
 Range = tuple[float, float]
 SHARE: Range = (0.0, 1.0)  # what the mean of accuracies may be

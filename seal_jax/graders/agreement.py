@@ -11,14 +11,24 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from seal_jax.types import Verdict
 
-FIELDS = {"question": str, "gold": str, "answer": str, "correct": bool, "log_likelihood": float}
-OPTIONAL = ("correct", "log_likelihood")
 SHOWN = 5  # ungraded answers that are printed
 RESAMPLES = 1000  # bootstrap samples of the passages: the error's own error is then 2 %
+
+
+class _Answer(msgspec.Struct):
+    """A line of recorded answers; other fields are kept as they are."""
+
+    question: str
+    gold: str
+    answer: str
+    correct: bool | UnsetType = UNSET
+    log_likelihood: float | UnsetType = UNSET
 
 
 class Agreement(NamedTuple):
@@ -127,18 +137,12 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
             continue
         where = f"{path}: line {number}"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error.msg}; expected one object a line") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: found a {type(row).__name__}; expected an object {{question, gold, answer}}")
-        for field, kind in FIELDS.items():
-            if field not in row and field in OPTIONAL:
-                continue
-            if not _is_a(kind, row.get(field)):
-                found = f"found {field} = {json.dumps(row[field])}" if field in row else f"found no '{field}'"
-                raise ValueError(f"{where}: {found}; expected a field '{field}' of type {kind.__name__}")
-        for field in OPTIONAL:
+            msgspec.json.decode(line, type=_Answer)
+        except msgspec.DecodeError as error:
+            form = "{question, gold, answer}, with correct (true or false) and log_likelihood (a number) or without"
+            raise ValueError(f"{where}: {error}; expected an object a line, {form}") from error
+        row = json.loads(line)
+        for field in ("correct", "log_likelihood"):
             if rows and (field in row) != (field in rows[0]):
                 has, lacks = ("this line", "the first") if field in row else ("the first", "this line")
                 raise ValueError(f"{where}: {has} has a field '{field}', {lacks} has not; give it in all lines or none")
@@ -146,10 +150,6 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path}: no answers; expected lines of {{question, gold, answer}}")
     return rows
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) if kind is float else type(value) is kind
 
 
 def split(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

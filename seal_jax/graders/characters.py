@@ -6,8 +6,7 @@ import re
 import unicodedata
 
 from seal_jax.graders.numerals import in_digits
-from seal_jax.graders.plain import NO_BLANKS, plain
-from seal_jax.graders.words import LISTS
+from seal_jax.graders.words import LISTS, NO_BLANKS, plain
 
 _SCRIPTS = re.compile(f"[{NO_BLANKS}\u1100-\u11ff\uac00-\ud7af]")
 _KANA, _KATAKANA, _HAN, _HANGUL = "\u3041-\u30ff", "\u30a1-\u30ff", "\u3400-\u4dbf\u4e00-\u9fff々", "\uac00-\ud7af"

@@ -26,9 +26,8 @@ from seal_jax.graders.matching import (
     is_asked,
     wanted_of,
 )
-from seal_jax.graders.plain import plain
 from seal_jax.graders.reading import read
-from seal_jax.graders.words import DATE, LISTS, NUMERIC, Word
+from seal_jax.graders.words import DATE, LISTS, NUMERIC, Word, plain
 from seal_jax.types import Query, Verdict
 
 MIN_RECALL = 0.58  # of the gold answer's weight

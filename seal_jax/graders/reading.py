@@ -6,11 +6,11 @@ Everything is read from the raw text, before punctuation is removed: 3.5 is not 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from seal_jax.graders import numerals, phrases
-from seal_jax.graders.plain import NO_BLANKS, plain
+from seal_jax.graders import numerals
 from seal_jax.graders.tokens import NUMBER, TOKEN, UNIT, is_year, value_of
-from seal_jax.graders.words import FUNCTION_WORDS, LISTS, SCALES, UNITS, Kind, Unit, Word
+from seal_jax.graders.words import FUNCTION_WORDS, LISTS, NO_BLANKS, SCALES, UNITS, Kind, Unit, Word, plain
 
 _ABBREVIATIONS = frozenset(LISTS["abbreviations"].split())
 _SAME: dict[str, str] = LISTS["same"]
@@ -45,7 +45,7 @@ class _Reader:
             match = self.tokens[self.i]
             self.i += 1
             getattr(self, f"_{match.lastgroup}", self._other)(match)
-        self.words = phrases.with_pairs(phrases.with_days(self.words))
+        self.words = with_pairs(with_days(self.words))
 
     def _add(self, text: str, kind: Kind, unit: Unit | None = None, ordinal: bool = False) -> None:
         bound, self.bound = (self.bound if kind == "number" else 0), 0
@@ -297,3 +297,55 @@ class _Reader:
             return False
         after = not following or not following.isalpha() or following in LISTS["after_may"].split()
         return after if before is None else after or before.text in LISTS["before_may"].split()
+
+
+_DAY = re.compile(r"(?:[12]?\d|3[01])(?:-(?:[12]?\d|3[01]))?")
+
+
+def with_days(words: Sequence[Word]) -> list[Word]:
+    """The words again, with the days beside a month as days: 4 July, July 4, the 4th of July, 23-26 October."""
+    days = set[int]()
+    for k, word in enumerate(words):
+        if word.kind != "month":
+            continue
+        before = k - 2 if k >= 2 and words[k - 1].text == "of" else k - 1
+        after = k + 2 if k + 2 < len(words) and words[k + 1].text == "the" else k + 1
+        at = next((at for at in (before, after) if 0 <= at < len(words) and _is_day(words[at])), None)
+        if at is None:
+            continue
+        days.add(at)
+        if at < k:
+            days |= (
+                {at - 2} if at >= 2 and words[at - 1].text in ("to", "and", "or") and _is_day(words[at - 2]) else set()
+            )
+        elif at + 2 < len(words) and words[at + 1].text in ("to", "and", "or") and _is_day(words[at + 2]):
+            days.add(at + 2)
+    kept = []
+    for k, word in enumerate(words):
+        texts = word.text.split("-") if k in days else [word.text]
+        kept += [word._replace(text=text, kind="day" if k in days else word.kind, ordinal=False) for text in texts]
+    return kept
+
+
+def _is_day(word: Word) -> bool:
+    return word.unit is None and bool(_DAY.fullmatch(word.text)) and word.kind in ("number", "pair")
+
+
+def with_pairs(words: Sequence[Word]) -> list[Word]:
+    """The words again, with "24 to 10" and "between 24 and 10" as pairs, "quarter past five" as a time."""
+    kept: list[Word] = []
+    for word in words:
+        kept.append(word)
+        if word.kind != "number" or len(kept) < 3:
+            continue
+        first, middle = kept[-3], kept[-2]
+        before = kept[-4].text if len(kept) > 3 else ""
+        part = {"0.5": 30, "0.25": 15, "quarter": 15}.get(first.text)
+        if part and middle.text in ("past", "after", "to") and word.text.isdigit() and 1 <= int(word.text) <= 12:
+            minutes = (int(word.text) * 60 + (-part if middle.text == "to" else part)) % 720
+            kept[-3:] = [Word(f"{minutes // 60 or 12}:{minutes % 60:02d}", "time", word.clause, Unit("?", 1))]
+        elif first.kind == "number" and (
+            (middle.text == "to" and before not in ("from", "up")) or (middle.text == "and" and before == "between")
+        ):
+            kept[-3:] = [Word(f"{first.text}-{word.text}", "pair", word.clause, word.unit or first.unit)]
+    return kept

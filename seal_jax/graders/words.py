@@ -1,8 +1,10 @@
-"""A word as answers are compared by it, and the lists of words and units that decide (data/words.toml)."""
+"""A word as answers are compared by it, in one spelling, and the lists that decide (data/words.toml)."""
 
 from __future__ import annotations
 
+import re
 import tomllib
+import unicodedata
 from importlib import resources
 from typing import Literal, NamedTuple
 
@@ -39,3 +41,27 @@ class Word(NamedTuple):
     unit: Unit | None = None  # of a number; of a time, whether a.m. or p.m. was said
     bound: int = 0  # of a number: 1 "more than", -1 "less than"
     ordinal: bool = False
+
+
+_LETTERS = str.maketrans(LISTS["letters"])
+_SUPERSCRIPTS = re.compile(r"(?<=\d)([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff々"
+
+
+def plain(text: str) -> str:
+    """The text without accents and in one width; fractions, superscripts, dashes and digits as ASCII has them."""
+    if text.isascii():
+        return text
+    text = _SUPERSCRIPTS.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[1]), text)
+    text = "".join(" " + c if unicodedata.numeric(c, 0) % 1 else c for c in text)  # 3½ is 3 1/2
+    text = unicodedata.normalize("NFKC", text).translate(_LETTERS)
+    kept: list[str] = []
+    for c in unicodedata.normalize("NFD", text):
+        if (
+            not unicodedata.combining(c)
+            or not kept
+            or not unicodedata.name(kept[-1], "").startswith(("LATIN", "GREEK"))
+        ):
+            kept.append(c)
+    text = unicodedata.normalize("NFC", "".join(kept))
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() and not c.isascii() else c for c in text)

@@ -22,22 +22,13 @@ Kind = Literal["safetensors", "gguf"]
 
 
 class ModelFiles(NamedTuple):
-    """A model on this machine's disk."""
+    """A model on this machine's disk, or where it would come from."""
 
     name: str  # as the user asked for it
     kind: Kind
     path: Path  # a folder in Hugging Face's layout, or one .gguf file
     source: str  # where it came from, as a person reads it
-
-
-class Location(NamedTuple):
-    """Where a model would come from; nothing was fetched to learn it."""
-
-    name: str
-    kind: Kind
-    path: Path  # where it is, or will be; for a repository not yet fetched, Hugging Face's cache folder
-    source: str
-    cached: bool  # it can be loaded without a network
+    cached: bool = True  # else `path` is where it will be; of a repository, Hugging Face's cache folder
 
 
 class Wheel(NamedTuple):
@@ -98,26 +89,26 @@ def find_model(name: str, *, cache_dir: str | Path | None = None, offline: bool 
         path = _embedded(name, path, offline)
     elif not location.cached:
         path = _snapshot(name, offline)
-    return ModelFiles(name, location.kind, path, location.source)
+    return location._replace(path=path, cached=True)
 
 
-def locate(name: str, *, cache_dir: str | Path | None = None) -> Location:
+def locate(name: str, *, cache_dir: str | Path | None = None) -> ModelFiles:
     """Where `find_model(name)` would take the model from, without touching the network. Raises as it does."""
     if name in EMBEDDED:
         wheel = EMBEDDED[name]
         path = Path(cache_dir or cache_folder()) / "models" / Path(wheel.member).name
         source = f"PyPI wheel {wheel.requirement} ({wheel.size / 1e6:.0f} MB, {wheel.licence})"
-        return Location(name, "gguf", path, source, cached=path.is_file())
+        return ModelFiles(name, "gguf", path, source, cached=path.is_file())
     local = Path(name).expanduser()
     if local.is_file():
         if local.suffix != ".gguf":
             raise ValueError(
                 f"{local}: expected a .gguf file or a folder in Hugging Face's layout, found a single file"
             )
-        return Location(name, "gguf", local, "local GGUF file", cached=True)
+        return ModelFiles(name, "gguf", local, "local GGUF file", cached=True)
     if local.is_dir():
         _check_folder(local)
-        return Location(name, "safetensors", local, "local folder", cached=True)
+        return ModelFiles(name, "safetensors", local, "local folder", cached=True)
     if name.startswith((".", "/", "~")) or local.suffix in (".gguf", ".safetensors") or name.count("/") > 1:
         raise FileNotFoundError(
             f"{local}: no such file or folder. Give a .gguf file or a folder in Hugging Face's layout"
@@ -136,7 +127,7 @@ def locate(name: str, *, cache_dir: str | Path | None = None) -> Location:
         cached = _has_weights(path)
     except OSError:  # huggingface_hub: not in the cache, or not all of it
         path, cached = Path(huggingface_hub.constants.HF_HUB_CACHE), False
-    return Location(name, "safetensors", path, f"Hugging Face repository {name}", cached)
+    return ModelFiles(name, "safetensors", path, f"Hugging Face repository {name}", cached)
 
 
 def names(name: str) -> tuple[str, ...]:

@@ -5,14 +5,57 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from seal_jax.report.figures import Figure
 from seal_jax.report.results import Estimate, Table
-from seal_jax.report.text import DASH, MINUS, percent, value_text
 
-COLUMNS = 5  # runs a table; what has more continues in a further table
+NO_BREAK, MINUS, DASH = "\u202f", "\u2212", "—"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """(dotted name, value as text), nested sections in their place."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in values.items():
+        pairs += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value_text(value))]
+    return pairs
+
+
+def value_text(value: Any) -> str:
+    """A setting."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(value_text, value)) if isinstance(value, list) else str(value)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent; a dash for None, here and in the next two."""
+    return DASH if fraction is None else f"{100 * fraction:.1f}{NO_BREAK}%"
+
+
+def points(fraction: float | None) -> str:
+    """A difference of two accuracies in percentage points, with its sign."""
+    if fraction is None:
+        return DASH
+    rounded = round(100 * fraction, 1)
+    return f"{'+' if rounded > 0 else MINUS if rounded < 0 else ''}{abs(rounded):.1f}"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def clock(seconds: float | None) -> str:
+    """A duration in its two largest units."""
+    if seconds is None or seconds < 60:
+        return DASH if seconds is None else f"{seconds:.1f}{NO_BREAK}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}{NO_BREAK}h {minutes}{NO_BREAK}min" if hours else f"{minutes}{NO_BREAK}min {rest}{NO_BREAK}s"
+
+
 _WORD = re.compile(r"[^\W\d_]{2,}")  # three of them, and a cell is no figure
 
 
@@ -29,6 +72,15 @@ class Block(NamedTuple):
 
     kind: str
     body: Any
+
+
+class Figure(NamedTuple):
+    """A figure for the template: which of its macros draws it, and what."""
+
+    kind: str
+    title: str
+    parts: Sequence[Any]
+    ticks: Sequence[tuple[float, str]] = ()  # of the axis that all parts share: where, in percent, and the text there
 
 
 class Section(NamedTuple):
@@ -54,30 +106,18 @@ def estimated(
 
 def table(
     columns: Sequence[str | tuple[str, str]], rows: Sequence[tuple[str, Sequence[Cell]]], prose: Sequence[int] = (),
-    *, links: Sequence[str] = (), fixed: bool = False, sparse: bool = False,
+    *, links: Sequence[str] = (), sparse: bool = False,
 ) -> Block:  # fmt: skip
     """A table: a column is its heading, or (heading, the shorter one beside a cell on a phone); `prose` are sentences.
 
-    A row is its label and its cells. `links` are of the labels; `fixed` makes the columns equally wide; `sparse` leaves
-    out those that have nothing to say.
+    A row is its label and its cells. `links` are of the labels; `sparse` leaves out columns that have nothing to say.
     """
     names = [column if isinstance(column, tuple) else (column, column) for column in columns]
     if sparse:
         said = [any(cells[i][:2] != (DASH, "") for _, cells in rows) for i in range(len(names) - 1)]
         names = [names[0], *itertools.compress(names[1:], said)]
         rows = [(label, list(itertools.compress(cells, said))) for label, cells in rows]
-    return Block("table", {"columns": names, "rows": rows, "prose": prose, "links": links, "fixed": fixed})
-
-
-def by_run(corner: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]) -> list[Block]:
-    """A column a run, in as many tables as it takes, about equally wide; rows that say nothing there are left out."""
-    size = -(-len(names) // max(1, -(-len(names) // COLUMNS)))
-    tables = []
-    for start in range(0, len(names) if rows else 0, max(1, size)):
-        part = [(label, cells[start : start + size]) for label, cells in rows]
-        part = [(label, cells) for label, cells in part if any(cell != Cell(DASH) for cell in cells)]
-        tables += [table([corner, *names[start : start + size]], part, fixed=True)] if part else []
-    return tables
+    return Block("table", {"columns": names, "rows": rows, "prose": prose, "links": links})
 
 
 def as_it_is(given: Table) -> Block | None:
@@ -98,26 +138,14 @@ def _text(value: Any) -> str:
     return (f"{value:,.0f}" if counts else f"{value:.3g}").replace("-", MINUS)
 
 
-def holds(
-    facts: Sequence[Sequence[str]], labels: Sequence[str], every: str = "Every row", *, ranges: bool = True
-) -> list[tuple[str, str]]:
-    """(for which rows, the facts): facts that hold for the same rows together, `ranges` of rows by where they end."""
-    rows_of: dict[str, list[int]] = {}
-    for number, of_row in enumerate(facts):
+def holds(facts: Sequence[Sequence[str]], labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(for which rows, the facts): facts that hold for the same rows together."""
+    rows_of: dict[str, list[str]] = {}
+    for label, of_row in zip(labels, facts, strict=True):
         for fact in dict.fromkeys(filter(None, of_row)):
-            rows_of.setdefault(fact, []).append(number)
-    together: dict[tuple[int, ...], list[str]] = {}
-    for fact, numbers in rows_of.items():
-        together.setdefault(tuple(numbers), []).append(fact)
-    last = len(labels) - 1
-
-    def named(numbers: tuple[int, ...]) -> str:
-        if len(numbers) == len(labels):
-            return every if last else labels[0]
-        if ranges and len(numbers) > 1 and numbers == tuple(range(numbers[0], last + 1)):
-            return f"From “{labels[numbers[0]]}” down"
-        if ranges and len(numbers) > 1 and numbers == tuple(range(len(numbers))):
-            return f"Down to “{labels[numbers[-1]]}”"
-        return ", ".join(labels[number] for number in numbers)
-
-    return [(named(numbers), "; ".join(of_rows)) for numbers, of_rows in together.items()]
+            rows_of.setdefault(fact, []).append(label)
+    together: dict[str, list[str]] = {}
+    for fact, rows in rows_of.items():
+        named = "All" if len(rows) == len(labels) > 1 else ", ".join(rows)
+        together.setdefault(named, []).append(fact)
+    return [(named, "; ".join(of_rows)) for named, of_rows in together.items()]

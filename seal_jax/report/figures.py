@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from seal_jax.report.blocks import MINUS, NO_BREAK, Figure, percent
 from seal_jax.report.results import Estimate, Losses, Matrix
-from seal_jax.report.text import MINUS, NO_BREAK, percent
 
 BINS = 10  # of a distribution of rewards, each a tenth wide
 POINTS = 200  # drawn of a loss curve at most
 DARKEST = 60  # percent of the accent colour in a heat map's largest value: its number stays readable
-
-
-class Figure(NamedTuple):
-    """A figure for the template: which of its macros draws it, and what."""
-
-    kind: str
-    title: str
-    parts: Sequence[Any]
-    ticks: Sequence[tuple[float, str]] = ()  # of the axis that all parts share: where, in percent, and the text there
 
 
 def ticks(highest: float, most: int = 5) -> list[float]:

@@ -1,6 +1,6 @@
 """The page of one run or of several: what their folders hold becomes one HTML file that needs nothing else.
 
-`one.py` and `compare.py` decide what the page says, `report.html` how it looks. All text goes through Jinja2's
+`sections.py` decides what the page says, `report.html` how it looks. All text goes through Jinja2's
 autoescaping, because most of it was written by a model.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import jinja2
 
-from seal_jax.report import compare, one
-from seal_jax.report.compare import Run, read_runs
-from seal_jax.report.text import percent, points
+from seal_jax.report.blocks import percent, points
+from seal_jax.report.results import Run, read_runs
+from seal_jax.report.sections import contents
 
 SHOWN_CHARACTERS = 4_000  # of one text; the rest is in self_edits.jsonl
 
@@ -33,8 +33,7 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
     """Writes the page of a run, or of several side by side, with links to their own pages relative to `path`."""
-    contents = one.contents(runs[0]) if len(runs) == 1 else compare.contents(runs, path.parent.resolve())
-    page = _template().render(contents)
+    page = _template().render(contents(runs, path.parent.resolve()))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(page, encoding="utf-8")

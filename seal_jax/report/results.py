@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -236,6 +237,52 @@ def difference(before: Row, after: Row, *, seed: int = 0) -> Difference:
     remark = f"over the {len(shared)} {after.unit}s in both"
     whole = len(shared) == len(before.per_passage) == len(after.per_passage)
     return Difference(msgspec.convert(change.as_json(), Estimate), change.passages, "" if whole else remark)
+
+
+# Runs
+
+
+class RowKey(NamedTuple):
+    """What makes rows of two runs the same row: their name, and what their intervals are over."""
+
+    name: str
+    unit: str
+
+
+class Run(NamedTuple):
+    """A finished run and what it is called beside others."""
+
+    label: str
+    folder: Path
+    results: Results
+
+    @property
+    def rows(self) -> dict[RowKey, Row]:
+        """By name; of two rows of one name the first."""
+        return {RowKey(row.name, row.unit): row for row in reversed(self.results.rows)}
+
+
+def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Runs by their folder, or by the results.json in it; each is called by its path from the folder they share.
+
+    Raises:
+        FileNotFoundError: no results.json there.
+        ValueError: no run given, one given twice, or a file that is no results.json.
+    """
+    if not paths:
+        raise ValueError("no run was given: give at least one run folder, one that holds a results.json")
+    files = [Path(path) / "results.json" if Path(path).is_dir() else Path(path) for path in paths]
+    results = [read_results(file) for file in files]
+    whole = [file.resolve() for file in files]
+    for number, file in enumerate(files):
+        if whole[number] in whole[:number]:
+            raise ValueError(f"{file} was given twice: give each run once")
+    places = [file.parent if file.name == "results.json" else file for file in whole]
+    shared = os.path.commonpath([place.parent for place in places])
+    return [
+        Run(str(place.relative_to(shared)), file.parent, found)
+        for place, file, found in zip(places, whole, results, strict=True)
+    ]
 
 
 # Files

@@ -14,10 +14,9 @@ from typing import Annotated, Any
 import tyro
 
 from seal_jax.run import ends, runtime
-from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import as_json, differences, digest, explained
 from seal_jax.run.session import Experiment, Place, Preset, describe, execute, table_text
-from seal_jax.run.terminal import show
+from seal_jax.run.terminal import shell_command, show
 from seal_jax.seal import evaluation
 from seal_jax.types import Compute
 

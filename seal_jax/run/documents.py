@@ -23,9 +23,8 @@ from seal_jax.io import hub, peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.run import passages, plan, pretraining
-from seal_jax.run.adapted import ASKING, Adapted, Answer
+from seal_jax.run.adapted import ASKING, Adapted, Answer, Notes, lesson_texts, make_lesson
 from seal_jax.run.journal import RunFolder, digest, write_atomically
-from seal_jax.run.lessons import Notes, lesson_texts, make_lesson
 from seal_jax.run.plan import Most, Stage, section
 from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.run.terminal import show

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
 from seal_jax.engine import batching
-from seal_jax.engine.training import Shapes
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
 from seal_jax.graders.choose import Grader, Judge
 from seal_jax.run import plan
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.session import Model, Prepared, RunConfig, Session
-from seal_jax.seal import evaluation, rewards
+from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import mean
 from seal_jax.seal.rounds import Round, best_round, write_self_edits
-from seal_jax.types import Domain, LanguageModel, require_at_least
+from seal_jax.types import PROJECTIONS, Domain, LanguageModel, SelfEdit, require_at_least
+
+# Settings that presets of several experiments share.
+PAPER: dict[str, Any] = {"model": "Qwen/Qwen2.5-7B", "dtype": "bfloat16", "data": "squad", "style": "raw"}
+SMALL: dict[str, Any] = {  # a 135M model on 2 CPU cores learns short facts by these
+    "prompt": "facts",
+    "sampling": Sampling(max_tokens=128, temperature=0.7, top_p=0.95),
+    "answer_tokens": 64,
+    "max_sequences": 8,
+    "inner": FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8),
+}
+SMALLEST: dict[str, Any] = {  # only shows that everything runs
+    "sampling": Sampling(max_tokens=24), "answer_tokens": 8, "max_sequences": 4, "inner": FineTuning(epochs=1),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +91,7 @@ def prepare(
     recorded: Recorded = Recorded(),
     samples: int = 1,
     capacity: int | None = None,
-    longest_text: Callable[[LanguageModel], int] | None = None,
+    parse: Callable[[Passage, str], SelfEdit] | None = None,
     writer: str | None = None,
 ) -> Prepared:
     """The domain and the sizes of a run over `passages`: all that it will read, held-out ones too.
@@ -85,7 +100,7 @@ def prepare(
       recorded: self-edits that are there already: a training sequence may be longer than what the model writes.
       samples: self-edits of a passage that are written at a time.
       capacity: training sequences of an adapter at most; by default `max_sequences`.
-      longest_text: tokens of the longest training sequence, where it is none of a self-edit's lines.
+      parse: a recorded completion as training sequences, where it is not the prompt's way.
       writer: the name of another model that writes the self-edits.
 
     Raises:
@@ -96,34 +111,50 @@ def prepare(
     if writer is not None:
         other = model.load(writer)
         domain = domain._replace(prompt=make_domain(config, other, judge).prompt)
-    lm = learner.lm
-    written = longest_text(lm) if longest_text else longest_sequence(config, lm, passages, recorded)
-    shapes, prompt_width, alone = measure(config, learner, (other or learner).lm, domain, passages, written)
-    shapes = shapes._replace(
-        widths=batching.bucket_widths(shapes.widths[-1], model.compute.width_cuts),
-        capacity=capacity or config.max_sequences,
-    )
+    lm, tokens = learner.lm, config.sampling.max_tokens
+    need = plan.measure(
+        config, learner, (other or learner).lm, domain, passages,
+        lambda passage: len(batching.tokenize(squad.passage_only(passage).examples[0], lm.codec).ids),
+        "Shorten or remove it",
+    )  # fmt: skip
+    written = longest_sequence(config, lm, passages, recorded, parse)
+    if written > learner.context_length:
+        raise ValueError(
+            f"a self-edit's line may have {written} tokens with its title and --sampling.max-tokens {tokens}; "
+            f"{config.model} has a context of {learner.context_length}. Lower the latter"
+        )
+    longest = batching.round_up(max(need.sequence, written), 8)
+    shapes = need.shapes(longest, model.compute.width_cuts, capacity or config.max_sequences)
 
     def rate(passage: Passage, texts: Sequence[str]) -> list[float | None]:
         assert judge.rate is not None
         return judge.rate([(passage.context, text) for text in texts])
 
-    most = Most(config.max_sequences, alone + 2 * config.sampling.max_tokens, alone)
+    most = Most(config.max_sequences, need.sequence + 2 * tokens, need.sequence)
     return Prepared(
-        domain, shapes, prompt_width, most, samples=samples, writer=other, rate=judge.rate and rate, about=about
+        domain, shapes, need.prompt_width, most, samples=samples, writer=other, rate=judge.rate and rate, about=about
     )
 
 
-def longest_sequence(config: Knowledge, lm: LanguageModel, passages: Sequence[Passage], recorded: Recorded) -> int:
+def longest_sequence(
+    config: Knowledge,
+    lm: LanguageModel,
+    passages: Sequence[Passage],
+    recorded: Recorded,
+    parse: Callable[[Passage, str], SelfEdit] | None,
+) -> int:
     """Tokens of the longest training sequence: of those recorded, and of those the model may yet write."""
-    split = squad.load_prompts(config.prompt, "raw")
+    prompts = squad.load_prompts(config.prompt, "raw")
+    parse = parse or partial(
+        squad.parse, split=prompts.split, keep_after=prompts.keep_after, max_examples=config.max_sequences
+    )
     longest = 0
     for passage in passages:
         if recorded.writes:
             longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
-        for text in recorded.completions.get(passage.id, ()):
-            edit = squad.parse(passage, text, split.split, split.keep_after, config.max_sequences)
-            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
+        edits = (parse(passage, text) for text in recorded.completions.get(passage.id, ()))
+        examples = (example for edit in edits for example in edit.examples)
+        longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in examples)])
     return longest
 
 
@@ -136,53 +167,6 @@ def make_domain(config: Knowledge, speaker: Speaker, judge: Judge) -> Domain:
     """Passages and questions, in the form that a model reads."""
     prompts = squad.load_prompts(config.prompt, speaker.style)
     return squad.make_domain(prompts, speaker.render, judge.grade, max_examples=config.max_sequences)
-
-
-def measure(
-    config: Knowledge,
-    learner: Speaker,
-    writer: LanguageModel,
-    domain: Domain,
-    passages: Sequence[Passage],
-    written: int,
-) -> tuple[Shapes, int, int]:
-    """The sizes of a run's programs, from what the longest passage and question need, the prompt's width and the
-    longest passage's tokens; `written` are those of the longest other training sequence.
-
-    Raises:
-        ValueError: a passage that the model's context cannot hold, with what it has to be read with.
-    """
-    codec = learner.lm.codec
-    alone, longest_prompt, longest_question, longest_gold = 0, 0, 0, 0
-    for passage in passages:
-        own = len(batching.tokenize(squad.passage_only(passage).examples[0], codec).ids)
-        prompt = len(writer.codec.encode(domain.prompt(passage)))
-        queries = domain.queries(passage)
-        question = max(len(codec.encode(query.prompt)) for query in queries)
-        gold = max(len(rewards.gold_tokens(codec.encode_more, query)) for query in queries)
-        asked = question + max(config.answer_tokens, gold)
-        needed = max(own, prompt + config.sampling.max_tokens, asked)
-        if needed > learner.context_length:
-            raise ValueError(
-                f"passage {passage.id!r} ({own} tokens) needs a context of {needed} tokens with its prompt and "
-                f"--sampling.max-tokens {config.sampling.max_tokens}; {config.model} has {learner.context_length}. "
-                "Shorten or remove it"
-            )
-        alone, longest_prompt = max(alone, own), max(longest_prompt, prompt)
-        longest_question, longest_gold = max(longest_question, question), max(longest_gold, gold)
-    if written > learner.context_length:
-        raise ValueError(
-            f"a self-edit's line may have {written} tokens with its title and --sampling.max-tokens "
-            f"{config.sampling.max_tokens}; {config.model} has a context of {learner.context_length}. Lower the latter"
-        )
-    shapes = Shapes(
-        widths=(batching.round_up(max(alone, written), 8),),
-        capacity=1,
-        questions=max(len(passage.questions) for passage in passages),
-        question_width=batching.round_up(longest_question, 8),
-        gold_width=batching.round_up(longest_gold, 8),
-    )
-    return shapes, batching.round_up(longest_prompt, 8), alone
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from seal_jax.engine import memory
+from seal_jax.engine import batching, memory
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders import endpoint
@@ -15,8 +15,10 @@ from seal_jax.graders.choose import Connection, Grader
 from seal_jax.io import hub
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
+from seal_jax.run.runtime import Speaker
 from seal_jax.run.trackers import Tracker, require
-from seal_jax.types import Compute
+from seal_jax.seal.rewards import gold_tokens
+from seal_jax.types import Compute, Domain, LanguageModel, Task
 
 BASE, WRITE, TRAIN, RATE = "base model", "writing self-edits", "inner loop", "ratings"
 ROUND = (BASE, WRITE, TRAIN, "selection", "SFT on the winners")
@@ -44,6 +46,62 @@ class Most(NamedTuple):
     sequences: int
     tokens: int  # of all its sequences
     alone: int  # tokens of a task's own text
+
+
+class Need(NamedTuple):
+    """What a task needs, or the most that any of them does: tokens, and how many questions."""
+
+    sequence: int  # the longest training sequence
+    prompt: int  # of the self-edit
+    question: int
+    gold: int
+    questions: int
+
+    @property
+    def prompt_width(self) -> int:
+        """Of the program that writes self-edits."""
+        return batching.round_up(self.prompt, 8)
+
+    def shapes(self, longest: int, width_cuts: tuple[int, ...], capacity: int) -> Shapes:
+        """Of the programs that train on `capacity` sequences of at most `longest` tokens, and ask."""
+        question, gold = (batching.round_up(tokens, 8) for tokens in (self.question, self.gold))
+        return Shapes(batching.bucket_widths(longest, width_cuts), capacity, self.questions, question, gold)
+
+
+def measure(
+    config: Any,
+    learner: Speaker,
+    writer: LanguageModel,
+    domain: Domain,
+    tasks: Iterable[Task],
+    sequence: Callable[[Task], int],
+    mend: str,
+) -> Need:
+    """The most that any task needs; `sequence` counts the tokens of its longest training sequence.
+
+    Raises:
+        ValueError: a task that the model's context cannot hold, with what it has to be read with; ends with `mend`.
+    """
+    codec, needs = learner.lm.codec, []
+    for task in tasks:
+        queries = domain.queries(task)
+        need = Need(
+            sequence(task),
+            len(writer.codec.encode(domain.prompt(task))),
+            max(len(codec.encode(query.prompt)) for query in queries),
+            max(len(gold_tokens(codec.encode_more, query)) for query in queries),
+            len(queries),
+        )
+        answer = min(config.answer_tokens, max(query.max_tokens or config.answer_tokens for query in queries))
+        context = max(need.sequence, need.prompt + config.sampling.max_tokens, need.question + max(need.gold, answer))
+        if context > learner.context_length:
+            raise ValueError(
+                f"{task.id!r} ({need.sequence} tokens) needs a context of {context} tokens with its prompt and "
+                f"--sampling.max-tokens {config.sampling.max_tokens}; {config.model} has {learner.context_length}. "
+                f"{mend}"
+            )
+        needs.append(need)
+    return Need(*map(max, zip(*needs, strict=True)))
 
 
 def work_table(stages: Iterable[Stage], config: FineTuning, most: Most) -> list[str]:

@@ -23,7 +23,7 @@ from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import checkpoints, plan, runtime
 from seal_jax.run import passages as passages_of
 from seal_jax.run.journal import read_run, require_room
-from seal_jax.run.passages import prompt_texts, questions_of, recorded_completions
+from seal_jax.run.passages import Recorded, prompt_texts, questions_of, recorded_completions
 from seal_jax.run.plan import BASE, WRITE, Stage
 from seal_jax.run.session import Model, Prepared, Session, decided
 from seal_jax.seal import entigraph, evaluation
@@ -119,27 +119,11 @@ def sequences_of(lm: LanguageModel, passages: Sequence[squad.Passage], text: Tex
     ]
 
 
-def most_sequences(config: Any) -> int:
-    """Training sequences of a row at most: every program is compiled for so many."""
-    return max(row_sequences(config).values())
-
-
 def row_sequences(config: Any) -> dict[str, int]:
     """Training sequences of each row at most: its texts, and the passages."""
     both = {name: config.limits.pairs + config.limits.triples * name.endswith("triples") for name in row_names(config)}
     each = {name: both[name] if name.startswith("entigraph_") else 1 for name in both} | {"passage": 0}
     return {name: config.n * (config.completions * count + 1) for name, count in each.items()}
-
-
-def longest_text(config: Any, lm: LanguageModel, data: Corpus) -> int:
-    """Tokens of the longest text there may be: what the model may yet write, and what a file holds."""
-    longest = 0
-    for passage in data.passages:
-        longest = max(longest, len(lm.codec.encode(passage.title)) + 2 + config.sampling.max_tokens)
-        for completion in data.external.get(passage.id, ()):
-            edit = whole(passage, completion)
-            longest = max([longest, *(len(batching.tokenize(example, lm.codec).ids) for example in edit.examples)])
-    return longest
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,29 +152,22 @@ def trained_by(config: Any) -> Trained:
             f"--seal {folder}: no results.json; expected the folder of a finished run of experiments.squad"
         )
     settings, pieces, trees, _ = read_run(folder)
-    if settings["experiment"] != "squad" or not settings["outer"]["rounds"]:
-        raise ValueError(
-            f"--seal {folder}: a run of {settings['experiment']}; expected experiments.squad with rounds of RL"
-        )
-    if "finished" not in pieces:
-        raise ValueError(f"--seal {folder}: that run was not finished; run its command again")
-    if settings["model"] != config.model or settings["dtype"] != config.dtype:
-        raise ValueError(
-            f"--seal {folder}: trained {settings['model']} in {settings['dtype']}; this run has --model {config.model} "
-            f"--dtype {config.dtype}"
-        )
-    if settings.get("writer"):
-        raise ValueError(
-            f"--seal {folder}: its self-edits were written by another model, {settings['writer']}, which alone was "
-            "trained; expected a run in which one model writes and learns"
-        )
-    if settings["weights"]["model"] != fingerprint.of_model(config.model):
-        raise ValueError(
-            f"--seal {folder}: trained other weights than those that {config.model} has now; train it again"
-        )
-    rounds = (pieces["finished"]["validation"] or {}).get("chosen_round", settings["outer"]["rounds"])
-    if not rounds:
-        raise ValueError(f"--seal {folder}: its validation chose the model as it was before RL; leave --seal out")
+    trained = settings.get("outer", {}).get("rounds", 0) if settings["experiment"] == "squad" else 0
+    rounds = (pieces.get("finished", {}).get("validation") or {}).get("chosen_round", trained)
+    here = f"{config.model} --dtype {config.dtype}"
+    for is_so, why in (
+        (not trained, f"a run of {settings['experiment']}; expected experiments.squad with rounds of RL"),
+        ("finished" not in pieces, "that run was not finished; run its command again"),
+        (f"{settings['model']} --dtype {settings['dtype']}" != here,
+         f"trained {settings['model']} in {settings['dtype']}; this run has --model {here}"),
+        (settings.get("writer"), f"its self-edits were written by another model, {settings.get('writer')}, which alone "
+         "was trained; expected a run in which one model writes and learns"),
+        (settings["weights"].get("model") != fingerprint.of_model(config.model),
+         f"trained other weights than those that {config.model} has now; train it again"),
+        (not rounds, "its validation chose the model as it was before RL; leave --seal out"),
+    ):  # fmt: skip
+        if is_so:
+            raise ValueError(f"--seal {folder}: {why}")
     names = [f"round_{number}" for number in range(1, rounds + 1)]
     return Trained(settings, rounds, tuple((name, trees[name]) for name in names if name in trees))
 
@@ -217,13 +194,6 @@ def seal_rounds(config: Any, lm: LanguageModel) -> list[Adapter]:
             )
         found.append(adapter)
     return found
-
-
-def merge_rounds(config: Any, lm: LanguageModel) -> LanguageModel:
-    """The model after those rounds: their adapters merged, one after the other."""
-    for adapter in seal_rounds(config, lm):
-        lm = lm._replace(params=lora.merge(lm.params, adapter))
-    return lm
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -256,32 +226,31 @@ def stages_of(config: Any) -> list[Stage]:
 
 def write(config: Any, here: Session, lm: LanguageModel, data: Corpus, name: str) -> list[list[SelfEdit]]:
     """The texts of one row, by passage."""
-    passages, shapes = data.passages, here.loop.trainer.shapes
-    texts = [[] for _ in passages] if name == "passage" else _written(config, here, lm, data, name)
-    return [[fitted(edit, lm.codec, shapes) for edit in row] for row in texts]
-
-
-def _written(config: Any, here: Session, lm: LanguageModel, data: Corpus, name: str) -> list[list[SelfEdit]]:
-    loop, passages = here.loop, data.passages
+    loop, passages, samples = here.loop, data.passages, config.completions
+    texts: list[list[SelfEdit]] = [[] for _ in passages]
     if name == "external":
-        return [[whole(passage, text) for text in data.external[passage.id]] for passage in passages]
-    if name.startswith("entigraph_"):
+        texts = [[whole(passage, text) for text in data.external[passage.id]] for passage in passages]
+    elif name.startswith("entigraph_"):
         kind: Kind = "triples" if name.endswith("triples") else "pairs"
         edits = entigraph.write(
-            lm, passages, loop, kind=kind, samples=config.completions, name=name,
+            lm, passages, loop, kind=kind, samples=samples, name=name,
             prompts=entigraph.load_prompts(here.writer.style), render=here.writer.render, limits=config.limits,
         )  # fmt: skip
-        return [[edit._replace(examples=edit.examples[:-1]) for edit in row] for row in edits]  # the passage: once
-    edits = write_self_edits(lm, passages, loop, samples=config.completions, name=name)
-    return [
-        [whole(passage, edit.completion)._replace(finished=edit.finished) for edit in row]
-        for passage, row in zip(passages, edits, strict=True)
-    ]
+        texts = [[edit._replace(examples=edit.examples[:-1]) for edit in row] for row in edits]  # the passage: once
+    elif name != "passage":
+        edits = write_self_edits(lm, passages, loop, samples=samples, name=name)
+        texts = [
+            [whole(passage, edit.completion)._replace(finished=edit.finished) for edit in row]
+            for passage, row in zip(passages, edits, strict=True)
+        ]
+    return [[fitted(edit, lm.codec, loop.trainer.shapes) for edit in row] for row in texts]
 
 
-def starts_from(config: Any, here: Session, name: str) -> LanguageModel:
-    """The model that writes and learns in one row."""
-    return merge_rounds(config, here.lm) if name.startswith("self_edits_round_") else here.lm
+def starts_from(config: Any, lm: LanguageModel, name: str) -> LanguageModel:
+    """The model that writes and learns in one row: of SEAL's, with the adapters of its rounds merged, one by one."""
+    for adapter in seal_rounds(config, lm) if name.startswith("self_edits_round_") else ():
+        lm = lm._replace(params=lora.merge(lm.params, adapter))
+    return lm
 
 
 def on_host(lm: LanguageModel) -> LanguageModel:
@@ -297,7 +266,7 @@ def train_and_ask(config: Any, here: Session, data: Corpus, text: Text) -> tuple
 
     A row whose answers are all in the run folder is not trained again.
     """
-    name, start = text.name, starts_from(config, here, text.name)
+    name, start = text.name, starts_from(config, here.lm, text.name)
     pieces = [f"{name}/base/{first}" for first in range(0, len(data.asked), here.loop.trainer.chunk.planned)]
     if not all(here.folder.has(piece) for piece in pieces):
         flat = [s for row in sequences_of(start, data.passages, text) for s in row]
@@ -315,7 +284,7 @@ def learn(
         progress.phase(f"{name}: training", config.full.epochs * len(sequences), "sequences")
         require_room_for_all_weights(config, here, sequences)
         return full_training.train_all_weights(
-            lm, sequences, config.full, all_weights(here.compute), seed=config.seed, journal=here.folder, name=name,
+            lm, sequences, config.full, recomputed(here.compute), seed=config.seed, journal=here.folder, name=name,
             say=progress.note, on_step=lambda rows, real: progress.advance(rows, tokens=real),
         )[0]  # fmt: skip
     progress.phase(f"{name}: training", 1, "adapters")
@@ -340,7 +309,7 @@ def learn(
     return lm._replace(params=lora.merge(lm.params, adapter))
 
 
-def all_weights(compute: Compute) -> Compute:
+def recomputed(compute: Compute) -> Compute:
     """How a step of full fine-tuning is computed: layers are always recomputed."""
     return dataclasses.replace(compute, remat=True)
 
@@ -358,7 +327,7 @@ def require_room_for_all_weights(config: Any, here: Session, sequences: Sequence
 def need_of_all_weights(config: Any, model: ModelConfig, compute: Compute, width: int) -> full_training.Need:
     """What a step of full fine-tuning takes on each device, of sequences up to `width` tokens."""
     return full_training.need(
-        model, config.full, all_weights(compute), width=width, devices=runtime.device_count(compute.devices),
+        model, config.full, recomputed(compute), width=width, devices=runtime.device_count(compute.devices),
         itemsize=runtime.itemsize(config.dtype), attention=runtime.attention(config.dtype, model.head_dim),
     )  # fmt: skip
 
@@ -423,10 +392,10 @@ def plot(here: Session, name: str, losses: Sequence[float]) -> None:
 
 def prepare(config: Any, data: Corpus, model: Model) -> Prepared:
     """The domain and the sizes of all programs; in the plan, what each row trains."""
-    most = most_sequences(config)
+    most = max(row_sequences(config).values())  # every program is compiled for so many
     ready = passages_of.prepare(
         config, model, data.passages, samples=config.completions, capacity=most,
-        longest_text=lambda lm: longest_text(config, lm, data),
+        recorded=Recorded(data.external), parse=whole,
     )  # fmt: skip
     tuning = config.full if config.method == "full" else config.inner
     work = {

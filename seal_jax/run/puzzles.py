@@ -1,28 +1,28 @@
-"""What runs on ARC need besides the loop: how tasks are chosen, and how a run on them is prepared."""
+"""What runs on ARC need besides the loop: how tasks are chosen, how a run is prepared, and what it found."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from seal_jax.domains.arc import domain as arc
-from seal_jax.domains.arc import prompts, self_edits, tasks
-from seal_jax.domains.arc.grids import Split, Task
-from seal_jax.domains.arc.results import grids_of, what_failed, what_was_chosen
-from seal_jax.domains.arc.self_edits import Choice
+from seal_jax.domains.arc import inference, prompts, self_edits, tasks
+from seal_jax.domains.arc.grids import Grid, Split, Task
+from seal_jax.domains.arc.self_edits import Bounds, Choice
 from seal_jax.engine import batching
 from seal_jax.engine.constrained import compile_pattern
-from seal_jax.engine.training import Shapes
 from seal_jax.run import plan
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.seal import evaluation
-from seal_jax.seal.rewards import Score, Trial, gold_tokens
-from seal_jax.types import Domain, SelfEdit, require_at_least
+from seal_jax.seal.rewards import Score, Trial
+from seal_jax.types import SelfEdit, require_at_least
 
 LARGEST = Choice(True, True, True, True, "all_tokens", 1e-4, 1)  # the largest training set there is
 
@@ -152,7 +152,17 @@ def prepare(config: Any, data: Puzzles, model: Model) -> Prepared:
     chosen = self_edits.parse_choice(self_edits.to_json(config.fixed), bounds)
     if isinstance(chosen, str):
         raise ValueError(f"--fixed: {chosen}; it has to keep --training-set.bounds as self-edits do")
-    shapes, prompt_width = measure(config, data, model, domain, texts)
+    whole, cap = dataclasses.replace(config.training_set, cap=sys.maxsize), config.training_set.cap
+
+    def longest_sequence(task: Task) -> int:
+        made = arc.examples_of(task, LARGEST, texts, speaker.render, codec, training=whole, seed=config.seed)
+        made.sort(key=lambda example: -len(example.prompt + example.completion))
+        return max((len(batching.tokenize(example, codec).ids) for example in made[:3]), default=0)
+
+    mend = "Leave out tasks of so many cells with --max-cells"
+    need = plan.measure(config, speaker, speaker.lm, domain, data.everything, longest_sequence, mend)
+    longest = max(1, min(need.sequence, config.training_set.max_tokens))
+    shapes = need.shapes(longest, model.compute.width_cuts, cap)
     constraint = None
     if config.constrained and codec.vocabulary is not None and speaker.model is not None:
         constraint = compile_pattern(
@@ -163,47 +173,8 @@ def prepare(config: Any, data: Puzzles, model: Model) -> Prepared:
                 f"--sampling.max-tokens {config.sampling.max_tokens}: the shortest self-edit has "
                 f"{constraint.shortest()} tokens"
             )
-    cap = config.training_set.cap
     most = Most(cap, cap * shapes.widths[-1], shapes.widths[-1])
-    return Prepared(domain, shapes, prompt_width, most, samples=config.outer.samples, constraint=constraint)
-
-
-def measure(config: Any, data: Puzzles, model: Model, domain: Domain, texts: prompts.Prompts) -> tuple[Shapes, int]:
-    """The sizes that every program is compiled for, from what the longest task needs.
-
-    Raises:
-        ValueError: a task that the model's context cannot hold.
-    """
-    speaker, widest = model.speaker, config.training_set.max_tokens
-    codec = speaker.lm.codec
-    everything = dataclasses.replace(config.training_set, cap=sys.maxsize)
-    longest_sequence, longest_prompt, longest_question, longest_gold, questions = 0, 0, 0, 0, 0
-    for task in data.everything:
-        made = arc.examples_of(task, LARGEST, texts, speaker.render, codec, training=everything, seed=config.seed)
-        made.sort(key=lambda example: -len(example.prompt + example.completion))
-        sequence = max((len(batching.tokenize(example, codec).ids) for example in made[:3]), default=0)
-        prompt = len(codec.encode(domain.prompt(task)))
-        asked = domain.queries(task)
-        question = max(len(codec.encode(query.prompt)) for query in asked)
-        gold = max(len(gold_tokens(codec.encode_more, query)) for query in asked)
-        answer = min(config.answer_tokens, max(query.max_tokens or config.answer_tokens for query in asked))
-        needed = max(sequence, prompt + config.sampling.max_tokens, question + max(gold, answer))
-        if needed > speaker.context_length:
-            raise ValueError(
-                f"task {task.id} ({cells(task)} cells) needs a context of {needed} tokens; {config.model} has "
-                f"{speaker.context_length}. Leave out tasks of so many cells with --max-cells"
-            )
-        longest_sequence, longest_prompt = max(longest_sequence, sequence), max(longest_prompt, prompt)
-        longest_question, longest_gold = max(longest_question, question), max(longest_gold, gold)
-        questions = max(questions, len(asked))
-    shapes = Shapes(
-        widths=batching.bucket_widths(max(1, min(longest_sequence, widest)), model.compute.width_cuts),
-        capacity=config.training_set.cap,
-        questions=questions,
-        question_width=batching.round_up(longest_question, 8),
-        gold_width=batching.round_up(longest_gold, 8),
-    )
-    return shapes, batching.round_up(longest_prompt, 8)
+    return Prepared(domain, shapes, need.prompt_width, most, samples=config.outer.samples, constraint=constraint)
 
 
 class Shown(NamedTuple):
@@ -241,3 +212,65 @@ def report(
     tables = what_was_chosen(completions, here.config.training_set.bounds), what_failed(problems)
     parts = {"tables": [table for table in tables if table["rows"]], "grids": [grids_of(held_out, attempts)]}
     return evaluation.with_solved(rows, tried), parts
+
+
+GROUPS = ("basic", "size", "chain", "repeat")
+
+
+def what_was_chosen(completions: Mapping[str, Sequence[str]], bounds: Bounds) -> dict[str, Any]:
+    """A table: which augmentations and settings the valid self-edits of each stage (its label) chose."""
+    rows: list[list[Any]] = []
+    for label, written in completions.items():
+        read = [self_edits.parse_choice(completion, bounds) for completion in written]
+        valid = [choice for choice in read if isinstance(choice, Choice)]
+        if valid:
+            chosen = [[getattr(choice, group) for choice in valid] for group in GROUPS]
+            chosen.append([choice.strategy == "output_tokens" for choice in valid])
+            shares = [f"{sum(yes) / len(valid):.0%}" for yes in chosen]
+            medians = [
+                statistics.median(getattr(choice, name) for choice in valid) for name in ("learning_rate", "epochs")
+            ]
+            rows.append([label, len(valid), *shares, *medians])
+    columns = ["chosen", "self-edits", *GROUPS, "output tokens only", "learning rate", "epochs"]
+    return {"title": "What was chosen", "note": "Learning rate and epochs: medians.", "columns": columns, "rows": rows}
+
+
+def what_failed(problems: Mapping[str, Sequence[str | None]]) -> dict[str, Any]:
+    """A table: how many self-edits of each stage (its label) trained nothing or diverged, and why."""
+    rows = []
+    for label, found in problems.items():
+        counted = Counter(problem for problem in found if problem)
+        why = ", ".join(f"{count} {problem}" for problem, count in counted.most_common())
+        if found:
+            rows.append([label, len(found), f"{counted.total() / len(found):.0%}", why or "-"])
+    return {
+        "title": "Self-edits that failed",
+        "note": "They are scored as no training.",
+        "columns": ["sampled", "self-edits", "failed", "why"],
+        "rows": rows,
+    }
+
+
+def grids_of(tasks: Sequence[Task], attempts: Mapping[str, Sequence[Sequence[Sequence[Grid]]]]) -> dict[str, Any]:
+    """The tasks as the report draws them: each stage's attempts at each test input of each task, and what is right."""
+    items = []
+    for p, task in enumerate(tasks):
+        for number, test in enumerate(task.test):
+            shown = []
+            for label, of_stage in attempts.items():
+                tried = of_stage[p][number]
+                for n in range(inference.ATTEMPTS):
+                    grid = tried[n] if n < len(tried) else None
+                    right = grid is not None and np.array_equal(grid, test.output)
+                    name = f"{label}, attempt {n + 1}"
+                    shown.append({"label": name, "grid": None if grid is None else grid.tolist(), "right": right})
+            items.append(
+                {
+                    "label": f"{task.id}, test {number + 1}" if len(task.test) > 1 else task.id,
+                    "pairs": [[pair.input.tolist(), pair.output.tolist()] for pair in task.train],
+                    "input": test.input.tolist(),
+                    "expected": test.output.tolist(),
+                    "attempts": shown,
+                }
+            )
+    return {"title": "Attempts", "note": "After the first self-edit of each stage.", "items": items}

@@ -28,13 +28,12 @@ from seal_jax.graders.choose import Connection, Judge
 from seal_jax.io import fingerprint
 from seal_jax.report.page import write_report
 from seal_jax.run import plan, runtime
-from seal_jax.run.invocation import shell_command
 from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
 from seal_jax.run.judges import make_judge
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress
 from seal_jax.run.runtime import Speaker
-from seal_jax.run.terminal import show
+from seal_jax.run.terminal import shell_command, show
 from seal_jax.run.trackers import MetricsWriter, Tracker, require
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean

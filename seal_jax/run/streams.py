@@ -90,48 +90,27 @@ def record(here: Session, option: str, streams: Sequence[Stream]) -> None:
 
 def rows(config: Any, found: dict[str, list[Stream]], data: Streams) -> list[dict[str, Any]]:
     """Before any edit, and for each option on each passage right after its own edit and on all after the last."""
-    first, seed = figures(next(iter(found.values()))), config.seed
-
-    def row(
-        name: str,
-        label: str,
-        accuracy: Sequence[float | None],
-        likelihood: Sequence[float | None],
-        above: tuple[str, Sequence[float | None]] | None,
-        problems: dict[str, int],
-    ) -> dict[str, Any]:
-        def against(name: str, before: Sequence[float | None]) -> dict[str, Any]:
-            return {"row": name, **paired_bootstrap(before, accuracy, seed=seed).as_json()}
-
-        return {
-            "name": name,
-            "label": label,
-            "unit": "stream",
-            "passages": len(data.streams),
-            "questions": data.questions,
-            "accuracy": bootstrap_mean(accuracy, seed=seed).as_json(),
-            "log_likelihood": bootstrap_mean(likelihood, seed=seed).as_json(),
-            "versus_previous": above and against(*above),
-            "versus_base": None if name == "base" else against("base", first.base),
-            "problems": problems,
-            "per_passage": {f"stream-{r + 1}": value for r, value in enumerate(accuracy)},
-        }
-
-    table = [row("base", "Before any edit", first.base, first.base_log_likelihood, None, {})]
+    first, ids = figures(next(iter(found.values()))), [f"stream-{r}" for r in range(1, len(data.streams) + 1)]
+    base = evaluation.Stage("base", "Before any edit", first.base, first.base_log_likelihood, {})
+    stages: list[tuple[evaluation.Stage, evaluation.Stage | None]] = [(base, None)]  # each with what it is against
     for option, streams in found.items():
         values, suffix = figures(streams), "" if option == "none" else f"_{option}"
-        own, final, shown = f"after_own_edit{suffix}", f"after_all_edits{suffix}", label_of(config, option)
-        above = ("base", first.base) if len(table) == 1 else None  # the row above is another option's: nothing to say
         troubles = dict(_troubles(streams)) | evaluation.problems_of_writing([s.edit for r in streams for s in r.steps])
         troubles |= evaluation.cut_answers([score for stream in streams for score in stream.steps[-1].scores])
-        table += [
-            row(own, f"Right after its own edit: {shown}", values.own, values.own_log_likelihood, above, {}),
-            row(
-                final, f"After all edits: {shown}", values.final, values.final_log_likelihood,
-                (own, values.own), troubles,
-            ),
-        ]  # fmt: skip
-    return table
+        shown, above = label_of(config, option), base if len(stages) == 1 else None  # another option's says nothing
+        own = evaluation.Stage(
+            f"after_own_edit{suffix}", f"Right after its own edit: {shown}", values.own, values.own_log_likelihood, {}
+        )
+        final = evaluation.Stage(
+            f"after_all_edits{suffix}", f"After all edits: {shown}", values.final, values.final_log_likelihood, troubles
+        )
+        stages += [(own, above), (final, own)]
+    return [
+        evaluation.row(
+            stage, ids, data.questions, above=above, base=None if stage is base else base, seed=config.seed
+        ) | {"unit": "stream"}
+        for stage, above in stages
+    ]  # fmt: skip
 
 
 def compare(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
@@ -145,10 +124,10 @@ def compare(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
         lines.append(
             [
                 label_of(config, option),
-                _percent(bootstrap_mean(values.own, seed=seed)),
-                _percent(bootstrap_mean(values.final, seed=seed)),
-                _percent(bootstrap_mean(values.forgetting, seed=seed), "+"),
-                _percent(retained(values, seed=seed)),
+                bootstrap_mean(values.own, seed=seed).text(),
+                bootstrap_mean(values.final, seed=seed).text(),
+                bootstrap_mean(values.forgetting, seed=seed).text(form="+.1f"),
+                retained(values, seed=seed).text(),
                 ", ".join(f"{count} {why}" for why, count in troubles.items()) or "0",
                 len(steps),
                 sum(step.tokens for step in steps),
@@ -173,23 +152,16 @@ def differences(config: Any, found: dict[str, list[Stream]]) -> dict[str, Any]:
     reference = "none" if "none" in found else next(iter(found))
     before = figures(found[reference])
 
-    def cell(field: str, values: Figures, scale: float, form: str) -> str:
-        pair = (getattr(one, field) for one in (before, values))
-        return _interval(paired_bootstrap(*pair, seed=config.seed), scale, form)
+    def cells(values: Figures) -> list[str]:
+        paired = {
+            name: paired_bootstrap(getattr(before, name), getattr(values, name), seed=config.seed)
+            for name in ("own", "final", "forgetting", "final_log_likelihood")
+        }
+        likelihood = paired.pop("final_log_likelihood").text(1, "+.3f")
+        return [*(difference.text(form="+.1f") for difference in paired.values()), likelihood]
 
-    lines = []
-    for option, streams in found.items():
-        if option != reference:
-            values = figures(streams)
-            lines.append(
-                [
-                    label_of(config, option),
-                    cell("own", values, 100, "+.1f"),
-                    cell("final", values, 100, "+.1f"),
-                    cell("forgetting", values, 100, "+.1f"),
-                    cell("final_log_likelihood", values, 1, "+.3f"),
-                ]
-            )
+    others = [option for option in found if option != reference]
+    lines = [[label_of(config, option), *cells(figures(found[option]))] for option in others]
     return {
         "title": f"Against {label_of(config, reference)}, on the same streams",
         "note": "Paired differences with 95 % bootstrap intervals over streams.",
@@ -217,19 +189,6 @@ def _troubles(streams: Sequence[Stream]) -> dict[str, int]:
     """How many self-edits were not merged, and why."""
     outcomes = Counter(step.outcome for stream in streams for step in stream.steps)
     return {why: count for why, count in sorted(outcomes.items()) if why != MERGED}
-
-
-def _percent(interval: Interval, sign: str = "") -> str:
-    return _interval(interval, 100, f"{sign}.1f")
-
-
-def _interval(interval: Interval, scale: float, form: str) -> str:
-    """`12.3 [10.1, 14.5]`; without bounds where there is one stream, a dash where there is none."""
-    if interval.mean != interval.mean:
-        return "-"
-    if interval.low != interval.low:
-        return f"{scale * interval.mean:{form}}"
-    return "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * value for value in interval[:3]), f=form)
 
 
 def label_of(config: Any, option: str) -> str:

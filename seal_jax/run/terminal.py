@@ -1,9 +1,11 @@
-"""The one place that writes to the terminal: what a model, a document or a server wrote may hold what controls it."""
+"""The one place that writes to the terminal, where what a model wrote may hold what controls it; and our commands."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
+from pathlib import Path
 from typing import TextIO
 
 # Escape sequences whole, then every other control character but tabs and ends of lines, and what turns the direction of
@@ -22,3 +24,15 @@ def plain(text: str) -> str:
 def show(*texts: object, file: TextIO | None = None) -> None:
     """Prints texts, each on lines of its own."""
     print(*(plain(str(text)) for text in texts), sep="\n", file=file or sys.stdout, flush=True)
+
+
+CLONE = Path(__file__).parents[2] / "experiments" / "squad.py"  # not there where a wheel was installed
+
+
+def shell_command(experiment: str, *arguments: str) -> str:
+    """`seal-jax NAME ...` where it is installed or was used; `python -m experiments.NAME ...` in a clone."""
+    by_script = Path(sys.argv[0]).stem == "seal-jax"
+    start = (
+        ["seal-jax", experiment] if by_script or not CLONE.is_file() else ["python", "-m", f"experiments.{experiment}"]
+    )
+    return shlex.join([*start, *arguments])

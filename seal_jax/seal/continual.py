@@ -12,16 +12,16 @@ The paper measures how much a model forgets so (its streams of 8 passages) and l
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool
 
 from seal_jax.engine import batching
 from seal_jax.engine.chunks import in_chunks
@@ -31,12 +31,9 @@ from seal_jax.engine.training import train
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import kl_to_base, next_token
-from seal_jax.seal.rewards import Score, ask, mean
+from seal_jax.seal.rewards import Score, mean, score_tasks
 from seal_jax.seal.rounds import Loop, fitted, stable_hash
-from seal_jax.types import LanguageModel, Query, SelfEdit, Task, require_at_least, without_thought
-
-if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Bool
+from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least, without_thought
 
 MERGED, DIVERGED = "merged", "diverged"  # what became of a self-edit, if it could be trained on
 
@@ -317,32 +314,8 @@ def _ask(
     """All questions of each stream to its model. They are packed: a task with few leaves room for the next one's."""
     assert weights is not None  # a finished group asks nothing any more
     queries = [[loop.domain.queries(task) for task in stream] for stream in streams]
-    packed = [[query for task in stream for query in task] for stream in queries]
-    answers: list[list[str]] = [[] for _ in streams]
-    likely: list[list[float | None]] = [[] for _ in streams]
-    cut: list[list[bool]] = [[] for _ in streams]
-    for start in range(0, max(map(len, packed)), loop.trainer.shapes.questions):
-        part = [row[start : start + loop.trainer.shapes.questions] for row in packed]
-        said = ask(lm, weights, part, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=loop.trainer.chunk)
-        for r in range(len(streams)):
-            answers[r] += said.answers[r]
-            likely[r] += said.likely[r]
-            cut[r] += said.cut[r]
-
-    def parts(stream: Sequence[Sequence[Query]]) -> list[slice]:
-        ends = list(itertools.accumulate(map(len, stream)))
-        return [slice(end - len(task), end) for task, end in zip(stream, ends, strict=True)]
-
-    where = [(r, own) for r, stream in enumerate(queries) for own in parts(stream)]
-    verdicts = loop.domain.grade([packed[r][own] for r, own in where], [answers[r][own] for r, own in where])
-    scores: list[list[Score]] = [[] for _ in streams]
-    for (r, own), graded in zip(where, verdicts, strict=True):
-        score = Score(answers[r][own], graded, likely[r][own], [], cut=cut[r][own])
-        if not np.isfinite(np.array(score.log_likelihoods, float)).all():  # weights too large to compute with
-            asked = len(score.answers)
-            score = Score([""] * asked, [False] * len(score.verdicts), [None] * asked, [], DIVERGED)
-        scores[r].append(score)
-    return scores
+    shapes, chunk = loop.trainer.shapes, loop.trainer.chunk
+    return score_tasks(lm, weights, queries, loop.domain.grade, shapes, max_tokens=loop.answer_tokens, chunk=chunk)
 
 
 def _ask_base(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> list[list[Score]]:

@@ -69,24 +69,36 @@ def cut_answers(scores: Sequence[Score]) -> dict[str, int]:
 
 def rows(stages: Sequence[Stage], tasks: Sequence[Task], questions: int, *, seed: int) -> list[dict[str, Any]]:
     """The stages as results.json holds them, each against the one above and against the base model."""
-    table = []
-    for number, stage in enumerate(stages):
-        above = stages[number - 1] if number else None
-        table.append(
-            {
-                "name": stage.name,
-                "label": stage.label,
-                "passages": len(tasks),
-                "questions": questions,
-                "accuracy": bootstrap_mean(stage.accuracy, seed=seed, within=SHARE).as_json(),
-                "log_likelihood": bootstrap_mean(stage.log_likelihood, seed=seed).as_json(),
-                "versus_previous": above and {"row": above.name, **_difference(above, stage, seed)},
-                "versus_base": above and {"row": stages[0].name, **_difference(stages[0], stage, seed)},
-                "problems": stage.problems,
-                "per_passage": {task.id: value for task, value in zip(tasks, stage.accuracy, strict=True)},
-            }
-        )
-    return table
+    ids, base = [task.id for task in tasks], stages[0]
+    return [
+        row(stage, ids, questions, above=stages[n - 1] if n else None, base=base if n else None, seed=seed)
+        for n, stage in enumerate(stages)
+    ]
+
+
+def row(
+    stage: Stage, ids: Sequence[str], questions: int, *, above: Stage | None, base: Stage | None, seed: int
+) -> dict[str, Any]:
+    """One of them: its figures over the tasks of these ids, and against two others."""
+
+    def against(other: Stage | None) -> dict[str, Any] | None:
+        if other is None:
+            return None
+        gain = paired_bootstrap(other.accuracy, stage.accuracy, seed=seed, within=GAIN)
+        return {"row": other.name, **gain.as_json()}
+
+    return {
+        "name": stage.name,
+        "label": stage.label,
+        "passages": len(ids),
+        "questions": questions,
+        "accuracy": bootstrap_mean(stage.accuracy, seed=seed, within=SHARE).as_json(),
+        "log_likelihood": bootstrap_mean(stage.log_likelihood, seed=seed).as_json(),
+        "versus_previous": against(above),
+        "versus_base": against(base),
+        "problems": stage.problems,
+        "per_passage": dict(zip(ids, stage.accuracy, strict=True)),
+    }
 
 
 def spread(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -109,10 +121,6 @@ def spread(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _difference(before: Stage, after: Stage, seed: int) -> dict[str, float | None]:
-    return paired_bootstrap(before.accuracy, after.accuracy, seed=seed, within=GAIN).as_json()
-
-
 def with_solved(table: Sequence[dict[str, Any]], tried: Sequence[Sequence[Score]]) -> list[dict[str, Any]]:
     """`rows` of tasks that are solved or not: solved of tried (each row's scores), with Wilson's interval."""
     found = []
@@ -132,16 +140,9 @@ def scores_by_seed(trials: Sequence[Sequence[Trial]]) -> list[Score]:
 
 def differences(stages: Sequence[Stage], *, seed: int) -> dict[str, Any]:
     """Every stage against every one before it, by each reward."""
-
-    def cell(before: Sequence[float | None], after: Sequence[float | None], scale: float, form: str) -> str:
-        found = paired_bootstrap(before, after, seed=seed)
-        return (
-            "-" if found.low != found.low else "{:{f}} [{:{f}}, {:{f}}]".format(*(scale * x for x in found[:3]), f=form)
-        )
-
     rows = [
-        [after.name, before.name, cell(before.accuracy, after.accuracy, 100, "+.1f"),
-         cell(before.log_likelihood, after.log_likelihood, 1, "+.3f")]
+        [after.name, before.name, paired_bootstrap(before.accuracy, after.accuracy, seed=seed).text(form="+.1f"),
+         paired_bootstrap(before.log_likelihood, after.log_likelihood, seed=seed).text(1, "+.3f")]
         for before, after in itertools.combinations(stages, 2)
     ]  # fmt: skip
     return {
@@ -297,28 +298,25 @@ def summary(table: Sequence[dict[str, Any]]) -> str:
     else:
         others = [] if None not in named else ["bootstrap"] if first["passages"] >= FEW else ["Student's"]
         intervals = f"95 % intervals ({', '.join(sorted(filter(None, named)) + others)}), differences paired by {unit}"
-    counts = [f"{row['solved']} of {row['tried']}" if row.get("tried") else "" for row in table]
-    if any(counts):
-        widest = max(map(len, counts))
-        counts = [f"{count:>{widest}}  " for count in ("solved", *counts)]
-    else:
-        counts = ["", *counts]
-    wide = max(37 - len(counts[0]), *(len(row["label"]) + 2 for row in table))
-    lines = [
-        f"{', '.join(asked)}; {intervals}",
-        f"{'':<{wide}}{counts[0]}{'accuracy, %':>19}{'against row above':>24}",
-    ]
-    for row, count in zip(table, counts[1:], strict=True):
+    lines = [["", "solved", "accuracy, %", "against row above"]]
+    for row in table:
+        count = f"{row['solved']} of {row['tried']}" if row.get("tried") else ""
         against = "" if row["versus_previous"] is None else _points(row["versus_previous"], sign="+")
-        lines.append(f"{row['label']:<{wide}}{count}{_points(row['accuracy']):>19}{against:>24}".rstrip())
+        lines.append([row["label"], count, _points(row["accuracy"]), against])
+    lines = lines if any(line[1] for line in lines[1:]) else [[label, *rest] for label, _, *rest in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = [f"{', '.join(asked)}; {intervals}"]
+    for label, *cells in lines:
+        right = (f"{cell:>{width + 2}}" for cell, width in zip(cells, widths[1:], strict=True))
+        shown.append(f"{label:<{widths[0]}}{''.join(right)}".rstrip())
     change = last["versus_previous"]
     if change and change["low"] is not None:
         rounding = 1e-9  # of sums: the low end of an interval may be exactly nothing
         clear = "better" if change["low"] > rounding else "worse" if change["high"] < -rounding else "no clear change"
         if first["passages"] < FEWEST:
             clear = f"too few {unit}s to say"
-        lines.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
-    return "\n".join(lines)
+        shown.append(f"Last row against the one above: {_points(change, sign='+')} points: {clear}")
+    return "\n".join(shown)
 
 
 def _points(interval: dict[str, float | None], sign: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seal_jax.analysis.reliability import choose_best, reward_reliability
-from seal_jax.analysis.statistics import paired_bootstrap
+from seal_jax.analysis.statistics import Interval, paired_bootstrap
 from seal_jax.seal.rewards import Score, Trial
 
 TIES_BROKEN = "accuracy, then likelihood"  # the default: ReSTEM.break_ties
@@ -55,10 +55,10 @@ def reward_table(
                 [
                     signal.replace("_", "-"),
                     seeds,
-                    f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]",
+                    Interval(*found, len(trials), 0).text(1, ".2f"),
                     f"{100 * choice.ties:.0f} %",
                     f"{100 * choice.below_base:.0f} %",
-                    _gain(choice.average, choice.chosen, seed),
+                    paired_bootstrap(choice.average, choice.chosen, seed=seed).text(form="+.1f"),
                     f"{seeds / PAPERS_SEEDS:.2f}",
                 ]
             )
@@ -66,7 +66,7 @@ def reward_table(
         rating = np.array([[math.nan if t.rating is None else t.rating for t in row] for row in rated])
         same = np.repeat(rating[:, :, None], most, axis=2)
         choice = choose_best(same, accuracy, np.full(len(rated), -np.inf), seeds=1)
-        gain = _gain(choice.average, choice.chosen, seed)
+        gain = paired_bootstrap(choice.average, choice.chosen, seed=seed).text(form="+.1f")
         rows.append(["proxy", 0, None, f"{100 * choice.ties:.0f} %", None, gain, "0, and a judge"])
     edits = sum(len(row) for row in trials)
     return {
@@ -80,8 +80,3 @@ def reward_table(
         "columns": ["reward", "seeds", "reliability", "ties", "winner not above base", "gain, points", "cost"],
         "rows": rows,
     }
-
-
-def _gain(average: np.ndarray, chosen: np.ndarray, seed: int) -> str | None:
-    found = paired_bootstrap(average, chosen, seed=seed)
-    return None if found.low != found.low else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in found[:3]))

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from seal_jax.engine import batching, inner
 from seal_jax.engine.chunks import Chunk, in_chunks
@@ -26,9 +27,6 @@ from seal_jax.engine.training import Shapes, Trainer, train_each, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
-
-if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Array, Bool, Float, Int
 
 
 class Score(NamedTuple):
@@ -120,20 +118,26 @@ def ask(
 ) -> Said:
     """Greedy answers of E groups of queries, each by its own adapter, and each gold answer's mean log-likelihood.
 
-    `adapters` carries the axis E; `training.untrained` are the base model. A non-finite adapter's answers mean nothing.
+    `adapters` carries the axis E; `training.untrained` are the base model. A group of more than `shapes.questions` is
+    asked in parts. A non-finite adapter's answers mean nothing.
     """
-    codec, groups, width = lm.codec, len(queries), shapes.questions
-    prompts = [[codec.encode(query.prompt) for query in group] for group in queries]
+    said = Said._make([[] for _ in queries] for _ in Said._fields)
+    if not any(queries):
+        return said
+    codec, width = lm.codec, shapes.questions
+    cuts = [(e, at) for e, group in enumerate(queries) for at in range(0, max(1, len(group)), width)]
+    of, parts = np.array([e for e, _ in cuts]), [queries[e][at : at + width] for e, at in cuts]
+    prompts = [[codec.encode(query.prompt) for query in group] for group in parts]
     rows = [batching.left_pad([*group, *([[]] * (width - len(group)))], shapes.question_width) for group in prompts]
     tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
-    limits = np.zeros((groups, width, 1), np.int32)
-    for e, group in enumerate(queries):
+    limits = np.zeros((len(parts), width, 1), np.int32)
+    for e, group in enumerate(parts):
         limits[e, : len(group), 0] = [min(max_tokens, query.max_tokens or max_tokens) for query in group]
-    golds = _gold_rows(codec, queries, shapes)
+    golds = _gold_rows(codec, parts, shapes)
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
 
     def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, ...]:
-        base = (lm.model, lm.params, lora.take(adapters, index))
+        base = (lm.model, lm.params, lora.take(adapters, of[index]))
         prompts = read(*base, tokens[index], valid[index], mesh=lm.mesh)  # once, for the answer and for the gold one
         likely = log_likelihoods(*base, prompts, valid[index], *(side[index] for side in golds), mesh=lm.mesh)
         keys = row_keys(0, np.zeros((len(index), width, 1), np.int32))  # greedy: never used
@@ -144,14 +148,14 @@ def ask(
         return written.tokens[:, :, 0], written.lengths[:, :, 0], written.stopped[:, :, 0], likely
 
     written, lengths, stopped, likely = map(
-        np.asarray, in_chunks(run, groups, chunk, devices=lm.mesh.size if lm.mesh else 1)
+        np.asarray, in_chunks(run, len(parts), chunk, devices=lm.mesh.size if lm.mesh else 1)
     )
-    answers = [
-        [without_thought(codec.decode(written[e, q, : lengths[e, q]].tolist())).strip() for q in range(len(group))]
-        for e, group in enumerate(queries)
-    ]
-    likelihoods: list[list[float | None]] = [likely[e, : len(group)].tolist() for e, group in enumerate(queries)]
-    return Said(answers, likelihoods, [(~stopped[e, : len(group)]).tolist() for e, group in enumerate(queries)])
+    for n, (e, group) in enumerate(zip(of, parts, strict=True)):
+        texts = (codec.decode(written[n, q, : lengths[n, q]].tolist()) for q in range(len(group)))
+        said.answers[e].extend(without_thought(text).strip() for text in texts)
+        said.likely[e].extend(likely[n, : len(group)].tolist())
+        said.cut[e].extend((~stopped[n, : len(group)]).tolist())
+    return said
 
 
 def _gold_rows(
@@ -270,6 +274,32 @@ def graded(
         else:
             scores.append(Score(answers[e], [False] * len(verdicts[e]), [None] * len(group), losses[e], "diverged"))
     return scores
+
+
+def score_tasks(
+    lm: LanguageModel,
+    adapters: Adapter,
+    queries: Sequence[Sequence[Sequence[Query]]],
+    grade: GradeTasks,
+    shapes: Shapes,
+    *,
+    max_tokens: int,
+    chunk: Chunk,
+) -> list[list[Score]]:
+    """What each of E adapters knows of its P tasks: [E][P], from [E][P][Q] queries. One that diverged knows nothing."""
+    flat = [[query for own in tasks for query in own] for tasks in queries]
+    said = ask(lm, adapters, flat, shapes, max_tokens=max_tokens, chunk=chunk)
+    where = [
+        (e, slice(end - len(own), end))
+        for e, tasks in enumerate(queries)
+        for own, end in zip(tasks, itertools.accumulate(map(len, tasks)), strict=True)
+    ]
+    parts = Said._make([side[e][own] for e, own in where] for side in said)
+    finite = np.asarray(inner.is_finite(adapters))[[e for e, _ in where]]  # and not too large to compute with
+    finite = finite & [bool(np.isfinite(np.array(own, float)).all()) for own in parts.likely]
+    asked = [own for tasks in queries for own in tasks]
+    scores = iter(graded(asked, parts, [[] for _ in where], finite, grade))
+    return [[next(scores) for _ in tasks] for tasks in queries]
 
 
 def score_base(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,11 @@ from seal_jax.domains import squad
 from seal_jax.domains.squad import Passage, Question
 from seal_jax.engine import batching, training
 from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.inner import is_finite
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import normalise
-from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.seal.outer.rest_em import select
-from seal_jax.seal.rewards import Said, Score, ask, gold_tokens, graded, mean
+from seal_jax.seal.rewards import Score, gold_tokens, mean, score_tasks
 from seal_jax.seal.rounds import Loop, write_self_edits
 from seal_jax.types import Domain, Example, LanguageModel, Query, SelfEdit, Settings, require_at_least
 
@@ -300,50 +298,10 @@ def candidate_examples(
 def score_all(
     lm: LanguageModel, adapters: Adapter, passages: Sequence[Passage], loop: Loop, at_once: Chunk
 ) -> list[list[Score]]:
-    """Every question to each of C adapters, graded: [C][P]. One that diverged answers nothing."""
-    queries = [loop.domain.queries(passage) for passage in passages]
-    flat = [query for own in queries for query in own]
-    said = ask_each(lm, adapters, flat, loop.trainer.shapes, max_tokens=loop.answer_tokens, chunk=at_once)
-    finite = np.array(is_finite(adapters)) & [bool(np.isfinite(np.array(own, float)).all()) for own in said.likely]
-    count, each = len(finite), len(passages)
-    ends = np.cumsum([len(own) for own in queries])
-    parts = [slice(end - len(own), end) for own, end in zip(queries, ends, strict=True)]
-    scores = graded(
-        queries * count,
-        Said(
-            [own[part] for own in said.answers for part in parts],
-            [own[part] for own in said.likely for part in parts],
-            [own[part] for own in said.cut for part in parts],
-        ),
-        [[]] * (count * each),
-        np.repeat(finite, each),
-        loop.domain.grade,
-    )
-    return [scores[c * each : (c + 1) * each] for c in range(count)]
-
-
-def ask_each(
-    lm: LanguageModel,
-    adapters: Adapter,
-    queries: Sequence[Query],
-    sizes: Shapes,
-    *,
-    max_tokens: int,
-    chunk: Chunk,
-) -> Said:
-    """The same queries to each of C adapters, `sizes.questions` at a time: [C][Q]."""
-    total = len(adapters.scale)
-    groups = [queries[at : at + sizes.questions] for at in range(0, len(queries), sizes.questions)]
-    if not groups:
-        return Said([[] for _ in range(total)], [[] for _ in range(total)], [[] for _ in range(total)])
-    of_group = np.repeat(np.arange(total), len(groups))
-    said = ask(lm, lora.take(adapters, of_group), groups * total, sizes, max_tokens=max_tokens, chunk=chunk)
-
-    def joined(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        n = len(groups)
-        return [[value for row in rows[c * n : (c + 1) * n] for value in row] for c in range(total)]
-
-    return Said(joined(said.answers), joined(said.likely), joined(said.cut))
+    """Every question to each of C adapters, graded: [C][P]."""
+    queries = [[loop.domain.queries(passage) for passage in passages]] * len(adapters.scale)
+    shapes, grade = loop.trainer.shapes, loop.domain.grade
+    return score_tasks(lm, adapters, queries, grade, shapes, max_tokens=loop.answer_tokens, chunk=at_once)
 
 
 def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:

