@@ -147,27 +147,26 @@ def trained_by(config: Any) -> Trained:
     folder = config.seal
     if folder is None:
         return Trained({}, 0)
+    where = f"--seal {folder}"
     if not (folder / "results.json").is_file():
-        raise ValueError(
-            f"--seal {folder}: no results.json; expected the folder of a finished run of experiments.squad"
-        )
+        raise ValueError(f"{where}: no results.json; expected the folder of a finished run of experiments.squad")
     settings, pieces, trees, _ = read_run(folder)
     trained = settings.get("outer", {}).get("rounds", 0) if settings["experiment"] == "squad" else 0
     rounds = (pieces.get("finished", {}).get("validation") or {}).get("chosen_round", trained)
-    here = f"{config.model} --dtype {config.dtype}"
     for is_so, why in (
-        (not trained, f"a run of {settings['experiment']}; expected experiments.squad with rounds of RL"),
-        ("finished" not in pieces, "that run was not finished; run its command again"),
-        (f"{settings['model']} --dtype {settings['dtype']}" != here,
-         f"trained {settings['model']} in {settings['dtype']}; this run has --model {here}"),
-        (settings.get("writer"), f"its self-edits were written by another model, {settings.get('writer')}, which alone "
-         "was trained; expected a run in which one model writes and learns"),
+        (not trained, f"{where}: a run of {settings['experiment']}; expected experiments.squad with rounds of RL"),
+        ("finished" not in pieces, f"{where}: that run was not finished; run its command again"),
+        ((settings["model"], settings["dtype"]) != (config.model, config.dtype),
+         f"{where}: trained {settings['model']} in {settings['dtype']}; this run has --model {config.model} --dtype "
+         f"{config.dtype}"),
+        (settings.get("writer"), f"{where}: its self-edits were written by another model, {settings.get('writer')}, "
+         "which alone was trained; expected a run in which one model writes and learns"),
         (settings["weights"].get("model") != fingerprint.of_model(config.model),
-         f"trained other weights than those that {config.model} has now; train it again"),
-        (not rounds, "its validation chose the model as it was before RL; leave --seal out"),
+         f"{where}: trained other weights than those that {config.model} has now; train it again"),
+        (not rounds, f"{where}: its validation chose the model as it was before RL; leave --seal out"),
     ):  # fmt: skip
         if is_so:
-            raise ValueError(f"--seal {folder}: {why}")
+            raise ValueError(why)
     names = [f"round_{number}" for number in range(1, rounds + 1)]
     return Trained(settings, rounds, tuple((name, trees[name]) for name in names if name in trees))
 
