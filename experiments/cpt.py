@@ -61,6 +61,11 @@ class Config(Knowledge):
         require_at_least(1, n=self.n, completions=self.completions)
         if self.questions is not None:
             require_at_least(1, questions=self.questions)
+        if self.method == "full" and self.base != "full":
+            raise ValueError(
+                f"--method full trains the weights themselves, and --base {self.base} keeps none to train: "
+                "leave --base out, or train adapters (--method lora)"
+            )
 
 
 # The paper's: n, k, the model, sampling, the prompt; and of the adapter rank, alpha and projections, as in its inner

@@ -25,6 +25,8 @@ AnyArray = jax.Array | np.ndarray  # made on the host, used on the device
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # what an adapter may be on
 
+Base = Literal["full", "int8", "nf4"]  # how the matrices of a frozen base model's layers are kept (nn/quantised.py)
+
 Style = Literal["raw", "chat"]  # a prompt is text to be continued (base models), or a user's message (instruct models)
 
 Task = Any  # what a domain is about: a `Passage`, an ARC puzzle. It has an `id: str`, unique in its data set.

@@ -202,7 +202,7 @@ def test_a_completion_is_one_sequence():
 # A model that an earlier run trained
 
 
-def earlier_run(folder: Path, base: Path, **changes) -> tuple[Path, list[lora.Adapter]]:
+def earlier_run(folder: Path, base: Path, /, **changes) -> tuple[Path, list[lora.Adapter]]:
     """A finished run of experiments.squad, of which the second of three rounds kept nothing."""
     sft = {"projections": ["q_proj", "up_proj"], "rank": 2}
     settings = {"model": str(base), "dtype": "float32", "writer": None, "outer": {"rounds": 3, "sft": sft}}
@@ -268,8 +268,9 @@ def test_an_earlier_run_whose_adapters_are_not_as_it_made_them_is_refused(model,
     ("changes", "message"),
     [
         ({"weights": {"model": "other"}}, "trained other weights than those that .* has now"),
-        ({"model": "other"}, "trained other in float32; this run has --model"),
-        ({"dtype": "bfloat16"}, "in bfloat16; this run has"),
+        ({"model": "other"}, "trained with --model other --dtype float32 --base full; this run has --model"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16 --base full; this run has"),
+        ({"base": "nf4"}, "--dtype float32 --base nf4; this run has"),
         ({"writer": "big"}, "written by another model, big"),
         ({"results": {"experiment": "cpt"}}, "a run of cpt; expected experiments.squad"),
         ({"results": {"validation": {"chosen_round": 0}}}, "its validation chose the model as it was before RL"),

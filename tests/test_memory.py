@@ -15,9 +15,9 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapters
 from seal_jax.io.architectures import NAMED
-from seal_jax.nn import lora, transformer
+from seal_jax.nn import lora, quantised, transformer
 from seal_jax.seal.outer.imitation import SFT
-from seal_jax.types import PROJECTIONS, Compute, HParams
+from seal_jax.types import PROJECTIONS, Base, Compute, HParams
 
 QV = ("q_proj", "v_proj")
 GIB = 2**30
@@ -29,10 +29,13 @@ def shape(*size, dtype=np.int32):
     return jax.ShapeDtypeStruct(size, dtype)
 
 
-def abstract(name: str, layers: int):
+def abstract(name: str, layers: int, base: Base):
     """A model of few layers, without its weights."""
+    if base != "full":
+        pytest.importorskip("qwix", reason="the extra `quant` is not installed")
     config = dataclasses.replace(NAMED[name], num_layers=layers)
-    return config, transformer.graph(config), jax.eval_shape(lambda: transformer.random_params(0, config))
+    params = jax.eval_shape(lambda: quantised.quantised(transformer.random_params(0, config), base))
+    return config, transformer.graph(config), params
 
 
 def abstract_adapters(params, config: FineTuning, count: int):
@@ -63,9 +66,12 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize(("name", "layers", "adapters", "width", "config", "compute"), TRAINING)
-def test_training_needs_what_was_planned(name, layers, adapters, width, config, compute):
-    shapes, model, params = abstract(name, layers)
+@pytest.mark.parametrize(
+    ("name", "layers", "adapters", "width", "config", "compute", "base"),
+    [*((*case, "full") for case in TRAINING), (*TRAINING[0], "nf4"), (*TRAINING[3], "nf4"), (*TRAINING[5], "int8")],
+)
+def test_training_needs_what_was_planned(name, layers, adapters, width, config, compute, base):
+    shapes, model, params = abstract(name, layers, base)
     hyper, one = jax.eval_shape(lambda many: lora.take(many, 0), abstract_adapters(params, config, 1))
     bank = jax.eval_shape(
         lambda a, h: inner._empty(a, Given(h), optimiser=config.optimiser, places=adapters), one, hyper
@@ -74,7 +80,8 @@ def test_training_needs_what_was_planned(name, layers, adapters, width, config, 
     read = (size, config.batch_size, width)
     rows = Rows(shape(size), shape(*read), shape(*read, dtype=np.float32))
     lowered = inner.tick.lower(model, params, bank, rows, recipe=Recipe(config.optimiser, compute=compute))
-    planned = memory.training(shapes, config, compute, CPU, adapters=adapters, width=width).total
+    machine = CPU._replace(base=base)
+    planned = memory.training(shapes, config, compute, machine, adapters=adapters, width=width).total
     assert planned == pytest.approx(assigned(lowered.compile()), rel=0.1)
 
 
@@ -90,15 +97,18 @@ def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "prompts", "samples", "config"),
+    ("name", "layers", "prompts", "samples", "config", "base"),
     [
-        ("smollm2-135m", 8, 8, 4, None),
-        ("smollm2-135m", 8, 40, 1, FineTuning(projections=PROJECTIONS)),
-        ("llama-3.2-1b", 3, 40, 1, FineTuning(projections=QV)),
+        ("smollm2-135m", 8, 8, 4, None, "full"),
+        ("smollm2-135m", 8, 40, 1, FineTuning(projections=PROJECTIONS), "full"),
+        ("llama-3.2-1b", 3, 40, 1, FineTuning(projections=QV), "full"),
+        ("smollm2-135m", 8, 8, 4, None, "int8"),
+        ("llama-3.2-1b", 3, 40, 1, FineTuning(projections=QV), "nf4"),
     ],
 )
-def test_writing_needs_what_was_planned(name, layers, prompts, samples, config):
-    shapes, model, params = abstract(name, layers)
+def test_writing_needs_what_was_planned(name, layers, prompts, samples, config, base):
+    """A quantised layer's matrices are made when it is their turn, and not all before the first token."""
+    shapes, model, params = abstract(name, layers, base)
     adapters, width, max_tokens = 8, 64, 32
     lora = None if config is None else abstract_adapters(params, config, adapters)[1]
     valid = shape(adapters, prompts // adapters, width, dtype=bool)
@@ -112,7 +122,7 @@ def test_writing_needs_what_was_planned(name, layers, prompts, samples, config):
     )
     adapter_bytes = 0 if lora is None else sum(leaf.size * 4 for leaf in jax.tree.leaves((lora.a, lora.b)))
     planned = memory.writing(
-        shapes, CPU, prompts=prompts, samples=samples, prompt_width=width, max_tokens=max_tokens,
+        shapes, CPU._replace(base=base), prompts=prompts, samples=samples, prompt_width=width, max_tokens=max_tokens,
         adapter_bytes=adapter_bytes,
     ).total  # fmt: skip
     assert planned == pytest.approx(assigned(lowered.compile()), rel=0.2)

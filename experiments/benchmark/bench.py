@@ -20,10 +20,10 @@ from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft, weights
 from seal_jax.io.architectures import named
-from seal_jax.nn import lora, transformer
+from seal_jax.nn import lora, quantised, transformer
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
-from seal_jax.types import Codec, LanguageModel, require_at_least
+from seal_jax.types import Base, Codec, LanguageModel, require_at_least
 
 from . import measuring, ours, workloads
 from .peer_process import SKYRL_TX, Peer
@@ -32,7 +32,7 @@ CHECKED_ORDER = (0, 1) * 4  # steps whose losses are compared before any time is
 SAME_LOSS, SAME_ROUNDED_LOSS = 1e-3, 0.1  # nats: in float32 on a CPU; elsewhere
 
 
-Command = Literal["peers", "inner", "decode", "sample", "round", "scaling", "profile", "check"]
+Command = Literal["peers", "inner", "decode", "sample", "round", "scaling", "profile", "check", "bases"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Settings:
     model: str = "smollm2-135m"  # smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file
     random: str | None = None  # random weights of a published shape instead: llama-3.2-1b, qwen2.5-7b, ... or tiny
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the base model (auto: float32 on a CPU, else bfloat16)
+    base: Base = "full"  # how the matrices of the base model's layers are kept: as dtype, or quantised
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn on an NVIDIA GPU in bfloat16, else xla
     devices: int | None = None  # that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4
     peer: tuple[Literal["peft", "peft-x2", "skyrl-tx"], ...] = ()  # who else does the same work here
@@ -118,12 +119,13 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
     name = settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else "bfloat16"
     dtype = jax.numpy.dtype(name)
     if settings.random is None:
-        speaker = runtime.load(settings.model, dtype=name, style="auto", devices=settings.devices)
+        speaker = runtime.load(settings.model, dtype=name, style="auto", devices=settings.devices, base=settings.base)
         lm, model = speaker.lm, speaker.model
         assert model is not None, "loaded with its weights"
     else:
         model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
-        params = runtime.place(transformer.random_params(0, model, dtype), mesh)
+        quantised.require(settings.base)
+        params = runtime.place(quantised.quantised(transformer.random_params(0, model, dtype), settings.base), mesh)
         lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
     attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention
     lm = lm._replace(model=transformer.graph(model, dtype, attention))

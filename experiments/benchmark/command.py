@@ -9,8 +9,9 @@ projections), and on ragged lengths. decode: 5 questions of 40 tokens for each a
 sample: 5 self-edits for each of 8 prompts of 200 tokens, 128 new tokens each, T = 1, top-p 0.95. round: a whole round
 of ReST-EM on tasks made of random numbers, phase by phase. scaling: the cost of a self-edit over the number trained at
 a time, the length of its sequences and the model's size. profile: where the time of a step, and of a written token,
-goes. check: whether this device computes what the CPU computes, which is what the tests are run on. compile: what the
-programs take on a TPU or a GPU that is not here (it has options of its own: compile --help).
+goes. check: whether this device computes what the CPU computes, which is what the tests are run on. bases: what a
+quantised base costs in perplexity. compile: what the programs take on a TPU or a GPU that is not here (it has options
+of its own: compile --help).
 
 Without `--random` the weights are those of `--model`; with it, random ones of a published shape, made on the device,
 which takes the same time and needs no file. Peers (torch, transformers, peft) hold the same weights and run in
@@ -39,13 +40,14 @@ from seal_jax.io.architectures import named
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 
-from . import compiled, device, ours, profile, scaling, stages, table, whole_round, workloads
+from . import bases, compiled, device, ours, profile, scaling, stages, table, whole_round, workloads
 from .bench import Bench, Settings, opened
 from .peer_process import SKYRL_TX, require_installed
 
 PROGRAM = "python -m experiments.benchmark"
 BUSY = 0.5  # processes at work on average in the last minute: from here on a warning is printed
 PARTS = {  # options that only some subcommands have
+    "base": ("peers", "inner", "decode", "sample", "round", "profile"),
     "edits": ("peers", "inner", "scaling"),
     "workload": ("inner", "scaling"),
     **dict.fromkeys(("passages", "samples", "seeds", "paper"), ("round",)),
@@ -144,6 +146,8 @@ def check(settings: Settings) -> None:
         if peer == SKYRL_TX and settings.command not in ("peers", "inner", "scaling"):
             raise ValueError(f"--peer {peer} only trains: it belongs to peers, inner and scaling")
         require_installed(peer, settings.peer_python)
+    if settings.base != "full" and (settings.peer or settings.dry_run):
+        raise ValueError(f"--base {settings.base}: peers hold full weights, and the limit is of those: leave it out")
     if settings.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install matplotlib, or leave --plot out")
     for path in (settings.json, settings.plot):
@@ -154,7 +158,13 @@ def check(settings: Settings) -> None:
 def measured(settings: Settings) -> dict[str, Any]:
     """Runs a subcommand, which prints as it goes, and returns what belongs into the JSON file."""
     with opened(settings) as bench:
-        work = {"round": whole_round.show, "profile": profile.show, "scaling": scaling.show, "check": device.show}
+        work = {
+            "round": whole_round.show,
+            "profile": profile.show,
+            "scaling": scaling.show,
+            "check": device.show,
+            "bases": bases.show,
+        }
         found = work.get(settings.command, compare)(bench)
         return {"peer_ratio": dict.fromkeys(stages.RATIOS), **about(bench), **found}
 

@@ -38,11 +38,11 @@ from seal_jax.engine.inner import Given, Recipe, Rows
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapters
-from seal_jax.nn import lora, transformer
+from seal_jax.nn import lora, quantised, transformer
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.seal import rewards
 from seal_jax.seal.outer.imitation import SFT
-from seal_jax.types import Compute, HParams, require_at_least
+from seal_jax.types import Base, Compute, HParams, require_at_least
 
 from . import hlo, table, workloads
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, QUESTIONS, SAMPLE_TOKENS, SAMPLES, TOP_P
@@ -94,6 +94,8 @@ class Settings:
     rank: int = 32  # LoRA r
     unroll: bool | None = None  # layers one after another in a training step; by default as on the target
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the base model
+    base: Base = "full"  # how the matrices of its layers are kept: as dtype, or quantised
+    usable: float | None = None  # GiB of a device's memory that are planned with; by default the chip's
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn for a GPU in bfloat16 if cuDNN is installed here
     json: Path | None = None  # where all figures are written
     hlo: Path | None = None  # the folder for the text of every compiled program
@@ -158,12 +160,14 @@ class Target:
         dtype, self.model, self.chip, self.devices = jnp.dtype(settings.dtype), model, chip, devices
         self.graph, self.itemsize = transformer.graph(model, dtype, settings.kernel(chip)), dtype.itemsize
         self.mesh = Mesh(np.array(devices), ("adapters",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None
-        self.params = self.on(jax.eval_shape(lambda: transformer.random_params(0, model, dtype)))
+        quantised.require(settings.base)
+        params = lambda: quantised.quantised(transformer.random_params(0, model, dtype), settings.base)
+        self.params = self.on(jax.eval_shape(params))
         self.config = FineTuning(rank=settings.rank, alpha=2.0 * settings.rank)
         self.chunk = None if settings.adapters == "plan" else settings.adapters
         self.machine = memory.Machine(
             chip.usable, len(devices), self.itemsize, on_cpu=False, attention=settings.kernel(chip),
-            lanes=memory.TPU_LANES if chip.clock else 1,
+            lanes=memory.TPU_LANES if chip.clock else 1, base=settings.base,
         )  # fmt: skip
         unroll = inner.unrolled(model, Compute(unroll=settings.unroll), gpu=chip.clock is None)
         self.compute = memory.fit(
@@ -345,6 +349,8 @@ def lines(name: str, row: dict[str, Any]) -> str:
 def show(settings: Settings, target: str, model: ModelConfig) -> dict[str, Any]:
     """Compiles program after program and prints a line of each."""
     chip, found = CHIPS[target.partition(":")[0]], target_devices(target)
+    if settings.usable is not None:
+        chip = chip._replace(usable=settings.usable * 2**30)
     if settings.devices > len(found):
         raise ValueError(f"--devices {settings.devices}: {target} has {len(found)}")
     devices, rows = found[: settings.devices], {}

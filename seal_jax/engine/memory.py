@@ -19,7 +19,8 @@ from seal_jax.engine.batching import round_up
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes
-from seal_jax.types import Compute
+from seal_jax.nn import quantised
+from seal_jax.types import Base, Compute
 
 if TYPE_CHECKING:
     from seal_jax.nn.transformer import Attention, ModelConfig
@@ -45,6 +46,7 @@ class Machine(NamedTuple):
     on_cpu: bool
     attention: Attention = "xla"
     lanes: int = 1  # numbers of which an array's last axis takes a multiple
+    base: Base = "full"  # how the layers' matrices are kept
 
 
 class Writing(NamedTuple):
@@ -85,7 +87,7 @@ def training(
     logits = stepping * min(compute.loss_chunk, rows * (width - 1)) * model.vocab_size * (FLOAT32 + itemsize)
     at_work = (3 * tokens * model.intermediate_size + costs.layer_parameters(model) // layers) * itemsize
     return Need(
-        base=costs.model_parameters(model) * itemsize,
+        base=_base(model, machine),
         adapters=(RESIDENT_COPIES * adapters + taken_out * stepping) * one + cast,
         activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer),
         logits=max(logits, stepping * one + at_work),
@@ -124,9 +126,9 @@ def writing(
     cache = prompts * samples * round_up(prompt_width + max_tokens, machine.lanes) * slot
     cache *= 2 if machine.on_cpu and samples > 1 else 1  # all layers' prompts are repeated first
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
-    layers = costs.layer_parameters(model) * itemsize
+    layers = _layers(model, machine)
     return Need(
-        base=costs.model_parameters(model) * itemsize,
+        base=_base(model, machine),
         adapters=2 * adapter_bytes,  # as trained, and layer by layer
         activations=once_read + max(reading, cache + layers),
         logits=(prompts + 3 * prompts * samples) * model.vocab_size * FLOAT32,
@@ -146,6 +148,21 @@ def answering(
         max_tokens=max(max_tokens, shapes.gold_width),
         adapter_bytes=adapters * _adapter(model, config, machine),
     )
+
+
+def _base(model: ModelConfig, machine: Machine) -> int:
+    """Bytes of the base model."""
+    rest = costs.model_parameters(model) - costs.layer_parameters(model)
+    return rest * machine.itemsize + _layers(model, machine)
+
+
+def _layers(model: ModelConfig, machine: Machine) -> int:
+    """Bytes of the matrices of all layers, as they are kept (nn/quantised.py)."""
+    if machine.base == "full":
+        return costs.layer_parameters(model) * machine.itemsize
+    kernels = model.kernels().values()
+    scales = sum(out * (1 if machine.base == "int8" else into // quantised.block(into)) for into, out in kernels)
+    return costs.layer_parameters(model) * quantised.BITS[machine.base] // 8 + model.num_layers * scales * FLOAT32
 
 
 def _adapter(model: ModelConfig, config: FineTuning, machine: Machine) -> int:

@@ -26,7 +26,9 @@ from seal_jax.domains import records
 from seal_jax.io import fields, gguf
 from seal_jax.io.fields import CONFIG, ROPE, ConfigFields, RopeFields
 from seal_jax.io.hub import ModelFiles
+from seal_jax.nn import quantised
 from seal_jax.nn.transformer import ModelConfig, RopeScaling, yarn_attention_factor
+from seal_jax.types import Base
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")  # config.json's model_type; SmolLM2 is a llama
 
@@ -64,18 +66,20 @@ class Checkpoint(NamedTuple):
     column: int  # of the names in `TENSORS`: 0 Hugging Face's, 1 llama.cpp's
 
 
-def load_model(files: ModelFiles, *, dtype: DTypeLike = jnp.float32) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out].
+def load_model(
+    files: ModelFiles, *, dtype: DTypeLike = jnp.float32, base: Base = "full"
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out], or quantised (`base`).
 
     Arrays are allocated stacked in NumPy and filled tensor by tensor, then handed to JAX one leaf at a time, so the
-    host holds one copy of the model and one tensor more.
+    host holds one copy of the model and one tensor more. Of a quantised model it holds a byte a weight of the layers.
 
     Raises ValueError, naming file and tensor, for an unknown architecture, a feature that this decoder does not
     compute, a missing, left-over or misshapen tensor, and a cut-off or altered file.
     """
     reader = _open_gguf if files.kind == "gguf" else _open_safetensors
     with reader(files.path) as checkpoint:
-        params = _fill(checkpoint, np.dtype(dtype), files.path)
+        params = _fill(checkpoint, np.dtype(dtype), files.path, base)
     return checkpoint.config, _to_jax(params)
 
 
@@ -94,7 +98,7 @@ def layout(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     return shapes
 
 
-def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict[str, Any]:
+def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path, base: Base) -> dict[str, Any]:
     """Every tensor that the config calls for, and no other."""
     config, unused = checkpoint.config, set(checkpoint.files)
     params: dict[str, Any] = {}
@@ -122,9 +126,13 @@ def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict[str, Any
             first = read(name.format(0), stored)  # before memory is taken for as many as the config says
             if (last := name.format(config.num_layers - 1)) not in checkpoint.files:
                 raise missing(last)
-            leaf = np.empty((config.num_layers, *shape), dtype)
-            for i, layer in enumerate(leaf):
-                layer[...] = (read(name.format(i), stored) if i else first).T
+            layers = (read(name.format(i), stored).T if i else first.T for i in range(config.num_layers))
+            if base != "full" and is_kernel:
+                leaf: Any = quantised.stack(layers, base, dtype)
+            else:
+                leaf = np.empty((config.num_layers, *shape), dtype)
+                for place, layer in zip(leaf, layers, strict=True):
+                    place[...] = layer
         else:
             tensor = read(name, stored)
             leaf = np.empty(shape, dtype)
@@ -154,7 +162,7 @@ def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path) -> dict[str, Any
 def _to_jax(tree: dict[str, Any]) -> dict[str, Any]:
     """Leaf by leaf, in place: each NumPy array is let go before the next is copied."""
     for key, value in tree.items():
-        tree[key] = _to_jax(value) if isinstance(value, dict) else jnp.asarray(value)
+        tree[key] = _to_jax(value) if isinstance(value, dict) else jax.tree.map(jnp.asarray, value)
     return tree
 
 

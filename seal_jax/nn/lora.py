@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from seal_jax.nn.quantised import Quantised
 from seal_jax.types import PROJECTIONS, AnyArray
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -192,10 +193,17 @@ def _gather(adapters: Adapter, index: Array) -> Adapter:  # one program, rather 
 def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
     """Folds one adapter into the weights: `W + scale · A B`. The sum is taken in float32, then rounded once.
 
+    Over a quantised matrix it is laid beside those that are there: together they are one adapter of the ranks' sum.
     Weights without an adapter are the same arrays as before.
     """
     blocks = dict(params["blocks"])
-    for name, kernel in _folded({name: blocks[name]["kernel"] for name in adapter.a}, adapter).items():
+    kernels = {name: blocks[name]["kernel"] for name in adapter.a}
+    laid = {
+        name: kernel.over(adapter.a[name], adapter.scale * adapter.b[name])
+        for name, kernel in kernels.items()
+        if isinstance(kernel, Quantised)
+    }
+    for name, kernel in (laid or _folded(kernels, adapter)).items():
         blocks[name] = {**blocks[name], "kernel": kernel}
     return {**params, "blocks": blocks}
 

@@ -19,6 +19,7 @@ from flax import nnx
 
 from seal_jax.nn.lora import Adapter, LowRank, layer_adapters
 from seal_jax.nn.losses import Head, next_token, token_losses
+from seal_jax.nn.quantised import Quantised
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -225,7 +226,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(d_out, dtype)) if bias else None
 
     def __call__(self, x: Float[Array, "B T D"], lora: LowRank | None = None) -> Float[Array, "B T F"]:
-        y = x @ self.kernel[...]
+        kernel = self.kernel.get_value()
+        y = kernel(x) if isinstance(kernel, Quantised) else x @ kernel
         if self.bias is not None:
             y = y + self.bias[...]
         return y if lora is None else y + lora(x)

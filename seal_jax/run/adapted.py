@@ -34,7 +34,7 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import fingerprint, hub, peft, tokenizer, weights
-from seal_jax.nn import lora
+from seal_jax.nn import lora, quantised
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
@@ -47,6 +47,7 @@ from seal_jax.seal.rounds import Loop
 from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Taught, Teaching, chunk_of, passage_examples, teach
 from seal_jax.types import (
     PROJECTIONS,
+    Base,
     Compute,
     Example,
     Grade,
@@ -239,9 +240,12 @@ class Adapted:
         """Writes the adapter as PEFT reads it into `folder`, and with `merged` the whole model into `folder`/merged.
 
         The adapter is over the model as it was named: what was merged before (`below`) is in it. The merged model is a
-        Hugging Face checkpoint with its tokenizer; transformers and `--model` here read it.
+        Hugging Face checkpoint with its tokenizer; transformers and `--model` here read it. Raises ValueError for one
+        over a quantised base.
         """
         folder = Path(folder).expanduser()
+        if merged and quantised.is_quantised(self.lm.params):
+            raise ValueError("a quantised base keeps no full weights to merge into: save the adapter alone")
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file; expected a folder to write into, or a name that is free")
         whole = stacked([*self.below, self.adapter], self.lm.params["blocks"])
@@ -296,6 +300,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     compute: Compute = COMPUTE,
     style: Literal["auto", "raw", "chat"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    base: Base = "full",
     seed: int = 0,
     say: Callable[[str], None] | None = show,
 ) -> Adapted:
@@ -309,6 +314,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
       teaching, inner, notes: how passages and candidates, training, and writing are set.
       compute: how many adapters are trained at a time, on which devices.
       style: raw continues text, chat goes through the chat template (auto: where the model has one).
+      dtype, base: precision of the model, and whether its layers are quantised.
       say: called with the name of each phase; None for silence.
 
     Raises:
@@ -316,7 +322,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     """
     read = documents.read_document(document)
     with_devices(compute.devices)
-    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices)
+    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices, base=base)
     lm, config = speaker.lm, speaker.model
     assert config is not None  # it has been loaded
     below: tuple[Adapter, ...] = ()
@@ -331,14 +337,14 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
         "inputs": digest([read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]),
         "model": model, "weights": {"model": fingerprint.of_model(model)},
         "teaching": as_json(teaching), "inner": as_json(inner), "notes": as_json(notes),
-        "style": speaker.style, "dtype": dtype, "seed": seed,
+        "style": speaker.style, "dtype": dtype, "base": base, "seed": seed,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         journal: Journal = Memory()
         if run_folder is not None:
             folder = RunFolder(Path(run_folder).expanduser(), settings)
             journal = stack.enter_context(contextlib.closing(folder))
-        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype))
+        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype, base))
         report = say or (lambda text: None)
         loop = Loop(
             lesson.domain, make_trainer(inner, lesson.shapes, cut, say=report), notes.sampling, lesson.prompt_width,

@@ -61,6 +61,11 @@ def read(config: Any) -> Material:
         )
     if config.merged and config.save is None:
         raise ValueError("--merged writes into the folder of --save: name one, --save my-adapter --merged")
+    if config.merged and config.base != "full":
+        raise ValueError(
+            f"--merged writes a model of full weights, and --base {config.base} keeps none to merge into: leave one of "
+            "the two out; --save alone writes the adapter"
+        )
     if config.save is not None and config.save.expanduser().is_file():
         raise ValueError(f"--save {config.save}: a file; expected a folder to write into, or a name that is free")
     if config.adapter is not None:

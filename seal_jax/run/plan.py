@@ -18,7 +18,7 @@ from seal_jax.run import runtime
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.trackers import Tracker, require
 from seal_jax.seal.rewards import gold_tokens
-from seal_jax.types import Compute, Domain, LanguageModel, Task
+from seal_jax.types import Base, Compute, Domain, LanguageModel, Task
 
 BASE, WRITE, TRAIN, RATE = "base model", "writing self-edits", "inner loop", "ratings"
 ROUND = (BASE, WRITE, TRAIN, "selection", "SFT on the winners")
@@ -121,10 +121,10 @@ def work_table(stages: Iterable[Stage], config: FineTuning, most: Most) -> list[
 
 
 def memory_lines(
-    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base
 ) -> list[str]:
     """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
-    machine = runtime.machine(model, compute.devices, dtype)
+    machine = runtime.machine(model, compute.devices, dtype, base)
     cut = memory.fit(model, config, shapes, compute, sizes, machine)
     each = math.ceil((cut.chunk or 1) / machine.devices)
     together = math.ceil((cut.answer_chunk or 1) / machine.devices)
@@ -144,11 +144,15 @@ def memory_lines(
     ]
 
 
-def model_lines(name: str, dtype: str) -> list[str]:
+def model_lines(name: str, dtype: str, base: Base) -> list[str]:
     """Where a model comes from."""
     location = hub.locate(name)
     fetched = "on this machine" if location.cached else "to be fetched; lengths below are estimated from words"
-    return [f"{name}: {location.source}, {fetched}", str(location.path), dtype]
+    return [
+        f"{name}: {location.source}, {fetched}",
+        str(location.path),
+        dtype if base == "full" else f"{base}, all else {dtype}",
+    ]
 
 
 def folder_lines(folder: Path) -> list[str]:

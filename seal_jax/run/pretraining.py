@@ -153,12 +153,12 @@ def trained_by(config: Any) -> Trained:
     settings, pieces, trees, _ = read_run(folder)
     trained = settings.get("outer", {}).get("rounds", 0) if settings["experiment"] == "squad" else 0
     rounds = (pieces.get("finished", {}).get("validation") or {}).get("chosen_round", trained)
+    theirs, here = (f"--model {said['model']} --dtype {said['dtype']} --base {said.get('base', 'full')}"
+                    for said in (settings, vars(config)))  # fmt: skip
     for is_so, why in (
         (not trained, f"{where}: a run of {settings['experiment']}; expected experiments.squad with rounds of RL"),
         ("finished" not in pieces, f"{where}: that run was not finished; run its command again"),
-        ((settings["model"], settings["dtype"]) != (config.model, config.dtype),
-         f"{where}: trained {settings['model']} in {settings['dtype']}; this run has --model {config.model} --dtype "
-         f"{config.dtype}"),
+        (theirs != here, f"{where}: trained with {theirs}; this run has {here}"),
         (settings.get("writer"), f"{where}: its self-edits were written by another model, {settings.get('writer')}, "
          "which alone was trained; expected a run in which one model writes and learns"),
         (settings["weights"].get("model") != fingerprint.of_model(config.model),
@@ -348,7 +348,9 @@ def one_adapter(config: Any, here: Session) -> Compute:
     alone = dataclasses.replace(given, chunk=1)
     assert model is not None
     return decided(
-        here.folder, lambda: runtime.fit(model, share, shapes, alone, sizes, config.dtype), "memory/training"
+        here.folder,
+        lambda: runtime.fit(model, share, shapes, alone, sizes, config.dtype, config.base),
+        "memory/training",
     )
 
 

@@ -17,9 +17,9 @@ from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, tokenizer, weights
 from seal_jax.io.hub import cache_folder
-from seal_jax.nn import transformer
+from seal_jax.nn import quantised, transformer
 from seal_jax.nn.transformer import Attention, ModelConfig
-from seal_jax.types import Compute, LanguageModel, Style, opens_thought
+from seal_jax.types import Base, Compute, LanguageModel, Style, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
@@ -107,15 +107,23 @@ class Speaker(NamedTuple):
 
 
 def load(
-    name: str, *, dtype: str, style: str, devices: int | None, with_weights: bool = True, may_think: bool = False
+    name: str,
+    *,
+    dtype: str,
+    style: str,
+    devices: int | None,
+    base: Base = "full",
+    with_weights: bool = True,
+    may_think: bool = False,
 ) -> Speaker:
     """A model by name, on the devices. Without weights, for a plan: nothing is fetched.
 
     Raises:
         ValueError: a chat style for a model without a chat template; a template that opens a thought where there is no
-            room for one (unless it `may_think`); files of it that are refused.
+            room for one (unless it `may_think`); files of it that are refused; no qwix, where `base` needs it.
         FileNotFoundError: there is no such model.
     """
+    quantised.require(base)
     if not with_weights and not hub.locate(name).cached:
         graph: Any = None
         lm = LanguageModel(graph, {}, tokenizer.stand_in_codec())
@@ -132,7 +140,7 @@ def load(
             "prompt it without its template: --style raw"
         )
     if with_weights:
-        config, params = weights.load_model(files, dtype=jnp.dtype(dtype))
+        config, params = weights.load_model(files, dtype=jnp.dtype(dtype), base=base)
         params = place(params, mesh)
     else:
         config, params = weights.read_shape(files), {}
@@ -178,18 +186,18 @@ def itemsize(dtype: str) -> int:
 
 
 def fit(
-    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base
 ) -> Compute:
     """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
-    return memory.fit(model, config, shapes, compute, sizes, machine(model, compute.devices, dtype))
+    return memory.fit(model, config, shapes, compute, sizes, machine(model, compute.devices, dtype, base))
 
 
-def machine(model: ModelConfig, devices: int | None, dtype: str) -> memory.Machine:
+def machine(model: ModelConfig, devices: int | None, dtype: str, base: Base) -> memory.Machine:
     """What a run on so many devices is planned for."""
     backend = jax.default_backend()
     return memory.Machine(
         free_memory(devices), device_count(devices), itemsize(dtype), on_cpu=backend == "cpu",
-        attention=attention(dtype, model.head_dim), lanes=memory.TPU_LANES if backend == "tpu" else 1,
+        attention=attention(dtype, model.head_dim), lanes=memory.TPU_LANES if backend == "tpu" else 1, base=base,
     )  # fmt: skip
 
 

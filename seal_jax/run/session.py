@@ -38,7 +38,7 @@ from seal_jax.run.trackers import MetricsWriter, Tracker, require
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import Loop, try_base, try_self_edits
-from seal_jax.types import Compute, Domain, Journal, LanguageModel, Rate, SelfEdit, Task, require_at_least
+from seal_jax.types import Base, Compute, Domain, Journal, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
@@ -52,6 +52,8 @@ class RunConfig:
     """smollm2-135m (embedded), a Hugging Face folder or hub id, or a GGUF file: Llama, SmolLM2, Qwen2, Qwen3."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen base model and the activations. Adapters and Adam are float32."""
+    base: Base = "full"
+    """How the matrices of the base model's layers are kept: in full as --dtype, or in 8 or 4 bits by qwix."""
     data: str = ""
     """What the tasks are read from."""
     style: Literal["auto", "raw", "chat"] = "auto"
@@ -335,14 +337,14 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
     needs = ["unknown until the model is here: its shape is in its files"]
     if speaker.model is not None:
         needs = plan.memory_lines(
-            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype
+            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype, config.base
         )
     devices = runtime.device_count(compute.devices)
     lacking = plan.missing(getattr(config, "grader", None), place.judge, place.tracker)
     work = plan.work_table(data.stages, config.inner, ready.most)
     return "\n".join(
         [
-            plan.section("Model", plan.model_lines(config.model, config.dtype)),
+            plan.section("Model", plan.model_lines(config.model, config.dtype, config.base)),
             plan.section("Data", data.lines),
             *([plan.section("Inner loop, at most", work)] if len(work) > 2 else []),
             plan.section(f"Memory on each of {devices} devices, about", needs),
@@ -360,8 +362,9 @@ NO_JUDGE = Judge(lambda queries, answers: [None] * len(queries), lambda pairs: [
 def speaker_of(config: RunConfig, compute: Compute, *, with_weights: bool = True) -> Callable[[str], Speaker]:
     """A function that loads a model by name, in the run's precision and style."""
     return lambda name: runtime.load(
-        name, dtype=config.dtype, style=config.style, devices=compute.devices, with_weights=with_weights
-    )
+        name, dtype=config.dtype, style=config.style, devices=compute.devices, base=config.base,
+        with_weights=with_weights,
+    )  # fmt: skip
 
 
 def judge_of(config: RunConfig, compute: Compute, place: Place, say: Callable[[str], None]) -> Judge:
@@ -382,7 +385,8 @@ def decided(folder: Journal, fit: Callable[[], Compute], name: str = "memory") -
 def fit(config: RunConfig, speaker: Speaker, ready: Prepared, compute: Compute) -> Compute:
     """How the run is cut to the memory that is free now."""
     assert speaker.model is not None  # it has been loaded
-    return runtime.fit(speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype)
+    sizes = writing(config, ready)
+    return runtime.fit(speaker.model, config.inner, ready.shapes, compute, sizes, config.dtype, config.base)
 
 
 def writing(config: RunConfig, ready: Prepared) -> Writing:
