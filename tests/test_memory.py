@@ -34,7 +34,7 @@ def abstract(name: str, layers: int, base: Base):
     if base != "full":
         pytest.importorskip("qwix", reason="the extra `quant` is not installed")
     config = dataclasses.replace(NAMED[name], num_layers=layers)
-    params = jax.eval_shape(lambda: quantised.quantised(transformer.random_params(0, config), base))
+    params = jax.eval_shape(lambda: quantised.of_params(transformer.random_params(0, config), base))
     return config, transformer.graph(config), params
 
 

@@ -49,7 +49,7 @@ def dense(params):
 def pair(request):
     """A quantised model, and the one in full that it must equal."""
     lm = tiny.language_model(WORDS)
-    few = lm._replace(params=quantised.quantised(lm.params, request.param))
+    few = lm._replace(params=quantised.of_params(lm.params, request.param))
     return few, lm._replace(params=dense(few.params))
 
 
@@ -119,7 +119,7 @@ def test_it_is_quantised_as_it_is_read_and_shrinks_as_planned(base, tmp_path):
     files = ModelFiles("tiny", "safetensors", tiny.model_folder(tmp_path / "model"), "")
     config, whole = weights.load_model(files)
     _, read = weights.load_model(files, base=base)
-    jax.tree.map(np.testing.assert_array_equal, read, quantised.quantised(whole, base))
+    jax.tree.map(np.testing.assert_array_equal, read, quantised.of_params(whole, base))
     machine = memory.Machine(free=0, devices=1, itemsize=4, on_cpu=True)
     for params, planned in ((whole, machine), (read, machine._replace(base=base))):
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) == memory._base(config, planned)

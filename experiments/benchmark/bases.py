@@ -54,7 +54,7 @@ def show(bench: Bench) -> dict[str, Any]:
     found, full = [], None
     base: Base
     for base in get_args(Base):
-        params = quantised.quantised(bench.lm.params, base)
+        params = quantised.of_params(bench.lm.params, base)
         each = [jax.device_get(predicted(bench.lm.model, params, row[None])) for row in rows]
         log_probs, likeliest = (np.stack(side)[real] for side in zip(*each, strict=True))
         full = likeliest if full is None else full

@@ -125,7 +125,7 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
     else:
         model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
         quantised.require(settings.base)
-        params = runtime.place(quantised.quantised(transformer.random_params(0, model, dtype), settings.base), mesh)
+        params = runtime.place(quantised.of_params(transformer.random_params(0, model, dtype), settings.base), mesh)
         lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
     attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention
     lm = lm._replace(model=transformer.graph(model, dtype, attention))

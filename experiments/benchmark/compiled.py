@@ -161,7 +161,7 @@ class Target:
         self.graph, self.itemsize = transformer.graph(model, dtype, settings.kernel(chip)), dtype.itemsize
         self.mesh = Mesh(np.array(devices), ("adapters",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None
         quantised.require(settings.base)
-        params = lambda: quantised.quantised(transformer.random_params(0, model, dtype), settings.base)
+        params = lambda: quantised.of_params(transformer.random_params(0, model, dtype), settings.base)
         self.params = self.on(jax.eval_shape(params))
         self.config = FineTuning(rank=settings.rank, alpha=2.0 * settings.rank)
         self.chunk = None if settings.adapters == "plan" else settings.adapters

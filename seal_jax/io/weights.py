@@ -72,7 +72,7 @@ def load_model(
     """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out], or quantised (`base`).
 
     Arrays are allocated stacked in NumPy and filled tensor by tensor, then handed to JAX one leaf at a time, so the
-    host holds one copy of the model and one tensor more. Of a quantised model it holds a byte a weight of the layers.
+    host holds one copy of the model and one tensor more. Of a quantised one, one tensor is in full at a time.
 
     Raises ValueError, naming file and tensor, for an unknown architecture, a feature that this decoder does not
     compute, a missing, left-over or misshapen tensor, and a cut-off or altered file.

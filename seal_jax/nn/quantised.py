@@ -51,7 +51,7 @@ class Quantised(struct.PyTreeNode):
         return self.replace(a=_beside(self.a, a, axis=-1), b=_beside(self.b, b, axis=-2))
 
     def dense(self) -> Float[Array, "D F"]:
-        """The matrix in float32, without the adapters."""
+        """The matrix, or matrices, in float32, without the adapters."""
         import qwix
 
         if self.base == "int8":
@@ -89,8 +89,9 @@ def _matrix(kernel: Quantised, x: Array) -> Float[Array, "D F"]:
 
 @jax.custom_batching.custom_vmap
 def _after(codes: Array, x: Array) -> Array:
-    """The codes as they are, by way of a nought that is made of a bit of x. XLA drops `optimization_barrier` before it
-    orders a program, and would make all layers' matrices at once, and do so outside the loop over tokens."""
+    """The codes as they are, but after x: they are changed by a zero that is computed from one of its bits. Without a
+    dependence XLA makes all layers' matrices before the loop over tokens; it has dropped an `optimization_barrier` by
+    the time it orders a program."""
     bits = jax.lax.bitcast_convert_type(x.reshape(-1)[0].astype(jnp.float32), jnp.int32)
     return codes ^ ((bits & 1) >> 1).astype(codes.dtype)
 
@@ -136,7 +137,7 @@ def stack(layers: Iterable[Float[np.ndarray, "D F"]], base: Base, dtype: np.dtyp
     return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
 
-def quantised(params: dict[str, Any], base: Base) -> dict[str, Any]:
+def of_params(params: dict[str, Any], base: Base) -> dict[str, Any]:
     """Parameters that are in memory already, with the layers' matrices quantised (if the base is not "full")."""
     if base == "full":
         return params
