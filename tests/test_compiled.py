@@ -170,5 +170,5 @@ def test_the_programs_compile_for_devices_that_are_not_here(target: str, package
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["targets"][target]["programs"]
     assert rows["inner"]["collectives"] == rows["answer"]["collectives"] == {}
-    assert "all-reduce" in rows["sft"]["collectives"]
+    assert "all-reduce over adapter" in rows["sft"]["collectives"]
     assert all(row["bytes"] > 0 and row["floor"] > 0 for row in rows.values())

@@ -122,7 +122,8 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
         lm, model = speaker.lm, speaker.model
         assert model is not None, "loaded with its weights"
     else:
-        model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
+        model = named(settings.random)
+        mesh = runtime.make_mesh(model, settings.devices, None, name)
         params = runtime.place(transformer.random_params(0, model, dtype), mesh)
         lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
     attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention

@@ -195,7 +195,10 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
     Weights without an adapter are the same arrays as before.
     """
     blocks = dict(params["blocks"])
-    for name, kernel in _folded({name: blocks[name]["kernel"] for name in adapter.a}, adapter).items():
+    kernels = {name: blocks[name]["kernel"] for name in adapter.a}
+    for name, kernel in _folded(kernels, adapter).items():
+        if isinstance(kernels[name], jax.Array):  # where it lay
+            kernel = jax.device_put(kernel, kernels[name].sharding)
         blocks[name] = {**blocks[name], "kernel": kernel}
     return {**params, "blocks": blocks}
 

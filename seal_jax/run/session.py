@@ -335,8 +335,9 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
     needs = ["unknown until the model is here: its shape is in its files"]
     if speaker.model is not None:
         needs = plan.memory_lines(
-            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype
-        )
+            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype,
+            speaker.lm.mesh,
+        )  # fmt: skip
     devices = runtime.device_count(compute.devices)
     lacking = plan.missing(getattr(config, "grader", None), place.judge, place.tracker)
     work = plan.work_table(data.stages, config.inner, ready.most)
@@ -360,8 +361,9 @@ NO_JUDGE = Judge(lambda queries, answers: [None] * len(queries), lambda pairs: [
 def speaker_of(config: RunConfig, compute: Compute, *, with_weights: bool = True) -> Callable[[str], Speaker]:
     """A function that loads a model by name, in the run's precision and style."""
     return lambda name: runtime.load(
-        name, dtype=config.dtype, style=config.style, devices=compute.devices, with_weights=with_weights
-    )
+        name, dtype=config.dtype, style=config.style, devices=compute.devices, mesh=compute.mesh,
+        with_weights=with_weights,
+    )  # fmt: skip
 
 
 def judge_of(config: RunConfig, compute: Compute, place: Place, say: Callable[[str], None]) -> Judge:
@@ -382,7 +384,8 @@ def decided(folder: Journal, fit: Callable[[], Compute], name: str = "memory") -
 def fit(config: RunConfig, speaker: Speaker, ready: Prepared, compute: Compute) -> Compute:
     """How the run is cut to the memory that is free now."""
     assert speaker.model is not None  # it has been loaded
-    return runtime.fit(speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype)
+    sizes = writing(config, ready)
+    return runtime.fit(speaker.model, config.inner, ready.shapes, compute, sizes, config.dtype, speaker.lm.mesh)
 
 
 def writing(config: RunConfig, ready: Prepared) -> Writing:
