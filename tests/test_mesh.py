@@ -96,7 +96,7 @@ def test_what_a_mesh_does_not_divide_is_named(shape: MeshShape, problem: str):
 
 
 @pytest.mark.parametrize(
-    ("gib", "shape"), [(80, (8, 1, 1)), (16, (4, 1, 2)), (8, (2, 1, 4)), (5, (1, 2, 4)), (1, (1, 2, 4))]
+    ("gib", "shape"), [(80, (8, 1, 1)), (16, (4, 1, 2)), (8, (2, 1, 4)), (5, (2, 1, 4)), (3, (1, 2, 4)), (1, (1, 2, 4))]
 )
 def test_a_lane_is_as_few_devices_as_hold_the_model(gib: float, shape: tuple[int, ...]):
     """7B in bfloat16 is 14.2 GiB; it has four key-value heads."""

@@ -18,6 +18,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -360,7 +361,10 @@ def lines(name: str, row: dict[str, Any]) -> str:
     figures |= {"estimate": of("estimate", 1e-3), "floor": of("floor", 1e-3)}
     figures |= {"off": row["forecast"] and 100 * (row["forecast"] / row["bytes"] - 1)}
     shown = table.line(ROWS, **row | figures, program=name)
-    sent = ", ".join(f"{kind} {size / 1e6:.3g} MB" for kind, size in row["collectives"].items())
+    over: Counter[str] = Counter()
+    for kind, size in row["collectives"].items():
+        over[kind.partition(" over ")[2]] += size
+    sent = "; ".join(f"over {axes} {size / 1e6:.3g} MB" for axes, size in sorted(over.items()))
     return "\n".join([shown, *(f"{'':<11}{line}" for line in (sent, head) if line)])
 
 

@@ -81,7 +81,7 @@ def step(text: str, weights: Collection[tuple[int, ...]] = (), mesh: Mapping[str
     for run in runs:
         if found := COLLECTIVE.fullmatch(run.kind):
             over = f" over {axes(run.attributes, mesh)}" if mesh else ""
-            sent[found[1] + over] += run.times * run.bytes_written
+            sent[found[1] + over] += run.times * _received(run)
     copies = lambda of: sum(r.moved for r in of if r.moves_only and any(d in weights for d in dims(r.made)))
     return Step(
         kernels=sum(run.times for run in own),
@@ -159,11 +159,20 @@ def dims(shape: str) -> list[tuple[int, ...]]:
 
 def size(shape: str) -> float:
     """Bytes in main memory."""
-    total = 0.0
-    for kind, sizes, layout in ARRAY.findall(shape):
-        bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
-        total += 0 if "S(" in layout else math.prod(int(n) for n in sizes.split(",") if n) * bits / 8
-    return total
+    return sum(_bytes(kind, sizes) for kind, sizes, layout in ARRAY.findall(shape) if "S(" not in layout)
+
+
+def _bytes(kind: str, sizes: str) -> float:
+    bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
+    return math.prod(int(n) for n in sizes.split(",") if n) * bits / 8
+
+
+def _received(run: Run) -> float:
+    """Bytes that a collective makes on a device, in scratch memory too."""
+    each = [_bytes(kind, sizes) for kind, sizes, _ in ARRAY.findall(run.made)]
+    if run.kind.endswith("-start") and run.kind != "all-reduce-start":  # what it reads comes first, and is no result
+        each = each[1:2] if "permute" in run.kind else each[len(each) // 2 :]
+    return sum(each)
 
 
 def _attribute(op: Op, pattern: str) -> str:

@@ -252,10 +252,10 @@ def smallest_share(model: ModelConfig, machine: Machine) -> Machine:
         for tensor in (n for n in range(size, 0, -1) if size % n == 0):
             if sharding.undivided(model, MeshShape(1, size // tensor, tensor)):
                 continue
-            best = machine._replace(devices=count // size, fsdp=size // tensor, tensor=tensor)
-            need = training(model, FineTuning(), Compute(), best, adapters=1, width=USUAL)
-            if need.total <= SHARE * machine.free:
-                return best
+            lanes = machine._replace(devices=count // size, fsdp=size // tensor, tensor=tensor)
+            if training(model, FineTuning(), Compute(), lanes, adapters=1, width=USUAL).total <= SHARE * machine.free:
+                return lanes
+            best = best if best.devices == lanes.devices else lanes
     return best
 
 
