@@ -111,7 +111,7 @@ class LanguageModel(NamedTuple):
     model: nnx.GraphDef[Any]  # static
     params: dict[str, Any]
     codec: Codec
-    mesh: Mesh | None = None  # one axis "adapters"; None is one device
+    mesh: Mesh | None = None  # nn/sharding.py; None is one device
 
 
 _THOUGHTS = tuple(  # how models begin and end what they think before they speak, as the texts of the two marks
@@ -171,6 +171,25 @@ class HParams(struct.PyTreeNode):
     numbers: dict[str, Float[AnyArray, "E"]] = struct.field(default_factory=dict)  # of the loss (nn/losses.py)
 
 
+class MeshShape(NamedTuple):
+    """Devices along each axis of a mesh (nn/sharding.py)."""
+
+    adapter: int
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """`adapter=4,tensor=2` as sizes by axis. Raises ValueError."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    sizes = {name.strip(): int(size) for name, _, size in pairs if size.strip().isdecimal()}
+    if len(sizes) < len(pairs) or not set(sizes) <= set(MeshShape._fields) or not all(sizes.values()):
+        raise ValueError(
+            f"--compute.mesh {text}: expected sizes of {', '.join(MeshShape._fields)}, such as adapter=4,tensor=2"
+        )
+    return sizes
+
+
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """What changes the cost of a run and none of its figures, but for the rounding of sums. No part of its identity."""
@@ -196,13 +215,27 @@ class Compute:
     accumulate: int = 1
     """Micro-batches that a step is split into (the greatest common divisor with the batch size): less memory."""
     devices: int | None = None
-    """Devices that adapters are spread over; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+    """Devices that are used; by default all GPUs or TPUs, and a CPU's cores up to 4."""
+    mesh: str | None = None
+    """How they share the work: adapter=4,tensor=2 is four groups that train adapters of their own, two devices of each
+    with half of every matrix (fsdp splits the other side). What is left out is 1, or of adapter whatever remains. By
+    default each device trains by itself, or as few together as a model needs that does not fit on one."""
 
     def __post_init__(self) -> None:
         require_at_least(1, accumulate=self.accumulate, loss_chunk=self.loss_chunk)
         for name in ("chunk", "answer_chunk", "tick_tokens", "write_chunk", "devices"):
             if getattr(self, name) is not None:
                 require_at_least(1, **{name: getattr(self, name)})
+        sizes = mesh_sizes(self.mesh) if self.mesh else {}
+        if "adapter" in sizes:
+            count = MeshShape(**sizes)
+            product = count.adapter * count.fsdp * count.tensor
+            if self.devices not in (None, product):
+                raise ValueError(
+                    f"--compute.mesh {self.mesh} is {product} devices and --compute.devices {self.devices}; expected "
+                    "the same, or leave one of them out"
+                )
+            object.__setattr__(self, "devices", product)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import settings
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
+from seal_jax.nn.sharding import make_mesh
 from seal_jax.nn.transformer import Model, ModelConfig, graph, random_params
 from seal_jax.run.journal import RunFolder
+from seal_jax.types import MeshShape
 
 # XLA reads these before its first use, here and in every process that a test starts. One thread a device: two devices
 # already use two cores. XLA's fusion emitters produce faster code, and take five times as long to compile it.
@@ -131,8 +133,8 @@ def tiny(make_tiny) -> Tiny:
 
 @pytest.fixture(scope="session")
 def mesh() -> Mesh:
-    """Two CPU devices."""
-    return jax.make_mesh((2,), ("adapters",), (AxisType.Auto,), devices=jax.devices()[:2])
+    """Two CPU devices, each a lane."""
+    return make_mesh(jax.devices()[:2], MeshShape(2))
 
 
 @pytest.fixture

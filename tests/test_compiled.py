@@ -118,6 +118,27 @@ def test_what_is_exchanged_is_counted(line: str, sent: dict[str, float]):
     assert hlo.step(text).collectives == sent
 
 
+@pytest.mark.parametrize(
+    ("groups", "over"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", "tensor"),
+        ("replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}", "fsdp"),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", "adapter, fsdp"),
+        ("source_target_pairs={{0,4},{4,0}}", "adapter"),
+        ("replica_groups={}, to_apply=%add", "adapter, fsdp, tensor"),
+    ],
+)
+def test_the_axes_of_a_collective(groups: str, over: str):
+    assert hlo.axes(f"channel_id=1, {groups}", {"adapter": 2, "fsdp": 2, "tensor": 2}) == over
+
+
+def test_what_is_exchanged_through_scratch_memory_counts():
+    text = "ENTRY %main (a: f32[8]) -> f32[8] {\n  %a = f32[8]{0:S(1)} parameter(0)\n"
+    assert hlo.step(f"{text}  ROOT %r = f32[8]{{0:S(1)}} all-reduce(%a), to_apply=%add\n}}\n").collectives == {
+        "all-reduce": 32
+    }
+
+
 def test_a_program_compiled_here_is_read():
     """Of today's XLA, whatever it writes: a scan's layers are found, and a sum over devices."""
 
@@ -170,5 +191,5 @@ def test_the_programs_compile_for_devices_that_are_not_here(target: str, package
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["targets"][target]["programs"]
     assert rows["inner"]["collectives"] == rows["answer"]["collectives"] == {}
-    assert "all-reduce" in rows["sft"]["collectives"]
+    assert "all-reduce over adapter" in rows["sft"]["collectives"]
     assert all(row["bytes"] > 0 and row["floor"] > 0 for row in rows.values())

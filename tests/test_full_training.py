@@ -16,6 +16,7 @@ from seal_jax.engine import batching, costs, full_training
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.full_training import FullTuning, Need, disk, need, require_memory, train_all_weights
 from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.memory import Machine
 from seal_jax.io.architectures import NAMED
 from seal_jax.nn import transformer
 from seal_jax.run.journal import RunFolder
@@ -32,6 +33,7 @@ CONFIG = FullTuning(
     batch_size=2,
     optimiser=Optimiser(eps=1e-3, clip_norm=0.5, weight_decay=0.01),  # a large eps: sums differ in order
 )
+ONE = Machine(free=0, devices=1, itemsize=4, on_cpu=True)
 COMPUTE = Compute(remat=False, loss_chunk=7, width_cuts=(16,))
 
 
@@ -233,7 +235,7 @@ def test_settings_that_do_not_fit(settings, message):
 
 
 def test_too_little_memory_is_said(tiny):
-    forecast = need(tiny.config, CONFIG, COMPUTE, width=24, devices=1, itemsize=4)
+    forecast = need(tiny.config, CONFIG, COMPUTE, ONE, width=24)
     with pytest.raises(ValueError, match=r"needs about .* and 0 MiB are free; train adapters instead"):
         require_memory(forecast, 2**16)
     require_memory(forecast, 2**30)
@@ -268,14 +270,15 @@ def test_a_step_needs_what_was_forecast(name, layers, width, config, compute):
     found = compiled.memory_analysis()
     assert found.alias_size_in_bytes > 0.99 * found.output_size_in_bytes  # the new state takes the old one's place
     assigned = found.temp_size_in_bytes + found.argument_size_in_bytes
-    forecast = need(shape, config, compute, width=width, devices=1, itemsize=4)._replace(base=0)
+    forecast = need(shape, config, compute, ONE, width=width)._replace(base=0)
     assert forecast.total == pytest.approx(assigned, rel=0.12)
 
 
 @pytest.mark.parametrize(("name", "gib"), [("smollm2-135m", 3.459), ("llama-3.2-1b", 21.481)])
 def test_a_step_on_a_gpu_needs_what_was_forecast(name, gib):
     """In bfloat16 on an H100: what `python -m experiments.benchmark compile --programs full` prints with jax 0.11.2."""
-    forecast = need(NAMED[name], FullTuning(), Compute(), width=352, devices=1, itemsize=2, attention="cudnn")
+    gpu = Machine(0, 1, itemsize=2, on_cpu=False, attention="cudnn")
+    forecast = need(NAMED[name], FullTuning(), Compute(), gpu, width=352)
     assert forecast._replace(base=0).total / 2**30 == pytest.approx(gib, rel=0.1)
 
 
@@ -284,7 +287,7 @@ def test_what_a_parameter_costs():
     parameters, config = costs.model_parameters(model), FullTuning()
 
     def bytes_each(*, base_kept: bool = True, **options) -> float:
-        found = need(model, config, Compute(remat=True), width=512, **options)
+        found = need(model, config, Compute(remat=True), ONE._replace(**options), width=512)
         found = found if base_kept else found._replace(base=0)
         return (found.base + found.state + found.gradient) / parameters
 
@@ -292,4 +295,6 @@ def test_what_a_parameter_costs():
     assert bytes_each(devices=1, itemsize=2) == pytest.approx(2 + 12 + 4)
     assert bytes_each(devices=1, itemsize=2, base_kept=False) == pytest.approx(12 + 4)
     assert bytes_each(devices=4, itemsize=2, base_kept=False) == pytest.approx(3 + 6)
+    assert bytes_each(itemsize=2, fsdp=2, tensor=2) == pytest.approx((2 + 12 + 4) / 4)
+    assert bytes_each(devices=4, itemsize=2, fsdp=2, base_kept=False) == pytest.approx((3 + 6) / 2)
     assert disk(model, itemsize=2) == 24 * parameters

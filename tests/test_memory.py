@@ -15,9 +15,9 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapters
 from seal_jax.io.architectures import NAMED
-from seal_jax.nn import lora, quantised, transformer
+from seal_jax.nn import lora, quantised, sharding, transformer
 from seal_jax.seal.outer.imitation import SFT
-from seal_jax.types import PROJECTIONS, Base, Compute, HParams
+from seal_jax.types import PROJECTIONS, Base, Compute, HParams, MeshShape
 
 QV = ("q_proj", "v_proj")
 GIB = 2**30
@@ -66,11 +66,7 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "layers", "adapters", "width", "config", "compute", "base"),
-    [*((*case, "full") for case in TRAINING), (*TRAINING[0], "nf4"), (*TRAINING[3], "nf4"), (*TRAINING[5], "int8")],
-)
-def test_training_needs_what_was_planned(name, layers, adapters, width, config, compute, base):
+def compiled_tick(name, layers, adapters, width, config, compute, base="full", mesh=None):
     shapes, model, params = abstract(name, layers, base)
     hyper, one = jax.eval_shape(lambda many: lora.take(many, 0), abstract_adapters(params, config, 1))
     bank = jax.eval_shape(
@@ -79,10 +75,32 @@ def test_training_needs_what_was_planned(name, layers, adapters, width, config, 
     size = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
     read = (size, config.batch_size, width)
     rows = Rows(shape(size), shape(*read), shape(*read, dtype=np.float32))
-    lowered = inner.tick.lower(model, params, bank, rows, recipe=Recipe(config.optimiser, compute=compute))
+    if mesh is not None:
+        laid = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        params, bank = (jax.tree.map(laid, tree, sharding.shardings(tree, mesh)) for tree in (params, bank))
+    recipe = Recipe(config.optimiser, compute=compute)
+    return shapes, inner.tick.lower(model, params, bank, rows, recipe=recipe, mesh=mesh).compile()
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "adapters", "width", "config", "compute", "base"),
+    [*((*case, "full") for case in TRAINING), (*TRAINING[0], "nf4"), (*TRAINING[3], "nf4"), (*TRAINING[5], "int8")],
+)
+def test_training_needs_what_was_planned(name, layers, adapters, width, config, compute, base):
+    shapes, compiled = compiled_tick(name, layers, adapters, width, config, compute, base)
     machine = CPU._replace(base=base)
     planned = memory.training(shapes, config, compute, machine, adapters=adapters, width=width).total
-    assert planned == pytest.approx(assigned(lowered.compile()), rel=0.1)
+    assert planned == pytest.approx(assigned(compiled), rel=0.1)
+
+
+@pytest.mark.parametrize("where", [MeshShape(1, fsdp=2), MeshShape(1, tensor=2)])
+def test_a_device_of_two_that_share_a_model_needs_what_was_planned(where):
+    config, compute = FineTuning(projections=PROJECTIONS), Compute(tick_tokens=ALL)
+    mesh = sharding.make_mesh(jax.devices()[:2], where)
+    shapes, compiled = compiled_tick("llama-3.2-1b", 2, 8, 64, config, compute, mesh=mesh)
+    machine = CPU._replace(fsdp=where.fsdp, tensor=where.tensor)
+    planned = memory.training(shapes, config, compute, machine, adapters=8, width=64).total
+    assert planned == pytest.approx(assigned(compiled), rel=0.1)
 
 
 def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():

@@ -193,7 +193,7 @@ def test_a_trainer_takes_one_adapter_at_a_time_where_nothing_is_decided(lm, mesh
     assert make_trainer(WIDE, SHAPES, Compute(chunk=7), what="rows").chunk.what == "rows"
     assert make_trainer(WIDE, SHAPES, Compute(chunk=7, answer_chunk=2)).chunk.size == 2
     assert room_of(trainer(WIDE, Compute()), 1) == Room(1, TICK_TOKENS)
-    assert room_of(trainer(WIDE, Compute(chunk=7, tick_tokens=50)), mesh.size) == Room(4, 50)
+    assert room_of(trainer(WIDE, Compute(chunk=7, tick_tokens=50)), 2) == Room(4, 50)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -17,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from seal_jax.io.hub import ModelFiles, find_model
 from seal_jax.io.weights import load_model, read_config, read_shape, save_model
-from seal_jax.nn.transformer import ModelConfig, RopeScaling, graph, rope_frequencies
+from seal_jax.nn.transformer import ModelConfig, RopeScaling, graph, random_params, rope_frequencies
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = ("llama32", "llama2", "qwen2", "qwen3")
@@ -598,3 +600,42 @@ def test_an_index_that_is_none_is_refused(index, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json: "):
         load_model(folder_files(tmp_path))
+
+
+LOAD_UNDER_A_LIMIT = """
+import resource, sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from seal_jax.io import weights
+from seal_jax.io.hub import ModelFiles
+from seal_jax.nn import sharding
+from seal_jax.types import MeshShape
+from pathlib import Path
+
+mesh = sharding.make_mesh(jax.devices(), MeshShape(1, 4, 2))
+jax.block_until_ready([jax.device_put(np.zeros(8), device) for device in jax.devices()])
+with open("/proc/self/status") as file:
+    now = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (now + int(sys.argv[2]),) * 2)
+params = weights.load_model(ModelFiles("m", "safetensors", Path(sys.argv[1]), "test"), dtype="bfloat16", mesh=mesh)[1]
+print(sum(float(np.abs(w).sum(dtype=np.float64)) for w in jax.tree.leaves(jax.device_get(params["blocks"]["q_proj"]))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
+def test_a_checkpoint_larger_than_a_limit_is_loaded_under_it(tmp_path):
+    """All memory counts that the process takes, its eight devices' too; not the file's pages, which the system drops
+    when it needs the room. The model in bfloat16 is half the checkpoint: there is no room for another copy."""
+    shape = ModelConfig(
+        vocab_size=2048, hidden_size=512, num_layers=8, num_heads=8, num_kv_heads=4, head_dim=64, intermediate_size=2048
+    )
+    params = random_params(0, shape)
+    save_model(tmp_path, shape, params)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_UNDER_A_LIMIT, str(tmp_path), str(int(0.75 * size))],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    whole = np.asarray(params["blocks"]["q_proj"]["kernel"].astype(jnp.bfloat16), np.float64)
+    assert float(done.stdout) == pytest.approx(np.abs(whole).sum(), rel=1e-6)

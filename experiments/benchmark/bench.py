@@ -123,8 +123,9 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
         lm, model = speaker.lm, speaker.model
         assert model is not None, "loaded with its weights"
     else:
-        model, mesh = named(settings.random), runtime.make_mesh(settings.devices)
+        model = named(settings.random)
         quantised.require(settings.base)
+        mesh = runtime.make_mesh(model, settings.devices, None, name, settings.base)
         params = runtime.place(quantised.of_params(transformer.random_params(0, model, dtype), settings.base), mesh)
         lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
     attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention

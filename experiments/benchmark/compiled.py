@@ -18,7 +18,8 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from seal_jax.engine import costs, full_training, inner, memory, sampler
 from seal_jax.engine.batching import round_up
@@ -38,11 +39,11 @@ from seal_jax.engine.inner import Given, Recipe, Rows
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapters
-from seal_jax.nn import lora, quantised, transformer
+from seal_jax.nn import lora, quantised, sharding, transformer
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.seal import rewards
 from seal_jax.seal.outer.imitation import SFT
-from seal_jax.types import Base, Compute, HParams, require_at_least
+from seal_jax.types import Base, Compute, HParams, MeshShape, mesh_sizes, require_at_least
 
 from . import hlo, table, workloads
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, QUESTIONS, SAMPLE_TOKENS, SAMPLES, TOP_P
@@ -88,7 +89,8 @@ class Settings:
     model: Annotated[str, tyro.conf.arg(aliases=["--random"])] = "smollm2-135m"  # a published shape, or model files
     programs: tuple[Name, ...] = ("inner", "read", "likelihood", "answer", "write", "sft", "full")
     adapters: Literal["plan"] | int = "plan"  # in training at a time over all devices; plan: as many as fit
-    devices: int = 1  # of the target's, that adapters are spread over
+    devices: int | None = None  # of the target's, that adapters are spread over; by default those of the mesh, or 1
+    mesh: str | None = None  # as --compute.mesh: adapter=2,tensor=2
     tokens: int = workloads.TOKENS  # of a training sequence
     tick_tokens: int | None = None  # that a tick computes on a device, about; by default the planner's
     rank: int = 32  # LoRA r
@@ -101,9 +103,19 @@ class Settings:
     hlo: Path | None = None  # the folder for the text of every compiled program
 
     def __post_init__(self) -> None:
-        require_at_least(1, devices=self.devices, tokens=self.tokens, rank=self.rank)
+        require_at_least(1, devices=self.devices or 1, tokens=self.tokens, rank=self.rank)
         if self.target is not None and self.target.partition(":")[0] not in CHIPS:
             raise ValueError(f"--target {self.target}: expected {', '.join(CHIPS)}, and how many: tpu-v5e:2x4")
+
+    @property
+    def shape(self) -> MeshShape:
+        """Of the mesh. Raises ValueError where it is not as many devices."""
+        sizes = mesh_sizes(self.mesh) if self.mesh else {}
+        size = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+        shape = MeshShape(**{"adapter": (self.devices or size) // size, **sizes})
+        if self.devices not in (None, shape.adapter * size):
+            raise ValueError(f"--mesh {self.mesh} is no mesh of {self.devices} devices (--devices)")
+        return shape
 
     def kernel(self, chip: Chip) -> transformer.Attention:
         """What computes attention."""
@@ -119,7 +131,8 @@ class Program(NamedTuple):
     tokens: int  # that it computes on a device
     forecast: int | None = None  # bytes on a device: the planner's
     floor: float | None = None  # seconds, at the least
-    alone: bool = True  # nothing may be exchanged between devices
+    mesh: Mapping[str, int] | None = None  # devices by axis
+    alone: bool = True  # nothing may be exchanged between lanes
     refused: str = ""  # why the library itself would not start it
 
 
@@ -156,18 +169,20 @@ def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
 class Target:
     """A model on devices that are not here, and the planner's cut for them."""
 
-    def __init__(self, settings: Settings, model: ModelConfig, chip: Chip, devices: Sequence[Any]):
+    def __init__(self, settings: Settings, model: ModelConfig, chip: Chip, devices: Sequence[Any], shape: MeshShape):
         dtype, self.model, self.chip, self.devices = jnp.dtype(settings.dtype), model, chip, devices
         self.graph, self.itemsize = transformer.graph(model, dtype, settings.kernel(chip)), dtype.itemsize
-        self.mesh = Mesh(np.array(devices), ("adapters",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None
+        self.lanes, self.share = shape.adapter, shape.fsdp * shape.tensor
+        self.mesh = sharding.make_mesh(devices, shape) if len(devices) > 1 else None
+        self.axes = dict(self.mesh.shape) if self.mesh else None
         quantised.require(settings.base)
         params = lambda: quantised.of_params(transformer.random_params(0, model, dtype), settings.base)
-        self.params = self.on(jax.eval_shape(params))
+        self.params = self.laid(jax.eval_shape(params))
         self.config = FineTuning(rank=settings.rank, alpha=2.0 * settings.rank)
         self.chunk = None if settings.adapters == "plan" else settings.adapters
         self.machine = memory.Machine(
-            chip.usable, len(devices), self.itemsize, on_cpu=False, attention=settings.kernel(chip),
-            lanes=memory.TPU_LANES if chip.clock else 1, base=settings.base,
+            chip.usable, shape.adapter, self.itemsize, on_cpu=False, attention=settings.kernel(chip),
+            lanes=memory.TPU_LANES if chip.clock else 1, base=settings.base, fsdp=shape.fsdp, tensor=shape.tensor,
         )  # fmt: skip
         unroll = inner.unrolled(model, Compute(unroll=settings.unroll), gpu=chip.clock is None)
         self.compute = memory.fit(
@@ -183,6 +198,13 @@ class Target:
         where = NamedSharding(self.mesh, PartitionSpec(*split)) if self.mesh else SingleDeviceSharding(self.devices[0])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
 
+    def laid(self, tree: Any) -> Any:
+        """The shapes of a model or a bank on the devices, as nn/sharding.py has it."""
+        if self.mesh is None:
+            return self.on(tree)
+        where = sharding.shardings(tree, self.mesh)
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, where)
+
     def adapters(self, config: FineTuning, count: int) -> tuple[lora.Adapter, HParams]:
         """E adapters, and their settings."""
         real, whole = array(count, dtype=np.float32), array(count)
@@ -191,15 +213,15 @@ class Target:
         return jax.eval_shape(make, self.params["blocks"], hparams), hparams
 
     def tick(self, config: FineTuning, compute: Compute, width: int, places: int) -> Program:
-        """One step of adapters in training; of one adapter its rows are shared by all devices."""
-        count, model = len(self.devices), self.model
+        """One step of adapters in training; of one adapter its rows are shared by all lanes."""
+        count, model, share = self.lanes, self.model, self.share
         config = dataclasses.replace(config, batch_size=round_up(config.batch_size, count))
         size = rows_of(width, Room(places, compute.tick_tokens or TICK_TOKENS), config.batch_size)
         adapter, hparams = jax.eval_shape(lambda many: lora.take(many, 0), self.adapters(config, 1))
         begin = partial(inner._empty, optimiser=config.optimiser, places=places)
-        bank = self.on(jax.eval_shape(lambda a, h: begin(a, Given(h)), adapter, hparams))
+        bank = self.laid(jax.eval_shape(lambda a, h: begin(a, Given(h)), adapter, hparams))
         shape = (size, config.batch_size, width)
-        sequences = self.on((array(*shape), array(*shape, dtype=np.float32)), None, "adapters")
+        sequences = self.on((array(*shape), array(*shape, dtype=np.float32)), None, "adapter")
         lower = partial(
             inner.tick.lower, self.graph, self.params, bank, Rows(self.on(array(size)), *sequences),
             recipe=Recipe(config.optimiser, compute=compute), mesh=self.mesh,
@@ -208,18 +230,18 @@ class Target:
         need = memory.training(model, mine, compute, self.machine, adapters=places, width=width)
         numbers, rows = costs.lora_parameters(model, config.projections, config.rank), size * mine.batch_size
         phases = costs.training(model, numbers, [width], epochs=1, sharing=rows, itemsize=self.itemsize)
-        floor = costs.floor([phases[0] * rows, phases[1] * size], self.chip.peak)
-        return Program(lower, rows * width, need.total, floor, alone=count == 1)
+        floor = costs.floor([phases[0] * rows, phases[1] * size], self.chip.peak) / share
+        return Program(lower, rows * width, need.total, floor, self.axes, alone=count == 1)
 
     def writing(self, name: Name, config: FineTuning | None, shape: tuple[int, ...], sampling: Sampling) -> Program:
-        """Reading, scoring or continuing prompts [E, Q, T] K times, on each device; with adapters, or without."""
+        """Reading, scoring or continuing prompts [E, Q, T] K times, in each lane; with adapters, or without."""
         (each, prompts, width, samples), model = shape, self.model
-        groups, here = each * len(self.devices), lambda tree: self.on(tree, "adapters")
+        groups, here = each * self.lanes, lambda tree: self.on(tree, "adapter")
         adapter_bytes = 0 if config is None else each * memory._adapter(model, config, self.machine)
         lora_size = 0 if config is None else costs.lora_parameters(model, config.projections, config.rank)
         sizes = {"prompts": prompts, "samples": samples, "itemsize": self.itemsize}
         prefill, token = (
-            (cost * each).seconds(self.chip.peak)
+            (cost * each).seconds(self.chip.peak) / self.share
             for cost in costs.decoding(model, lora_size, prompt_tokens=width, new_tokens=2, sharing=each, **sizes)
         )
         tokens, valid = here((array(groups, prompts, width), array(groups, prompts, width, dtype=bool)))
@@ -227,12 +249,12 @@ class Target:
         base = (self.graph, self.params, adapters)
         if name == "read":
             lower = partial(sampler.read.lower, *base, tokens, valid, mesh=self.mesh)
-            return Program(lower, each * prompts * width, floor=prefill)
+            return Program(lower, each * prompts * width, floor=prefill, mesh=self.axes)
         read = here(jax.eval_shape(lambda *given: sampler.read(self.graph, *given), *base[1:], tokens, valid))
         if name == "likelihood":
             gold = here((array(groups, prompts, GOLD_TOKENS), array(groups, prompts, GOLD_TOKENS, dtype=bool)))
             lower = partial(rewards.log_likelihoods.lower, *base, read, valid, *gold, mesh=self.mesh)
-            return Program(lower, each * prompts * GOLD_TOKENS)
+            return Program(lower, each * prompts * GOLD_TOKENS, mesh=self.axes)
         rows = (groups, prompts, samples)
         keys = here(jax.eval_shape(lambda: sampler.row_keys(0, np.zeros(rows, np.int32))))
         rules = {"sampling": sampling, "stop": (0,), "mesh": self.mesh}
@@ -241,39 +263,38 @@ class Target:
             model, self.machine, prompts=each * prompts, samples=samples, prompt_width=width,
             max_tokens=sampling.max_tokens, adapter_bytes=adapter_bytes,
         )  # fmt: skip
-        return Program(lower, each * prompts * samples, need.total, token)
+        return Program(lower, each * prompts * samples, need.total, token, self.axes)
 
     def full(self, config: FullTuning, compute: Compute, width: int) -> Program:
-        """A step of full fine-tuning; devices share its rows and the state."""
-        count, refused = len(self.devices), ""
+        """A step of full fine-tuning; lanes share its rows, all devices the state."""
+        count, refused = self.lanes, ""
         rows = round_up(config.batch_size, count)
-        need = full_training.need(
-            self.model, config, compute, width=width, devices=count, itemsize=self.itemsize,
-            attention=self.machine.attention,
-        )  # fmt: skip
+        need = full_training.need(self.model, config, compute, self.machine, width=width)
         try:
             full_training.require_memory(need, self.chip.usable)
         except ValueError as error:
             refused = str(error)
         start = partial(full_training._start, optimiser=config.optimiser, mesh=self.mesh, steps=1)
-        place = lambda x: self.on(x, *full_training._spec(x.shape, self.mesh))
+        state = full_training.abstract(jax.eval_shape(start, self.params), self.mesh, full_training.kept_as)
         lower = partial(
-            full_training.train_step.lower, self.graph, jax.tree.map(place, jax.eval_shape(start, self.params)),
-            *self.on((array(rows, width), array(rows, width, dtype=np.float32)), "adapters"),
+            full_training.train_step.lower, self.graph, state if self.mesh else self.on(state),
+            *self.on((array(rows, width), array(rows, width, dtype=np.float32)), "adapter"),
             self.on(jax.eval_shape(lambda many: lora.take(many, 0), self.adapters(self.config, 1)[1])),
             dtype=jax.tree.leaves(self.params)[0].dtype, optimiser=config.optimiser, compute=compute, mesh=self.mesh,
         )  # fmt: skip
         # Without the model as given, which may lie on the host.
-        return Program(lower, rows // count * width, need.total - need.base, alone=False, refused=refused)
+        tokens = rows // count * width
+        return Program(lower, tokens, need.total - need.base, mesh=self.axes, alone=False, refused=refused)
 
 
 def programs(
     settings: Settings, model: ModelConfig, chip: Chip, devices: Sequence[Any]
 ) -> Iterator[tuple[Name, Program]]:
-    """The programs that were asked for; the inner loop's on one device, for each runs its own."""
-    target, long = Target(settings, model, chip, devices), round_up(PROMPT_TOKENS + SAMPLE_TOKENS, 32)
-    one = Target(settings, model, chip, devices[:1])
-    compute, on_each = target.compute, lambda total: math.ceil((total or 1) / len(devices))
+    """The programs that were asked for; the inner loop's in one lane, for each runs its own."""
+    shape, long = settings.shape, round_up(PROMPT_TOKENS + SAMPLE_TOKENS, 32)
+    target = Target(settings, model, chip, devices, shape)
+    one = Target(settings, model, chip, devices[: target.share], shape._replace(adapter=1))
+    compute, on_each = target.compute, lambda total: math.ceil((total or 1) / target.lanes)
     questions = (on_each(compute.answer_chunk), QUESTIONS, QUESTION_TOKENS, 1)
     prompts = (on_each(compute.write_chunk) // SAMPLES, 1, PROMPT_TOKENS, SAMPLES)
     greedy, sampled = Sampling(ANSWER_TOKENS, temperature=0), Sampling(SAMPLE_TOKENS, top_p=TOP_P)
@@ -317,11 +338,12 @@ def compile_one(program: Program, chip: Chip, model: ModelConfig, kept: Path | N
     seconds, text, found = time.perf_counter() - start, compiled.as_text(), compiled.memory_analysis()
     if kept is not None:
         kept.write_text(text, encoding="utf-8")
-    step, new = hlo.step(text, matrices(model, program.tokens)), found.output_size_in_bytes - found.alias_size_in_bytes
+    step = hlo.step(text, matrices(model, program.tokens), program.mesh)
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
     needed = found.argument_size_in_bytes + new + found.temp_size_in_bytes
     problem = "" if needed <= chip.usable else f"too large: {memory.readable(chip.usable)} can be used"
-    if program.alone and step.collectives:
-        problem = f"{', '.join(step.collectives)}: nothing should be exchanged between adapters"
+    if crossing := [name for name in step.collectives if "adapter" in name]:
+        problem = f"{', '.join(crossing)}: nothing should be exchanged between adapters" if program.alone else problem
     taken = {**known, **step._asdict(), "seconds": seconds, "bytes": needed, "estimate": None}
     if chip.clock:  # its operations are no kernels, and what they move is in the estimate
         taken |= {"kernels": None, "moved": None, "estimate": step.cycles / chip.clock}
@@ -343,7 +365,11 @@ def lines(name: str, row: dict[str, Any]) -> str:
     figures |= {"estimate": of("estimate", 1e-3), "floor": of("floor", 1e-3)}
     figures |= {"off": row["forecast"] and 100 * (row["forecast"] / row["bytes"] - 1)}
     shown = table.line(ROWS, **row | figures, program=name)
-    return f"{shown}\n{'':<11}{head}" if head else shown
+    over: Counter[str] = Counter()
+    for kind, size in row["collectives"].items():
+        over[kind.partition(" over ")[2]] += size
+    sent = "; ".join(f"over {axes} {size / 1e6:.3g} MB" for axes, size in sorted(over.items()))
+    return "\n".join([shown, *(f"{'':<11}{line}" for line in (sent, head) if line)])
 
 
 def show(settings: Settings, target: str, model: ModelConfig) -> dict[str, Any]:
@@ -351,12 +377,16 @@ def show(settings: Settings, target: str, model: ModelConfig) -> dict[str, Any]:
     chip, found = CHIPS[target.partition(":")[0]], target_devices(target)
     if settings.usable is not None:
         chip = chip._replace(usable=settings.usable * 2**30)
-    if settings.devices > len(found):
-        raise ValueError(f"--devices {settings.devices}: {target} has {len(found)}")
-    devices, rows = found[: settings.devices], {}
-    compute = Target(settings, model, chip, devices).compute
+    shape = settings.shape
+    if (count := math.prod(shape)) > len(found):
+        raise ValueError(f"{count} devices: {target} has {len(found)}")
+    if problem := sharding.undivided(model, shape):
+        raise ValueError(f"--mesh {settings.mesh}: {problem}")
+    devices, rows = found[:count], {}
+    compute = Target(settings, model, chip, devices, shape).compute
+    among = f" as {settings.mesh}" if settings.mesh else ""
     print(
-        f"\n{settings.model} in {settings.dtype} on {len(devices)} of {len(found)} x {devices[0].device_kind} "
+        f"\n{settings.model} in {settings.dtype} on {len(devices)}{among} of {len(found)} x {devices[0].device_kind} "
         f"({memory.readable(chip.usable)} each), jax {jax.__version__}\n{compute.chunk} adapters of rank "
         f"{settings.rank} in training, {compute.answer_chunk} that answer, {compute.write_chunk} self-edits written at "
         f"a time; ticks of {compute.tick_tokens} tokens{', layers recomputed' if compute.remat else ''}; attention by "

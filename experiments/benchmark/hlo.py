@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -49,6 +51,7 @@ class Run(NamedTuple):
     moves_only: bool  # computes nothing
     in_loop: bool
     endless: str  # the outermost loop around it of which nobody knows how often it goes round
+    attributes: str
 
     @property
     def moved(self) -> float:
@@ -63,11 +66,11 @@ class Step(NamedTuple):
     copied_in_loops: float  # bytes read and written to take weights out of a stack, or to lay them out anew
     copied_once: float  # the same, outside of all loops
     cycles: int
-    collectives: dict[str, float]  # bytes by kind, of the whole program
+    collectives: dict[str, float]  # bytes by kind, and by the axes of the mesh; of the whole program
 
 
-def step(text: str, weights: Collection[tuple[int, ...]] = ()) -> Step:
-    """What a step does. `weights` are the `dims` of matrices that nothing should copy."""
+def step(text: str, weights: Collection[tuple[int, ...]] = (), mesh: Mapping[str, int] | None = None) -> Step:
+    """What a step does. `weights` are the `dims` of matrices that nothing should copy, `mesh` the devices by axis."""
     runs = list(executed(*parse(text)))
     loops: dict[str, float] = defaultdict(float)
     for run in runs:
@@ -77,7 +80,8 @@ def step(text: str, weights: Collection[tuple[int, ...]] = ()) -> Step:
     sent: dict[str, float] = defaultdict(float)
     for run in runs:
         if found := COLLECTIVE.fullmatch(run.kind):
-            sent[found[1]] += run.times * run.bytes_written
+            over = f" over {axes(run.attributes, mesh)}" if mesh else ""
+            sent[found[1] + over] += run.times * _received(run)
     copies = lambda of: sum(r.moved for r in of if r.moves_only and any(d in weights for d in dims(r.made)))
     return Step(
         kernels=sum(run.times for run in own),
@@ -87,6 +91,18 @@ def step(text: str, weights: Collection[tuple[int, ...]] = ()) -> Step:
         cycles=sum(run.times * run.cycles for run in own),
         collectives=dict(sent),
     )
+
+
+def axes(attributes: str, mesh: Mapping[str, int]) -> str:
+    """The axes of a mesh along which a collective exchanges anything; all of them where it does not say."""
+    groups = np.arange(math.prod(mesh.values()))[None]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape, of, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+        groups = np.arange(math.prod(of or ())).reshape(of or ()).transpose(order).reshape(shape or ())
+    elif found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]+\})\}", attributes):
+        groups = np.array([[int(n) for n in group.split(",")] for group in re.findall(r"[\d,]*\d", found[1])])
+    places = np.unravel_index(groups, tuple(mesh.values()))
+    return ", ".join(name for name, at in zip(mesh, places, strict=True) if (at != at[:, :1]).any())
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -126,7 +142,10 @@ def executed(computations: dict[str, Computation], entry: str) -> Iterator[Run]:
                 kinds = {inner.kind for inner in fused.values()} - FREE
                 moves_only = bool(kinds & MOVING) and kinds <= MOVING | CHOOSING
                 cycles = int(_attribute(op, r'estimated_cycles"?:"?(\d+)') or 0)
-                yield Run(op.kind, root.shape, times, *_traffic(fused, root), cycles, moves_only, in_loop, endless)
+                yield Run(
+                    op.kind, root.shape, times, *_traffic(fused, root), cycles, moves_only, in_loop, endless,
+                    op.attributes,
+                )  # fmt: skip
 
     yield from of(entry, 1, False, "")
 
@@ -140,11 +159,20 @@ def dims(shape: str) -> list[tuple[int, ...]]:
 
 def size(shape: str) -> float:
     """Bytes in main memory."""
-    total = 0.0
-    for kind, sizes, layout in ARRAY.findall(shape):
-        bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
-        total += 0 if "S(" in layout else math.prod(int(n) for n in sizes.split(",") if n) * bits / 8
-    return total
+    return sum(_bytes(kind, sizes) for kind, sizes, layout in ARRAY.findall(shape) if "S(" not in layout)
+
+
+def _bytes(kind: str, sizes: str) -> float:
+    bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
+    return math.prod(int(n) for n in sizes.split(",") if n) * bits / 8
+
+
+def _received(run: Run) -> float:
+    """Bytes that a collective makes on a device, in scratch memory too."""
+    each = [_bytes(kind, sizes) for kind, sizes, _ in ARRAY.findall(run.made)]
+    if run.kind.endswith("-start") and run.kind != "all-reduce-start":  # what it reads comes first, and is no result
+        each = each[1:2] if "permute" in run.kind else each[len(each) // 2 :]
+    return sum(each)
 
 
 def _attribute(op: Op, pattern: str) -> str:

@@ -4,9 +4,10 @@ One jitted step takes a batch of sequences: gradient, clip, AdamW. The weights a
 computes in: at a rate of 1e-5 most updates are smaller than half of bfloat16's spacing and would be rounded away. The
 model's own precision is cast from them at each step.
 
-On several devices each takes its share of a batch's rows, and holds its share of the float32 weights and of both
-moments (ZeRO, Rajbhandari et al. 2020): gradients are summed where they are kept, weights gathered where they are used.
-So a parameter costs each of n devices 12 / n bytes for good; `need` adds what a step takes on top of that.
+On several devices each lane of the mesh takes its share of a batch's rows, and each device holds its share of the
+float32 weights and of both moments (ZeRO, Rajbhandari et al. 2020): gradients are summed where they are kept, a lane's
+part of the weights is gathered where it is used. So a parameter costs each of n devices 12 / n bytes for good; `need`
+adds what a step takes on top of that.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from seal_jax.engine import batching, costs, inner, memory
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.inner import Optimiser, Outputs
+from seal_jax.nn import sharding
 from seal_jax.nn.losses import next_token
-from seal_jax.nn.transformer import Attention, Model, ModelConfig
+from seal_jax.nn.transformer import Model, ModelConfig
 from seal_jax.types import Compute, HParams, Journal, LanguageModel, Memory, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -74,8 +76,9 @@ def loss_and_gradient(
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """`inner.loss_and_gradient` of every weight: the mean next-token loss, in nats, and its gradient.
 
-    With a mesh each device takes its share of the rows, and of each summed gradient the part it keeps.
+    With a mesh each lane takes its share of the rows, and of each summed gradient the part it keeps.
     """
+    alone = sharding.lanes(mesh) == 1
 
     def forward(params: dict[str, Any], tokens: Array, key: Array) -> Outputs:
         decoder = nnx.merge(model, params)
@@ -84,22 +87,25 @@ def loss_and_gradient(
     def share(params: dict[str, Any], tokens: Array, loss_weight: Array) -> tuple[Array, dict[str, Any]]:
         loss, gradient = inner.loss_and_gradient(
             forward, params, tokens, loss_weight, jax.random.key(0), loss=next_token, numbers={}, compute=compute,
-            rows_axis=None if mesh is None else "adapters", train_head=True,
+            rows_axis=None if alone else "adapter", train_head=True,
         )  # fmt: skip
-        return (loss, gradient) if mesh is None else (jax.lax.psum(loss, "adapters"), jax.tree.map(sum_kept, gradient))
+        if alone:
+            return loss, gradient
+        return jax.lax.psum(loss, "adapter"), jax.tree_util.tree_map_with_path(sum_kept, gradient)
 
-    def sum_kept(gradient: Array) -> Array:
-        wide, axis = gradient.astype(jnp.float32), _split_axis(gradient.shape, mesh)
+    def sum_kept(path: Any, gradient: Array) -> Array:
+        wide, axis = gradient.astype(jnp.float32), _split_axis(path, gradient.shape, mesh)
         if axis is None:
-            return jax.lax.psum(wide, "adapters")
-        return jax.lax.psum_scatter(wide, "adapters", scatter_dimension=axis, tiled=True)
+            return jax.lax.psum(wide, "adapter")
+        return jax.lax.psum_scatter(wide, "adapter", scatter_dimension=axis, tiled=True)
 
-    if mesh is None:
-        return share(params, tokens, loss_weight)
-    rows, whole = PartitionSpec("adapters"), PartitionSpec()
-    kept = jax.tree.map(lambda w: _spec(w.shape, mesh), params)
-    many = jax.shard_map(share, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(whole, kept), check_vma=False)
-    return many(params, tokens, loss_weight)
+    def kept(path: Any, w: Array) -> PartitionSpec:
+        axis = _split_axis(path, w.shape, mesh)
+        return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "adapter")
+
+    rows, same = PartitionSpec("adapter"), PartitionSpec()
+    out = (same, jax.tree_util.tree_map_with_path(kept, params))
+    return sharding.by_lane(share, mesh, (same, rows, rows), out)(params, tokens, loss_weight)
 
 
 @partial(jax.jit, static_argnames=("model", "dtype", "optimiser", "compute", "mesh"), donate_argnames="state")
@@ -119,7 +125,7 @@ def train_step(
 
     `dtype` is the precision in which the model computes; `hparams` are scalars.
     """
-    params = _whole(jax.tree.map(lambda w: w.astype(dtype), state.weights), mesh)
+    params = sharding.constrained(jax.tree.map(lambda w: w.astype(dtype), state.weights), mesh)
     loss, gradient = loss_and_gradient(model, params, tokens, loss_weight, compute, mesh)
     gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
     weights, moments = inner.update(state.weights, state.moments, state.step, gradient, hparams, optimiser)
@@ -128,30 +134,29 @@ def train_step(
     return new_state, loss, optax.global_norm(gradient)
 
 
-def _split_axis(shape: Sequence[int], mesh: Mesh | None) -> int | None:
-    """The axis along which the devices share an array of the state; None where each holds it whole."""
+def _split_axis(path: Any, shape: Sequence[int], mesh: Mesh | None) -> int | None:
+    """The axis along which lanes share an array of the state; None where each holds it whole."""
     if mesh is None or len(shape) < 2:
         return None
-    return next((axis for axis, size in enumerate(shape) if size % mesh.size == 0), None)
+    within = NamedSharding(mesh, sharding.spec(path, shape, mesh)).shard_shape(tuple(shape))
+    return next((axis for axis, size in enumerate(within) if size % sharding.lanes(mesh) == 0), None)
 
 
-def _spec(shape: Sequence[int], mesh: Mesh | None) -> PartitionSpec:
-    axis = _split_axis(shape, mesh)
-    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "adapters")
+def kept_as(tree: Any, mesh: Mesh) -> Any:
+    """How each array of a state is shared by all devices: by the lanes, and within each as the model is."""
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        own, axis = list(sharding.spec(path, leaf.shape, mesh)), _split_axis(path, leaf.shape, mesh)
+        if axis is not None:
+            inner_axes = own[axis] or ()
+            own[axis] = ("adapter", *((inner_axes,) if isinstance(inner_axes, str) else inner_axes))
+        return NamedSharding(mesh, PartitionSpec(*own))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _kept(state: TuningState, mesh: Mesh | None) -> TuningState:
-    if mesh is None:
-        return state
-    place = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(x.shape, mesh)))
-    return jax.tree.map(place, state)
-
-
-def _whole(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
-    if mesh is None:
-        return params
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda w: jax.lax.with_sharding_constraint(w, everywhere), params)
+    return state if mesh is None else jax.lax.with_sharding_constraint(state, kept_as(state, mesh))
 
 
 @partial(jax.jit, static_argnames=("optimiser", "mesh", "steps"))
@@ -163,7 +168,7 @@ def _start(params: dict[str, Any], *, optimiser: Optimiser, mesh: Mesh | None, s
 
 @partial(jax.jit, static_argnames=("dtype", "mesh"))
 def _finish(weights: dict[str, Any], *, dtype: np.dtype, mesh: Mesh | None) -> dict[str, Any]:
-    return _whole(jax.tree.map(lambda w: w.astype(dtype), weights), mesh)
+    return sharding.constrained(jax.tree.map(lambda w: w.astype(dtype), weights), mesh)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,19 +200,19 @@ def train_all_weights(
     if not sequences:
         raise ValueError("full fine-tuning: no training sequence; expected at least one (did every self-edit fail?)")
     journal = journal or Memory()
-    devices, dtype = (lm.mesh.size if lm.mesh else 1), np.dtype(jax.tree.leaves(lm.params)[0].dtype)
+    dtype = np.dtype(jax.tree.leaves(lm.params)[0].dtype)
     widths = batching.bucket_widths(max(len(s.ids) for s in sequences), compute.width_cuts)
     batch_size = min(config.batch_size, len(sequences))
     order = batching.order(len(sequences), epochs=config.epochs, batch_size=batch_size, seed=seed)
     lengths = np.array([len(s.ids) for s in sequences])
-    idle = -batch_size % (devices * math.gcd(compute.accumulate, batch_size))
+    idle = -batch_size % (sharding.lanes(lm.mesh) * math.gcd(compute.accumulate, batch_size))
     order = np.pad(order, ((0, 0), (0, idle)), constant_values=-1)
     steps = len(order)
     nothing = np.zeros((), np.int32)  # an adapter's settings
     hparams = HParams(np.asarray(config.learning_rate, np.float32), np.asarray(steps), nothing, nothing, nothing)
     step = partial(train_step, lm.model, dtype=dtype, optimiser=config.optimiser, compute=compute, mesh=lm.mesh)
     start = partial(_start, optimiser=config.optimiser, mesh=lm.mesh, steps=steps)
-    like = jax.tree.map(partial(_abstract, mesh=lm.mesh), jax.eval_shape(start, lm.params))
+    like = abstract(jax.eval_shape(start, lm.params), lm.mesh, kept_as)
 
     def train_epoch(state: TuningState, epoch: int) -> TuningState:
         losses = []
@@ -244,19 +249,16 @@ def train_all_weights(
         journal.once(f"{name}/losses", lambda: losses)  # before the checkpoint: where that is, these are
         return _finish(state.weights, dtype=dtype, mesh=lm.mesh)
 
-    finished = jax.tree.map(lambda w: _abstract(w, lm.mesh, whole=True), lm.params)
-    params = journal.once_tree(name, train, finished)
+    params = journal.once_tree(name, train, abstract(lm.params, lm.mesh, sharding.shardings))
     journal.forget_tree(checkpoint(config.epochs - 2))
     return lm._replace(params=params), journal.once(f"{name}/losses", list)
 
 
-def _abstract(leaf: Any, mesh: Mesh | None, *, whole: bool = False) -> jax.ShapeDtypeStruct:
+def abstract(tree: Any, mesh: Mesh | None, laid: Callable[[Any, Mesh], Any]) -> Any:
     """What a checkpoint is restored as: on the devices that hold it, however many wrote it."""
-    if mesh is None:
-        sharding: Any = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    else:
-        sharding = NamedSharding(mesh, PartitionSpec() if whole else _spec(leaf.shape, mesh))
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    where = jax.tree.map(lambda leaf: here, tree) if mesh is None else laid(tree, mesh)
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, where)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,31 +283,30 @@ def need(
     model: ModelConfig,
     config: FullTuning,
     compute: Compute,
+    machine: memory.Machine,
     *,
     width: int,
-    devices: int,
-    itemsize: int,
-    attention: Attention = "xla",
 ) -> Need:
-    """The widest step on one device. `itemsize` is the model's own precision, in bytes."""
-    parameters, parts = costs.model_parameters(model), math.gcd(compute.accumulate, config.batch_size)
-    rows = math.ceil(config.batch_size / (parts * devices))
-    alone = devices == 1
+    """The widest step on one device."""
+    itemsize, sharing, lanes = machine.itemsize, machine.fsdp * machine.tensor, machine.devices
+    parameters, parts = costs.model_parameters(model) // sharing, math.gcd(compute.accumulate, config.batch_size)
+    rows, vocabulary = math.ceil(config.batch_size / (parts * lanes)), model.vocab_size * model.hidden_size // sharing
+    alone, model = lanes == 1, memory.share_of(model, machine)
     used = 0 if alone and itemsize == FLOAT32 else itemsize  # cast, or gathered from the devices that hold them
     gradient = itemsize if alone else FLOAT32
     running = FLOAT32 if parts > 1 else 0
     d, f, tokens = model.hidden_size, model.intermediate_size, rows * width
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim  # queries, keys, values and the attended
     layer = (4 * d + heads + 3 * f) * itemsize  # of a token: what norms, matrices and the gate read
-    layer += 0 if attention == "cudnn" else 2 * model.num_heads * width * FLOAT32  # scores
+    layer += 0 if machine.attention == "cudnn" else 2 * model.num_heads * width * FLOAT32  # scores
     logits = 3 * min(compute.loss_chunk, tokens) * model.vocab_size * FLOAT32
     kept = layer + model.num_layers * d * itemsize if compute.remat else model.num_layers * layer
     return Need(
         base=parameters * itemsize,
-        state=math.ceil(3 * FLOAT32 * parameters / devices),
+        state=math.ceil(3 * FLOAT32 * parameters / lanes),
         gradient=parameters * (used + running) + max(parameters * gradient, logits),
         activations=tokens * kept,
-        head=2 * model.vocab_size * d * gradient,
+        head=2 * vocabulary * gradient,
     )
 
 

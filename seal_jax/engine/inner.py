@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, PartitionSpec
 
 from seal_jax.engine import costs, schedule
 from seal_jax.engine.batching import Tokens, pad_rows, round_up
 from seal_jax.engine.schedule import Room, Tick
-from seal_jax.nn import lora
+from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Head, Loss, Numbers, next_token, token_losses
 from seal_jax.nn.transformer import Model, ModelConfig
@@ -255,7 +255,7 @@ def unrolled(model: ModelConfig, compute: Compute, *, gpu: bool | None = None) -
 
 
 class Bank(struct.PyTreeNode):
-    """N adapters in training on one device: each leaf has a leading axis N."""
+    """N adapters in training in one lane: each leaf has a leading axis N."""
 
     state: InnerState
     given: Given
@@ -278,14 +278,15 @@ def tick(
 ) -> tuple[Bank, Metrics]:
     """One step of E of the bank's adapters: the bank after it, and metrics [E].
 
-    With a `mesh` of one axis "adapters" its devices each hold the same bank, take their share of the B sequences of
-    every step, and add up their gradients. Otherwise all is on one device.
+    The lanes of a `mesh` each hold the same bank, take their share of the B sequences of every step, and add up their
+    gradients. Where there is one lane, or no mesh, nothing is split by rows.
     """
+    together = sharding.lanes(mesh) > 1
 
     def many(params: dict[str, Any], bank: Bank, rows: Rows) -> tuple[Bank, Metrics]:
         everyone = len(rows.places) == len(bank.state.step)  # then nothing is taken out of the bank, or put back
         own = bank if everyone else jax.tree.map(lambda leaf: leaf[rows.places], bank)
-        one = partial(step, model, params, recipe=recipe, rows_axis=None if mesh is None else "adapters")
+        one = partial(step, model, params, recipe=recipe, rows_axis="adapter" if together else None)
         states, metrics = jax.vmap(one)(own.state, own.given, rows.tokens, rows.loss_weight)
 
         def put(leaf: Array, new: Array) -> Array:
@@ -296,24 +297,25 @@ def tick(
 
         return bank.replace(state=jax.tree.map(put, bank.state, states)), metrics
 
-    if mesh is not None:
-        whole, split = PartitionSpec(), PartitionSpec(None, "adapters")
-        specs: Any = (whole, whole, Rows(whole, split, split))  # type: ignore[arg-type]  # specs take the places of arrays
-        many = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=(whole, whole), check_vma=False)
-    return many(params, bank, rows)
+    same, split = PartitionSpec(), PartitionSpec(None, "adapter")
+    specs: Any = (same, same, Rows(same, split, split))  # type: ignore[arg-type]  # specs take the places of arrays
+    bank, metrics = sharding.by_lane(many, mesh, specs, (same, same))(params, bank, rows)
+    return sharding.constrained(bank, mesh), metrics
 
 
-@partial(jax.jit, static_argnames=("optimiser", "places"))
-def _empty(adapter: Adapter, given: Given, *, optimiser: Optimiser, places: int) -> Bank:
+@partial(jax.jit, static_argnames=("optimiser", "places", "mesh"))
+def _empty(adapter: Adapter, given: Given, *, optimiser: Optimiser, places: int, mesh: Mesh | None = None) -> Bank:
     one = Bank(begin(adapter, optimiser), given)
-    return jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape), leaf.dtype), one)
+    return sharding.constrained(jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape), leaf.dtype), one), mesh)
 
 
-@partial(jax.jit, static_argnames="optimiser", donate_argnames="bank")
-def _put(bank: Bank, place: Int[Array, ""], adapter: Adapter, given: Given, *, optimiser: Optimiser) -> Bank:
+@partial(jax.jit, static_argnames=("optimiser", "mesh"), donate_argnames="bank")
+def _put(
+    bank: Bank, place: Int[Array, ""], adapter: Adapter, given: Given, *, optimiser: Optimiser, mesh: Mesh | None = None
+) -> Bank:
     """The bank with an adapter before its first step at a place."""
     one = Bank(begin(adapter, optimiser), given)
-    return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), bank, one)
+    return sharding.constrained(jax.tree.map(lambda leaf, new: leaf.at[place].set(new), bank, one), mesh)
 
 
 class Lessons(NamedTuple):
@@ -362,7 +364,7 @@ def adapt_each(
 ) -> Iterator[tuple[int, Adapter, Metrics]]:
     """Trains E adapters; yields each one's number, itself and its metrics [S], on the host, as soon as it has finished.
 
-    `start(e)` is adapter e before its first step; `given` has a leading axis E. With a `mesh` each device has a bank, a
+    `start(e)` is adapter e before its first step; `given` has a leading axis E. With a `mesh` each lane has a bank, a
     schedule and its share of the adapters, and nothing is exchanged; a single adapter is trained by all of them, each
     on its share of a step's sequences. Adapters in `skip` are left out, and the ticks of all others are what they would
     be without: a run that is carried on computes the same numbers. `watch` is called with the tokens computed so far
@@ -372,12 +374,11 @@ def adapt_each(
         jax.errors.JaxRuntimeError: memory does not suffice.
     """
     longest = lessons.longest()
-    together = mesh is not None and mesh.size > 1 and len(longest) == 1
-    batch_size = lessons.batch_size
-    if together and mesh is not None:  # whole micro-batches for each device
-        batch_size = round_up(batch_size, mesh.size * math.gcd(recipe.compute.accumulate, batch_size))
-    devices = 1 if mesh is None or together else mesh.size
-    places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=devices)
+    count, batch_size = sharding.lanes(mesh), lessons.batch_size
+    together = count > 1 and len(longest) == 1
+    if together:  # whole micro-batches for each lane
+        count, batch_size = 1, round_up(batch_size, count * math.gcd(recipe.compute.accumulate, batch_size))
+    places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=count)
     ticks = [_without(skip, own) for own in planned]
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
     done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
@@ -423,10 +424,14 @@ def _without(skip: Collection[int], ticks: Sequence[Tick]) -> list[Tick]:
 
 
 def _lanes(params: dict[str, Any], mesh: Mesh | None, together: bool) -> list[Device | Mesh]:
-    """Where adapters are trained: each device of a mesh by itself, or all of them together."""
+    """Where adapters are trained: each lane of a mesh by itself, or all of them together."""
     if mesh is None:
         return [next(iter(jnp.asarray(jax.tree.leaves(params)[0]).devices()))]
-    return [mesh] if together else list(mesh.devices.flat)
+    if together:
+        return [mesh]
+    if sharding.share(mesh) == 1:
+        return list(mesh.devices.flat)
+    return [sharding.lane(mesh, number) for number in range(sharding.lanes(mesh))]
 
 
 def _on(device: Device, leaf: Any) -> Any:
@@ -439,18 +444,17 @@ def _on(device: Device, leaf: Any) -> Any:
 
 
 class _Lane:
-    """A device (or a mesh whose devices share every row), its bank, and the ticks that it has been given.
+    """A device, or a mesh of them that hold the model together (or share every row), its bank, and its ticks.
 
-    It has a thread of its own: the first tick of a width compiles, and no other device waits for that.
+    It has a thread of its own: the first tick of a width compiles, and no other lane waits for that.
     """
 
     def __init__(self, model: Model, params: dict[str, Any], recipe: Recipe, places: int, where: Device | Mesh):
         self._model, self._recipe, self._places = model, recipe, places
-        self._mesh = where if isinstance(where, Mesh) else None
-        self._sharding = (
-            NamedSharding(where, PartitionSpec()) if isinstance(where, Mesh) else SingleDeviceSharding(where)
+        self._mesh, self._where = (where if isinstance(where, Mesh) else None), where
+        self._params = (
+            jax.tree.map(partial(_on, where), params) if self._mesh is None else sharding.on_lane(params, self._mesh)
         )
-        self._params = params if isinstance(where, Mesh) else jax.tree.map(partial(_on, where), params)
         self._bank: Bank | None = None
         self._thread = ThreadPoolExecutor(1)
         self._precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # one a thread
@@ -469,16 +473,21 @@ class _Lane:
     def _take(self, rows: Rows, arriving: dict[int, tuple[Adapter, Given]]) -> Metrics:
         optimiser = self._recipe.optimiser
         for place, new in arriving.items():
-            mine = jax.device_put(new, self._sharding)
+            mine = self._placed(new)
             if self._bank is None:
-                self._bank = jax.device_put(_empty(*mine, optimiser=optimiser, places=self._places), self._sharding)
-            self._bank = _put(self._bank, np.int32(place), *mine, optimiser=optimiser)
+                empty = _empty(*mine, optimiser=optimiser, places=self._places, mesh=self._mesh)
+                self._bank = self._placed(empty)
+            self._bank = _put(self._bank, np.int32(place), *mine, optimiser=optimiser, mesh=self._mesh)
         assert self._bank is not None  # an adapter's first step comes when it arrives
         with jax.default_matmul_precision(self._precision):
             self._bank, metrics = tick(
                 self._model, self._params, self._bank, rows, recipe=self._recipe, mesh=self._mesh
             )
         return metrics
+
+    def _placed(self, tree: Any) -> Any:
+        where = self._where if self._mesh is None else sharding.shardings(tree, self._mesh)
+        return jax.device_put(tree, where)
 
     def settle(self, found: dict[int, Metrics], *, leave: int) -> None:
         """Waits for all ticks but so many and notes what they reported."""

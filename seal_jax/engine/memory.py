@@ -19,8 +19,8 @@ from seal_jax.engine.batching import round_up
 from seal_jax.engine.costs import FLOAT32
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes
-from seal_jax.nn import quantised
-from seal_jax.types import Base, Compute
+from seal_jax.nn import quantised, sharding
+from seal_jax.types import Base, Compute, MeshShape
 
 if TYPE_CHECKING:
     from seal_jax.nn.transformer import Attention, ModelConfig
@@ -41,12 +41,14 @@ class Machine(NamedTuple):
     """What a plan is made for."""
 
     free: float  # bytes on each device
-    devices: int
+    devices: int  # that hold a model each, or lanes of fsdp x tensor of them
     itemsize: int  # bytes of a number of the base model
     on_cpu: bool
     attention: Attention = "xla"
     lanes: int = 1  # numbers of which an array's last axis takes a multiple
     base: Base = "full"  # how the layers' matrices are kept
+    fsdp: int = 1
+    tensor: int = 1
 
 
 class Writing(NamedTuple):
@@ -71,6 +73,16 @@ class Need(NamedTuple):
         return sum(self)
 
 
+def share_of(model: ModelConfig, machine: Machine) -> ModelConfig:
+    """The model as one device of a lane computes it (nn/sharding.py)."""
+    fsdp, tensor = machine.fsdp, machine.tensor
+    return dataclasses.replace(
+        model, hidden_size=model.hidden_size // fsdp, intermediate_size=model.intermediate_size // tensor,
+        num_heads=model.num_heads // tensor, num_kv_heads=model.num_kv_heads // tensor,
+        vocab_size=model.vocab_size // (fsdp * tensor),
+    )  # fmt: skip
+
+
 def training(
     model: ModelConfig, config: FineTuning, compute: Compute, machine: Machine, *, adapters: int, width: int
 ) -> Need:
@@ -81,13 +93,14 @@ def training(
     rows, itemsize = config.batch_size // math.gcd(config.batch_size, compute.accumulate), machine.itemsize
     stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
     tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config, machine)
-    layer = _kept(model, config, machine, width, unrolled=inner.unrolled(model, compute))
+    whole, model, unrolled = model, share_of(model, machine), inner.unrolled(model, compute)
+    layer = _kept(model, config, machine, width, unrolled=unrolled)
     taken_out = 0 if stepping == adapters else RESIDENT_COPIES if machine.on_cpu else 1  # the moments come last
     cast = stepping * one * itemsize // FLOAT32  # adapters in the base model's precision, layer by layer
     logits = stepping * min(compute.loss_chunk, rows * (width - 1)) * model.vocab_size * (FLOAT32 + itemsize)
     at_work = (3 * tokens * model.intermediate_size + costs.layer_parameters(model) // layers) * itemsize
     return Need(
-        base=_base(model, machine),
+        base=_base(whole, machine),
         adapters=(RESIDENT_COPIES * adapters + taken_out * stepping) * one + cast,
         activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer),
         logits=max(logits, stepping * one + at_work),
@@ -120,7 +133,7 @@ def writing(
     adapter_bytes: int = 0,
 ) -> Need:
     """Reading so many prompts and continuing each, on one device; `adapter_bytes` are those of all its adapters."""
-    itemsize = machine.itemsize
+    itemsize, whole, model = machine.itemsize, model, share_of(model, machine)
     slot = costs.kv_bytes(model, itemsize)
     once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.lanes) // model.head_dim
     cache = prompts * samples * round_up(prompt_width + max_tokens, machine.lanes) * slot
@@ -128,7 +141,7 @@ def writing(
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
     layers = _layers(model, machine)
     return Need(
-        base=_base(model, machine),
+        base=_base(whole, machine),
         adapters=2 * adapter_bytes,  # as trained, and layer by layer
         activations=once_read + max(reading, cache + layers),
         logits=(prompts + 3 * prompts * samples) * model.vocab_size * FLOAT32,
@@ -151,9 +164,9 @@ def answering(
 
 
 def _base(model: ModelConfig, machine: Machine) -> int:
-    """Bytes of the base model."""
+    """Bytes of the base model on a device."""
     rest = costs.model_parameters(model) - costs.layer_parameters(model)
-    return rest * machine.itemsize + _layers(model, machine)
+    return (rest * machine.itemsize + _layers(model, machine)) // (machine.fsdp * machine.tensor)
 
 
 def _layers(model: ModelConfig, machine: Machine) -> int:
@@ -166,6 +179,7 @@ def _layers(model: ModelConfig, machine: Machine) -> int:
 
 
 def _adapter(model: ModelConfig, config: FineTuning, machine: Machine) -> int:
+    model = share_of(model, machine)
     sizes = (round_up(n, machine.lanes) for name in config.projections for n in model.kernels()[name])
     return model.num_layers * config.rank * sum(sizes) * FLOAT32
 
@@ -205,7 +219,7 @@ def fit(
         )  # fmt: skip
         return need.total <= room
 
-    budget = compute.tick_tokens or tick_tokens(model, on_cpu)
+    budget = compute.tick_tokens or tick_tokens(model, on_cpu, machine.fsdp * machine.tensor)
     enough, usual = wanted if compute.chunk else min(ENOUGH, wanted), _at_least(USUAL, shapes.widths)
     best, count, chosen = (-1, -1), -1, compute
     for remat in (True,) if compute.remat else (False, True):
@@ -233,11 +247,28 @@ def _smaller_steps(compute: Compute, budget: int) -> Iterator[Compute]:
             yield dataclasses.replace(compute, tick_tokens=tokens, loss_chunk=piece)
 
 
-def tick_tokens(model: ModelConfig, on_cpu: bool) -> int:
-    """Tokens that keep a device busy: more of them at a time are no cheaper."""
+def tick_tokens(model: ModelConfig, on_cpu: bool, sharing: int = 1) -> int:
+    """Tokens that keep a device busy, or several that share a model: more of them at a time are no cheaper."""
     if on_cpu:
         return TICK_TOKENS
-    return int(min(MOST_TICK, max(LEAST_TICK, TICK_OPERATIONS / (4 * costs.matmul_parameters(model)))))
+    return int(min(MOST_TICK, max(LEAST_TICK, TICK_OPERATIONS * sharing / (4 * costs.matmul_parameters(model)))))
+
+
+def smallest_share(model: ModelConfig, machine: Machine) -> Machine:
+    """The machine as lanes of the fewest devices that hold the model and one adapter in training, by the forecast.
+
+    Of as many devices `tensor` is split first, which splits keys, values and scores too. All devices where none fit.
+    """
+    count, best = machine.devices, machine
+    for size in (n for n in range(1, count + 1) if count % n == 0):
+        for tensor in (n for n in range(size, 0, -1) if size % n == 0):
+            if sharding.undivided(model, MeshShape(1, size // tensor, tensor)):
+                continue
+            lanes = machine._replace(devices=count // size, fsdp=size // tensor, tensor=tensor)
+            if training(model, FineTuning(), Compute(), lanes, adapters=1, width=USUAL).total <= SHARE * machine.free:
+                return lanes
+            best = best if best.devices == lanes.devices else lanes
+    return best
 
 
 def _at_least(size: int, widths: Sequence[int]) -> int:

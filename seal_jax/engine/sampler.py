@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from seal_jax.engine.constrained import Constraint
-from seal_jax.nn import lora
+from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter, LowRank
 from seal_jax.nn.transformer import KV, Model
 from seal_jax.types import AnyArray, require_at_least
@@ -143,15 +143,12 @@ def write(
 
 
 def over_groups(function: Callable[..., Any], mesh: Mesh | None, *, arguments: int) -> Callable[..., Any]:
-    """`function(params, ...)` with the E groups of its other arguments, and of its result, split over the devices.
+    """`function(params, ...)` with the E groups of its other arguments, and of its result, split over the lanes.
 
-    The first argument, whatever it holds, is whole on each of them.
+    The first argument, whatever it holds, is the same in each of them.
     """
-    if mesh is None:
-        return function
-    split, whole = PartitionSpec("adapters"), PartitionSpec()
-    specs = (whole, *[split] * arguments)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    split, same = PartitionSpec("adapter"), PartitionSpec()
+    return sharding.by_lane(function, mesh, (same, *[split] * arguments), split)
 
 
 class Rows(NamedTuple):
@@ -307,7 +304,7 @@ def sample(
         stop: token ids that end a row.
         constraint: what may be written, made with the same `stop`; whatever else it could be is dropped before
             temperature, top-k and top-p. A row whose limit is at least `constraint.shortest()` ends as a match.
-        mesh: one axis "adapters" that divides E; each device decodes its own groups and stops when they are done.
+        mesh: its lanes divide E; each decodes its own groups and stops when they are done.
     """
     once_read = read(model, params, adapters, prompts, valid, mesh=mesh)
     rules = {"sampling": sampling, "stop": stop, "constraint": constraint, "mesh": mesh}

@@ -16,7 +16,7 @@ from seal_jax.engine import batching, inner, schedule
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe
 from seal_jax.engine.schedule import Room, Tick
-from seal_jax.nn import lora
+from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Loss, next_token
 from seal_jax.types import PROJECTIONS, Compute, HParams, LanguageModel, Settings, require_at_least
@@ -123,15 +123,15 @@ def train_each(
         adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
         return _only(adapter, own[e].projections)
 
-    devices, parameters = lm.mesh.size if lm.mesh else 1, sum(leaf.size for leaf in jax.tree.leaves(lm.params))
-    done, widths = set(skip), widths_for(parameters, lessons, trainer, devices)
+    lanes, parameters = sharding.lanes(lm.mesh), sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    done, widths = set(skip), widths_for(parameters, lessons, trainer, lanes)
 
     def watch(computed: int, of: int) -> None:
         if trainer.watch is not None:
             trainer.watch(computed, of, len(edits) - len(skip))
 
     while True:
-        room = room_of(trainer, devices)
+        room = room_of(trainer, lanes)
         finished = inner.adapt_each(
             lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss, trainer.compute),
@@ -147,7 +147,7 @@ def train_each(
             trainer.chunk.halved += 1
             trainer.chunk.say(
                 f"not enough device memory for {room.places} adapters in training on a device: going on with "
-                f"{room_of(trainer, devices).places}"
+                f"{room_of(trainer, lanes).places}"
             )
         else:
             return
@@ -193,25 +193,25 @@ def lessons_of(
     return Lessons(edits, orders), own
 
 
-def room_of(trainer: Trainer, devices: int) -> Room:
-    """What each device trains at a time."""
+def room_of(trainer: Trainer, lanes: int) -> Room:
+    """What each lane trains at a time."""
     less = 2**trainer.chunk.halved
-    places, tokens = math.ceil((trainer.compute.chunk or 1) / devices), trainer.compute.tick_tokens or TICK_TOKENS
+    places, tokens = math.ceil((trainer.compute.chunk or 1) / lanes), trainer.compute.tick_tokens or TICK_TOKENS
     return Room(max(1, places // less), max(1, tokens // less))
 
 
-def widths_for(parameters: int, lessons: Lessons, trainer: Trainer, devices: int) -> tuple[int, ...]:
+def widths_for(parameters: int, lessons: Lessons, trainer: Trainer, lanes: int) -> tuple[int, ...]:
     """Those of the run's widths that these lessons are worth compiling for, of a model of so many parameters."""
-    price = COMPILING[0 if jax.default_backend() == "cpu" else 1] / (4 * parameters) * devices
+    price = COMPILING[0 if jax.default_backend() == "cpu" else 1] / (4 * parameters) * lanes
     lengths = np.concatenate([np.zeros(0, np.int64), *lessons.longest()])
     return schedule.choose_widths(lengths[lengths > 0], trainer.shapes.widths, price=price)
 
 
-def ticks_of(parameters: int, lessons: Lessons, trainer: Trainer, devices: int) -> list[list[Tick]]:
-    """Each device's ticks, as `train_each` will take them: to be shown, or counted."""
-    widths, room = widths_for(parameters, lessons, trainer, devices), room_of(trainer, devices)
+def ticks_of(parameters: int, lessons: Lessons, trainer: Trainer, lanes: int) -> list[list[Tick]]:
+    """Each lane's ticks, as `train_each` will take them: to be shown, or counted."""
+    widths, room = widths_for(parameters, lessons, trainer, lanes), room_of(trainer, lanes)
     longest, batch_size = lessons.longest(), lessons.batch_size
-    return schedule.plan(longest, widths=widths, room=room, devices=devices, batch_size=batch_size)[1]
+    return schedule.plan(longest, widths=widths, room=room, devices=lanes, batch_size=batch_size)[1]
 
 
 def own_settings(config: FineTuning, settings: Sequence[Settings | None]) -> list[FineTuning]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import DictKey
 from jax.typing import DTypeLike
 from msgspec import UNSET
 from safetensors import SafetensorError, safe_open
@@ -26,7 +29,7 @@ from seal_jax.domains import records
 from seal_jax.io import fields, gguf
 from seal_jax.io.fields import CONFIG, ROPE, ConfigFields, RopeFields
 from seal_jax.io.hub import ModelFiles
-from seal_jax.nn import quantised
+from seal_jax.nn import quantised, sharding
 from seal_jax.nn.transformer import ModelConfig, RopeScaling, yarn_attention_factor
 from seal_jax.types import Base
 
@@ -57,30 +60,41 @@ TENSORS: dict[tuple[str, ...], tuple[str, str]] = {
 }
 
 
+Part = tuple[slice, ...]  # of an array
+
+
+class Stored(NamedTuple):
+    """A tensor of a file, of which nothing has been read."""
+
+    shape: tuple[int, ...]
+    part: Callable[[Part], np.ndarray]
+
+
 class Checkpoint(NamedTuple):
     """Tensors by name, wherever they are stored."""
 
     config: ModelConfig
     files: dict[str, Path]  # which file holds each tensor
-    read: Callable[[str], np.ndarray]  # kernels as [out, in], rows in Hugging Face's order
+    read: Callable[[str], Stored]  # kernels as [out, in], rows in Hugging Face's order
     column: int  # of the names in `TENSORS`: 0 Hugging Face's, 1 llama.cpp's
 
 
 def load_model(
-    files: ModelFiles, *, dtype: DTypeLike = jnp.float32, base: Base = "full"
+    files: ModelFiles, *, dtype: DTypeLike = jnp.float32, base: Base = "full", mesh: Mesh | None = None
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out], or quantised (`base`).
+    """Reads a model: its config and its parameters as `dtype`, kernels [L, in, out] or quantised (`base`), on the
+    devices of a mesh.
 
-    Arrays are allocated stacked in NumPy and filled tensor by tensor, then handed to JAX one leaf at a time, so the
-    host holds one copy of the model and one tensor more. Of a quantised one, one tensor is in full at a time.
+    The host holds one device's part of one stacked parameter at a time, and never the model: of a safetensors file no
+    more is read than that, of a GGUF file a whole tensor of one layer. What is quantised
+    is in full one layer at a time.
 
     Raises ValueError, naming file and tensor, for an unknown architecture, a feature that this decoder does not
     compute, a missing, left-over or misshapen tensor, and a cut-off or altered file.
     """
     reader = _open_gguf if files.kind == "gguf" else _open_safetensors
     with reader(files.path) as checkpoint:
-        params = _fill(checkpoint, np.dtype(dtype), files.path, base)
-    return checkpoint.config, _to_jax(params)
+        return checkpoint.config, _fill(checkpoint, np.dtype(dtype), files.path, base, mesh)
 
 
 def layout(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -98,57 +112,65 @@ def layout(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     return shapes
 
 
-def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path, base: Base) -> dict[str, Any]:
+def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path, base: Base, mesh: Mesh | None) -> dict[str, Any]:
     """Every tensor that the config calls for, and no other."""
     config, unused = checkpoint.config, set(checkpoint.files)
     params: dict[str, Any] = {}
 
-    def missing(name: str) -> ValueError:
-        return ValueError(
-            f"{where}: tensor {name!r} is missing; the checkpoint is incomplete or of another architecture"
-        )
-
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(name: str, shape: tuple[int, ...], part: Part) -> np.ndarray:
         if name not in checkpoint.files:
-            raise missing(name)
+            raise ValueError(
+                f"{where}: tensor {name!r} is missing; the checkpoint is incomplete or of another architecture"
+            )
         tensor = checkpoint.read(name)
         if tensor.shape != shape:
             raise ValueError(
                 f"{checkpoint.files[name]}: tensor {name!r} is {tensor.shape}, expected {shape} from its config"
             )
         unused.discard(name)
-        return tensor
+        return tensor.part(part)
 
-    for path, shape in layout(config).items():
+    def of_path(path: tuple[str, ...], shape: tuple[int, ...], part: Part) -> np.ndarray:
+        """A part of one parameter."""
         name, is_kernel = TENSORS[path][checkpoint.column], path[-1] == "kernel"
-        stored = shape[::-1] if is_kernel else shape
-        if path[0] == "blocks":
-            first = read(name.format(0), stored)  # before memory is taken for as many as the config says
-            if (last := name.format(config.num_layers - 1)) not in checkpoint.files:
-                raise missing(last)
-            layers = (read(name.format(i), stored).T if i else first.T for i in range(config.num_layers))
-            if base != "full" and is_kernel:
-                leaf: Any = quantised.stack(layers, base, dtype)
-            else:
-                leaf = np.empty((config.num_layers, *shape), dtype)
-                for place, layer in zip(leaf, layers, strict=True):
-                    place[...] = layer
-        else:
-            tensor = read(name, stored)
-            leaf = np.empty(shape, dtype)
-            leaf[...] = tensor.T if is_kernel else tensor
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
 
-    head = TENSORS[("lm_head", "kernel")][checkpoint.column]
-    if config.tie_embeddings and head in unused:  # some savers write the tied head a second time
-        embedding = params["embed"]["embedding"]
-        if not np.array_equal(read(head, embedding.shape).astype(dtype), embedding):
+        def one(name: str, part: Part) -> np.ndarray:
+            return read(name, shape[::-1], part[::-1]).T if is_kernel else read(name, shape, part)
+
+        if path[0] == "blocks":
+            within, last = part[1:], config.num_layers - 1
+            first = one(name.format(0), within)  # before memory is taken for as many as the config says
+            one(name.format(last), (slice(0, 0),) * len(shape))
+            leaf = np.empty((config.num_layers, *first.shape), dtype)
+            for i, layer in enumerate(leaf):
+                layer[...] = one(name.format(i), within) if i else first
+            return leaf
+        leaf = one(name, part).astype(dtype)
+        twice = path[0] == "embed" and config.tie_embeddings and head in checkpoint.files  # as some savers write it
+        if twice and not np.array_equal(read(head, shape, part).astype(dtype), leaf):
             raise ValueError(
                 f"{checkpoint.files[head]}: {head!r} differs from the embedding that config.json ties it to"
             )
+        return leaf
+
+    def in_few_bits(path: tuple[str, ...], shape: tuple[int, ...]) -> Any:
+        """One parameter of all layers, each quantised as it is read."""
+        name, whole = TENSORS[path][checkpoint.column], (slice(None), slice(None))
+        read(name.format(config.num_layers - 1), shape[::-1], (slice(0, 0), slice(0, 0)))  # it is there
+        layers = (read(name.format(i), shape[::-1], whole).T for i in range(config.num_layers))
+        return sharding.placed(quantised.stack(layers, base, dtype), mesh, under=path)
+
+    head = TENSORS[("lm_head", "kernel")][checkpoint.column]
+    for path, shape in layout(config).items():
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        if base != "full" and path[0] == "blocks" and path[-1] == "kernel":
+            node[path[-1]] = in_few_bits(path, shape)
+            continue
+        whole = (config.num_layers, *shape) if path[0] == "blocks" else shape
+        node[path[-1]] = _placed(partial(of_path, path, shape), path, whole, mesh)
+
     unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq") and name != gguf.ROPE_FACTORS}
     if unused:
         some = ", ".join(sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
@@ -159,11 +181,22 @@ def _fill(checkpoint: Checkpoint, dtype: np.dtype, where: Path, base: Base) -> d
     return params
 
 
-def _to_jax(tree: dict[str, Any]) -> dict[str, Any]:
-    """Leaf by leaf, in place: each NumPy array is let go before the next is copied."""
-    for key, value in tree.items():
-        tree[key] = _to_jax(value) if isinstance(value, dict) else jax.tree.map(jnp.asarray, value)
-    return tree
+def _placed(
+    part_of: Callable[[Part], np.ndarray], path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | None
+) -> jax.Array:
+    """A parameter on its devices, each of its parts read once and let go before the next."""
+    if mesh is None:
+        return jax.block_until_ready(jnp.asarray(part_of((slice(None),) * len(shape))))
+    where = NamedSharding(mesh, sharding.spec(tuple(DictKey(key) for key in path), shape, mesh))
+    devices_of: dict[str, list[jax.Device]] = {}
+    parts = where.addressable_devices_indices_map(shape)
+    for device, part in parts.items():
+        devices_of.setdefault(str(part), []).append(device)  # a slice has no hash before Python 3.12
+    held: list[jax.Array] = []
+    for devices in devices_of.values():
+        read = part_of(parts[devices[0]] or ())
+        held += jax.block_until_ready([jax.device_put(read, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, where, held)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,9 +212,10 @@ def _open_gguf(path: Path) -> Iterator[Checkpoint]:
         for i in range(config.num_layers):
             permuted |= {f"blk.{i}.attn_q.weight": config.num_heads, f"blk.{i}.attn_k.weight": config.num_kv_heads}
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str) -> Stored:
         weight = finite(gguf.read_tensor(file.tensors[name]), name, path)
-        return gguf.unpermute(weight, permuted[name]) if name in permuted else weight
+        weight = gguf.unpermute(weight, permuted[name]) if name in permuted else weight
+        return Stored(weight.shape, weight.__getitem__)
 
     yield Checkpoint(config, dict.fromkeys(file.tensors, path), read, column=1)
 
@@ -195,7 +229,7 @@ def _open_safetensors(folder: Path) -> Iterator[Checkpoint]:
     config = read_config(folder / "config.json")
     with contextlib.ExitStack() as stack:
         files, handles = _open_folder(folder, stack)
-        yield Checkpoint(config, files, lambda name: read_floats(handles[files[name]], name, files[name]), column=0)
+        yield Checkpoint(config, files, lambda name: stored(handles[files[name]], name, files[name]), column=0)
 
 
 class _Index(msgspec.Struct):
@@ -243,15 +277,22 @@ def open_safetensors(file: Path) -> Any:
         ) from error
 
 
-def read_floats(handle: Any, name: str, file: Path) -> np.ndarray:
-    """One tensor of an open safetensors file. Raises ValueError for weights stored as codes, NaN and infinities."""
-    kind = handle.get_slice(name).get_dtype()
+def stored(handle: Any, name: str, file: Path) -> Stored:
+    """A tensor of an open safetensors file. Raises ValueError for weights stored as codes, NaN and infinities."""
+    tensor = handle.get_slice(name)
+    kind = tensor.get_dtype()
     if kind not in ("F64", "F32", "F16", "BF16"):
         raise ValueError(
             f"{file}: tensor {name!r} is of type {kind}; expected F32, F16 or BF16. Quantised weights are not read: "
             "fetch the model as it was before it was quantised"
         )
-    return finite(handle.get_tensor(name), name, file)
+    return Stored(tuple(tensor.get_shape()), lambda part: finite(tensor[part], name, file))
+
+
+def read_floats(handle: Any, name: str, file: Path) -> np.ndarray:
+    """The whole of one tensor, likewise."""
+    tensor = stored(handle, name, file)
+    return tensor.part((slice(None),) * len(tensor.shape))
 
 
 def finite(tensor: np.ndarray, name: str, file: Path) -> np.ndarray:

@@ -204,6 +204,8 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
         if isinstance(kernel, Quantised)
     }
     for name, kernel in (laid or _folded(kernels, adapter)).items():
+        if isinstance(kernels[name], jax.Array):  # where it lay
+            kernel = jax.device_put(kernel, kernels[name].sharding)
         blocks[name] = {**blocks[name], "kernel": kernel}
     return {**params, "blocks": blocks}
 

@@ -36,6 +36,7 @@ from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import fingerprint, hub, peft, tokenizer, weights
 from seal_jax.nn import lora, quantised
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.sharding import lanes
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
@@ -225,7 +226,7 @@ class Adapted:
                 question_width=batching.round_up(max(longest, 1), 64),  # few widths: each is a program to compile
                 gold_width=batching.round_up(max(gold, 1), 8),
             )
-            chunk = Chunk(batching.round_up(2, self.lm.mesh.size if self.lm.mesh else 1), say=chunk.say)
+            chunk = Chunk(batching.round_up(2, lanes(self.lm.mesh)), say=chunk.say)
         both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
         said = ask(self.lm, both, [queries, queries], sizes, max_tokens=self.answer_tokens, chunk=chunk)
         questions = [query.question for query in queries]
@@ -322,7 +323,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     """
     read = documents.read_document(document)
     with_devices(compute.devices)
-    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices, base=base)
+    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices, base=base, mesh=compute.mesh)
     lm, config = speaker.lm, speaker.model
     assert config is not None  # it has been loaded
     below: tuple[Adapter, ...] = ()
@@ -344,7 +345,7 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
         if run_folder is not None:
             folder = RunFolder(Path(run_folder).expanduser(), settings)
             journal = stack.enter_context(contextlib.closing(folder))
-        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype, base))
+        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype, base, lm.mesh))
         report = say or (lambda text: None)
         loop = Loop(
             lesson.domain, make_trainer(inner, lesson.shapes, cut, say=report), notes.sampling, lesson.prompt_width,

@@ -268,7 +268,7 @@ def with_room(here: Session, inner: FineTuning) -> Trainer:
     sizes = Writing(config.samples, here.loop.prompt_width, config.sampling.max_tokens, config.answer_tokens)
     cut = session.decided(
         here.folder,
-        lambda: runtime.fit(model, inner, trainer.shapes, here.compute, sizes, config.dtype, config.base),
+        lambda: runtime.fit(model, inner, trainer.shapes, here.compute, sizes, config.dtype, config.base, here.lm.mesh),
         f"memory/{digest(as_json(inner))}",
     )
     chunk = dataclasses.replace(trainer.chunk, size=cut.answer_chunk or 1)

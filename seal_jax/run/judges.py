@@ -19,6 +19,7 @@ from seal_jax.graders.judge import THOUGHT_TOKENS, Ask
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.graders.replies import Replies, Usage
 from seal_jax.io import hub
+from seal_jax.nn.sharding import lanes
 from seal_jax.run import runtime
 from seal_jax.types import LanguageModel, opens_thought, without_thought
 
@@ -154,5 +155,5 @@ def reply_to(
         return ()
 
     if fitting:
-        in_chunks(run, len(fitting), chunk, devices=lm.mesh.size if lm.mesh else 1)
+        in_chunks(run, len(fitting), chunk, devices=lanes(lm.mesh))
     return told

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from seal_jax.engine import batching, memory
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Shapes
@@ -121,10 +123,11 @@ def work_table(stages: Iterable[Stage], config: FineTuning, most: Most) -> list[
 
 
 def memory_lines(
-    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base
-) -> list[str]:
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base,
+    mesh: Mesh | None,
+) -> list[str]:  # fmt: skip
     """How the run would be cut to the memory that is free, and what its two hungriest phases would then need."""
-    machine = runtime.machine(model, compute.devices, dtype, base)
+    machine = runtime.machine(model, compute.devices, dtype, base, mesh)
     cut = memory.fit(model, config, shapes, compute, sizes, machine)
     each = math.ceil((cut.chunk or 1) / machine.devices)
     together = math.ceil((cut.answer_chunk or 1) / machine.devices)

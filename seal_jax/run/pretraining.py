@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from seal_jax.domains import squad
 from seal_jax.engine import batching, full_training
@@ -19,6 +20,7 @@ from seal_jax.engine.training import FineTuning, Trainer, adapter_shapes, train
 from seal_jax.io import fingerprint
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.sharding import lanes
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import checkpoints, plan, runtime
 from seal_jax.run import passages as passages_of
@@ -319,16 +321,16 @@ def require_room_for_all_weights(config: Any, here: Session, sequences: Sequence
     longest = max((len(s.ids) for s in sequences), default=1)
     width = batching.bucket_widths(longest, here.compute.width_cuts)[-1]
     # The model that is given lies on the devices already: it is not in what is free.
-    need = need_of_all_weights(config, here.speaker.model, here.compute, width)._replace(base=0)
+    need = need_of_all_weights(config, here.speaker.model, here.compute, width, here.lm.mesh)._replace(base=0)
     full_training.require_memory(need, runtime.free_memory(here.compute.devices))
 
 
-def need_of_all_weights(config: Any, model: ModelConfig, compute: Compute, width: int) -> full_training.Need:
+def need_of_all_weights(
+    config: Any, model: ModelConfig, compute: Compute, width: int, mesh: Mesh | None
+) -> full_training.Need:
     """What a step of full fine-tuning takes on each device, of sequences up to `width` tokens."""
-    return full_training.need(
-        model, config.full, recomputed(compute), width=width, devices=runtime.device_count(compute.devices),
-        itemsize=runtime.itemsize(config.dtype), attention=runtime.attention(config.dtype, model.head_dim),
-    )  # fmt: skip
+    machine = runtime.machine(model, compute.devices, config.dtype, mesh=mesh)
+    return full_training.need(model, config.full, recomputed(compute), machine, width=width)
 
 
 def require_disk(config: Any, here: Session, *, rows: int) -> None:
@@ -342,14 +344,13 @@ def require_disk(config: Any, here: Session, *, rows: int) -> None:
 def one_adapter(config: Any, here: Session) -> Compute:
     """How the one adapter's steps are cut to the memory that is free: each device takes its share of a step's rows."""
     given, model, shapes = here.compute, here.speaker.model, here.loop.trainer.shapes
-    devices = runtime.device_count(given.devices)
-    share = dataclasses.replace(config.inner, batch_size=math.ceil(config.inner.batch_size / devices))
+    share = dataclasses.replace(config.inner, batch_size=math.ceil(config.inner.batch_size / lanes(here.lm.mesh)))
     sizes = Writing(config.completions, here.loop.prompt_width, config.sampling.max_tokens, config.answer_tokens)
     alone = dataclasses.replace(given, chunk=1)
     assert model is not None
     return decided(
         here.folder,
-        lambda: runtime.fit(model, share, shapes, alone, sizes, config.dtype, config.base),
+        lambda: runtime.fit(model, share, shapes, alone, sizes, config.dtype, config.base, here.lm.mesh),
         "memory/training",
     )
 
@@ -408,7 +409,8 @@ def prepare(config: Any, data: Corpus, model: Model) -> Prepared:
     rows = [f"{name:<34}{count:>11,}{taken:>12,}" for name, (count, taken) in work.items()]
     notes = [plan.section("Inner loop, at most", [f"{'row':<34}{'sequences':>11}{'steps':>12}", *rows])]
     if config.method == "full" and model.speaker.model is not None:
-        need = need_of_all_weights(config, model.speaker.model, model.compute, ready.shapes.widths[-1])
+        width, mesh = ready.shapes.widths[-1], model.speaker.lm.mesh
+        need = need_of_all_weights(config, model.speaker.model, model.compute, width, mesh)
         lines = full_training.lines(need, runtime.free_memory(model.compute.devices))
         notes.append(plan.section("Full fine-tuning, on each device", lines))
     return ready._replace(notes=notes)

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from seal_jax.engine import memory
 from seal_jax.engine.memory import Writing
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, tokenizer, weights
 from seal_jax.io.hub import cache_folder
-from seal_jax.nn import quantised, transformer
+from seal_jax.nn import quantised, sharding, transformer
 from seal_jax.nn.transformer import Attention, ModelConfig
-from seal_jax.types import Base, Compute, LanguageModel, Style, opens_thought
+from seal_jax.types import Base, Compute, LanguageModel, MeshShape, Style, mesh_sizes, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
@@ -58,11 +59,33 @@ def device_count(devices: int | None) -> int:
     return devices or len(found)
 
 
-def make_mesh(devices: int | None) -> Any:
-    """A mesh of one axis "adapters" over so many devices (None: all), or None for a single one."""
+def make_mesh(
+    model: ModelConfig, devices: int | None, mesh: str | None, dtype: str, base: Base = "full"
+) -> Mesh | None:
+    """The mesh over so many devices (None: all) that was asked for, or the smallest lanes that the model fits on; None
+    for a single device. A CPU's share one memory, of which others take their part: there each is a lane.
+
+    Raises:
+        ValueError: the mesh is not as many devices, or does not divide the model.
+    """
     count = device_count(devices)
-    axis = (jax.sharding.AxisType.Auto,)
-    return None if count == 1 else jax.make_mesh((count,), ("adapters",), axis, devices=jax.devices()[:count])
+    if mesh is None and jax.default_backend() == "cpu":
+        shape = MeshShape(count)
+    elif mesh is None:
+        chosen = memory.smallest_share(model, machine(model, devices, dtype, base)._replace(devices=count))
+        shape = MeshShape(chosen.devices, chosen.fsdp, chosen.tensor)
+    else:
+        sizes = mesh_sizes(mesh)
+        size = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+        shape = MeshShape(**{"adapter": count // size, **sizes})
+        if shape.adapter * size != count:
+            raise ValueError(
+                f"--compute.mesh {mesh}: {count} devices are no multiple of {size}; expected sizes whose product is "
+                "the number of devices (--compute.devices)"
+            )
+        if problem := sharding.undivided(model, shape):
+            raise ValueError(f"--compute.mesh {mesh}: {problem}; expected a divisor of it")
+    return None if count == 1 else sharding.make_mesh(jax.devices()[:count], shape)
 
 
 def free_memory(devices: int | None) -> float:
@@ -78,13 +101,12 @@ def free_memory(devices: int | None) -> float:
     return available / len(stats)
 
 
-def place(params: dict[str, Any], mesh: Any) -> dict[str, Any]:
-    """Weights on every device of the mesh, or on the first device where there is none.
+def place(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    """Weights on the devices of the mesh, whole in each lane, or on the first device where there is no mesh.
 
     For good also on a single one: merged weights are placed, and would otherwise compile every program anew.
     """
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else jax.devices()[0]
-    return jax.device_put(params, everywhere)
+    return jax.device_put(params, sharding.shardings(params, mesh) if mesh else jax.devices()[0])
 
 
 class Speaker(NamedTuple):
@@ -113,6 +135,7 @@ def load(
     style: str,
     devices: int | None,
     base: Base = "full",
+    mesh: str | None = None,
     with_weights: bool = True,
     may_think: bool = False,
 ) -> Speaker:
@@ -120,7 +143,8 @@ def load(
 
     Raises:
         ValueError: a chat style for a model without a chat template; a template that opens a thought where there is no
-            room for one (unless it `may_think`); files of it that are refused; no qwix, where `base` needs it.
+            room for one (unless it `may_think`); files of it that are refused; a mesh that does not fit; no qwix, where
+            `base` needs it.
         FileNotFoundError: there is no such model.
     """
     quantised.require(base)
@@ -128,7 +152,8 @@ def load(
         graph: Any = None
         lm = LanguageModel(graph, {}, tokenizer.stand_in_codec())
         return Speaker(lm, None, "chat" if style == "chat" else "raw", str)
-    files, mesh = hub.find_model(name), make_mesh(devices)
+    files = hub.find_model(name)
+    device_count(devices)
     text = tokenizer.load_tokenizer(files)
     codec = tokenizer.make_codec(text, files)
     chat = (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None
@@ -139,18 +164,17 @@ def load(
             "inside it. Use a model that answers at once (of Qwen3, one named Instruct, or one that can do both), or "
             "prompt it without its template: --style raw"
         )
+    shape, params = weights.read_shape(files), {}
+    placed = make_mesh(shape, devices, mesh, dtype, base)
     if with_weights:
-        config, params = weights.load_model(files, dtype=jnp.dtype(dtype), base=base)
-        params = place(params, mesh)
-    else:
-        config, params = weights.read_shape(files), {}
-    tokenizer.require_rows(text, config.vocab_size, str(files.path))
+        params = weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=placed)[1]
+    tokenizer.require_rows(text, shape.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     return Speaker(
         LanguageModel(
-            transformer.graph(config, jnp.dtype(dtype), attention(dtype, config.head_dim)), params, codec, mesh
+            transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim)), params, codec, placed
         ),
-        config,
+        shape,
         manner,
         render,
     )
@@ -186,18 +210,22 @@ def itemsize(dtype: str) -> int:
 
 
 def fit(
-    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base
-) -> Compute:
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base,
+    mesh: Mesh | None,
+) -> Compute:  # fmt: skip
     """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
-    return memory.fit(model, config, shapes, compute, sizes, machine(model, compute.devices, dtype, base))
+    return memory.fit(model, config, shapes, compute, sizes, machine(model, compute.devices, dtype, base, mesh))
 
 
-def machine(model: ModelConfig, devices: int | None, dtype: str, base: Base) -> memory.Machine:
+def machine(
+    model: ModelConfig, devices: int | None, dtype: str, base: Base = "full", mesh: Mesh | None = None
+) -> memory.Machine:
     """What a run on so many devices is planned for."""
     backend = jax.default_backend()
     return memory.Machine(
-        free_memory(devices), device_count(devices), itemsize(dtype), on_cpu=backend == "cpu",
+        free_memory(devices), sharding.lanes(mesh), itemsize(dtype), on_cpu=backend == "cpu",
         attention=attention(dtype, model.head_dim), lanes=memory.TPU_LANES if backend == "tpu" else 1, base=base,
+        fsdp=mesh.shape["fsdp"] if mesh else 1, tensor=mesh.shape["tensor"] if mesh else 1,
     )  # fmt: skip
 
 

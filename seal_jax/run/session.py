@@ -337,8 +337,9 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
     needs = ["unknown until the model is here: its shape is in its files"]
     if speaker.model is not None:
         needs = plan.memory_lines(
-            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype, config.base
-        )
+            speaker.model, config.inner, ready.shapes, compute, writing(config, ready), config.dtype, config.base,
+            speaker.lm.mesh,
+        )  # fmt: skip
     devices = runtime.device_count(compute.devices)
     lacking = plan.missing(getattr(config, "grader", None), place.judge, place.tracker)
     work = plan.work_table(data.stages, config.inner, ready.most)
@@ -362,7 +363,7 @@ NO_JUDGE = Judge(lambda queries, answers: [None] * len(queries), lambda pairs: [
 def speaker_of(config: RunConfig, compute: Compute, *, with_weights: bool = True) -> Callable[[str], Speaker]:
     """A function that loads a model by name, in the run's precision and style."""
     return lambda name: runtime.load(
-        name, dtype=config.dtype, style=config.style, devices=compute.devices, base=config.base,
+        name, dtype=config.dtype, style=config.style, devices=compute.devices, base=config.base, mesh=compute.mesh,
         with_weights=with_weights,
     )  # fmt: skip
 
@@ -386,7 +387,9 @@ def fit(config: RunConfig, speaker: Speaker, ready: Prepared, compute: Compute) 
     """How the run is cut to the memory that is free now."""
     assert speaker.model is not None  # it has been loaded
     sizes = writing(config, ready)
-    return runtime.fit(speaker.model, config.inner, ready.shapes, compute, sizes, config.dtype, config.base)
+    return runtime.fit(
+        speaker.model, config.inner, ready.shapes, compute, sizes, config.dtype, config.base, speaker.lm.mesh
+    )
 
 
 def writing(config: RunConfig, ready: Prepared) -> Writing:

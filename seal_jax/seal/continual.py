@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool
 
 from seal_jax.engine import batching
@@ -31,6 +30,7 @@ from seal_jax.engine.training import train
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import kl_to_base, next_token
+from seal_jax.nn.sharding import lanes, spread
 from seal_jax.seal.rewards import Score, mean, score_tasks
 from seal_jax.seal.rounds import Loop, fitted, stable_hash
 from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least, without_thought
@@ -213,11 +213,11 @@ class _Group:
             keys = row_keys(loop.seed, np.array(stable_hash("continual")), names[index, None, None])
             limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
             return sample(
-                keys, lm.model, lm.params, lora.take(self._present, index), tokens[index, None], valid[index, None],
-                limits, sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
+                keys, lm.model, lm.params, spread(lora.take(self._present, index), lm.mesh), tokens[index, None],
+                valid[index, None], limits, sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
             )  # fmt: skip
 
-        out = in_chunks(run, len(tasks), loop.trainer.chunk, devices=lm.mesh.size if lm.mesh else 1)
+        out = in_chunks(run, len(tasks), loop.trainer.chunk, devices=lanes(lm.mesh))
         written, lengths, stopped = (np.asarray(side[:, 0, 0]) for side in out)
         return [
             (without_thought(codec.decode(written[r, : lengths[r]].tolist())), bool(stopped[r]))
@@ -290,9 +290,7 @@ def _room(lm: LanguageModel, streams: Sequence[Sequence[Task]], loop: Loop) -> A
     """For each of R streams a wide adapter that has room for one adapter a task, and holds none yet."""
     empty = lora.empty(lm.params["blocks"], loop.trainer.config.projections, loop.trainer.config.rank * len(streams[0]))
     room = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(streams), *x.shape)), empty)
-    if lm.mesh is None or len(streams) % lm.mesh.size:
-        return room
-    return jax.device_put(room, NamedSharding(lm.mesh, PartitionSpec("adapters")))
+    return room if len(streams) % lanes(lm.mesh) else spread(room, lm.mesh)
 
 
 @jax.jit

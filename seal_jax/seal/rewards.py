@@ -26,6 +26,7 @@ from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys,
 from seal_jax.engine.training import Shapes, Trainer, train_each, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.sharding import lanes, spread
 from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
 
 
@@ -137,7 +138,7 @@ def ask(
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
 
     def run(index: np.ndarray, live: np.ndarray) -> tuple[Array, ...]:
-        base = (lm.model, lm.params, lora.take(adapters, of[index]))
+        base = (lm.model, lm.params, spread(lora.take(adapters, of[index]), lm.mesh))
         prompts = read(*base, tokens[index], valid[index], mesh=lm.mesh)  # once, for the answer and for the gold one
         likely = log_likelihoods(*base, prompts, valid[index], *(side[index] for side in golds), mesh=lm.mesh)
         keys = row_keys(0, np.zeros((len(index), width, 1), np.int32))  # greedy: never used
@@ -147,9 +148,7 @@ def ask(
         )  # fmt: skip
         return written.tokens[:, :, 0], written.lengths[:, :, 0], written.stopped[:, :, 0], likely
 
-    written, lengths, stopped, likely = map(
-        np.asarray, in_chunks(run, len(parts), chunk, devices=lm.mesh.size if lm.mesh else 1)
-    )
+    written, lengths, stopped, likely = map(np.asarray, in_chunks(run, len(parts), chunk, devices=lanes(lm.mesh)))
     for n, (e, group) in enumerate(zip(of, parts, strict=True)):
         texts = (codec.decode(written[n, q, : lengths[n, q]].tolist()) for q in range(len(group)))
         said.answers[e].extend(without_thought(text).strip() for text in texts)

@@ -23,6 +23,7 @@ from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
 from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer
+from seal_jax.nn.sharding import lanes
 from seal_jax.seal.rewards import Score, Trial, gold_tokens, mean, score_base, score_each
 from seal_jax.types import (
     Codec,
@@ -135,7 +136,7 @@ def write_self_edits(
 
     `shown` is what the progress display says is done.
     """
-    domain, codec, devices = loop.domain, lm.codec, lm.mesh.size if lm.mesh else 1
+    domain, codec, devices = loop.domain, lm.codec, lanes(lm.mesh)
     at_once = max(1, min(loop.write_chunk.planned // samples, len(tasks)))
     loop.display.phase(f"{name}: {shown}", len(tasks))
 

@@ -29,6 +29,7 @@ from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import normalise
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.sharding import lanes
 from seal_jax.seal.outer.rest_em import select
 from seal_jax.seal.rewards import Score, gold_tokens, mean, score_tasks
 from seal_jax.seal.rounds import Loop, write_self_edits
@@ -347,7 +348,7 @@ def figure(scores: Sequence[Score], name: str) -> float | None:
 
 def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
     """As many adapters at a time as the run's plan allows, and no more than there are: idle ones cost as much."""
-    devices = lm.mesh.size if lm.mesh else 1
+    devices = lanes(lm.mesh)
     chunk = loop.trainer.chunk
     size = max(1, min(chunk.planned, batching.round_up(adapters, devices)))
     return dataclasses.replace(chunk, size=size)
