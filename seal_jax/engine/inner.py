@@ -77,7 +77,7 @@ Forward = Callable[[Weights, "Int[Array, 'B T']", "PRNGKeyArray"], Outputs]
 class Metrics(NamedTuple):
     """What one step reports. NaN in a step that changed nothing."""
 
-    loss: Float[AnyArray, ""]  # mean over trained tokens, nats
+    loss: Float[AnyArray, ""]  # mean over trained tokens, nats; over groups where the loss compares sequences
     grad_norm: Float[AnyArray, ""]  # before clipping
 
 
@@ -120,12 +120,15 @@ def loss_and_gradient(
     rows_axis: str | None = None,
     train_head: bool = False,
 ) -> tuple[Float[Array, ""], Weights]:
-    """The loss, summed by `loss_weight` and divided by the tokens where that is not 0, and its gradient in `weights`.
+    """A step's loss (`Loss.total`), a mean over the tokens with a weight or over groups, and its gradient in `weights`.
 
     Where the batch's rows are split over devices, `rows_axis` names the mesh axis: both are then this device's share,
     to be summed over it. `train_head` differentiates in the output head too.
     """
-    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(loss_weight[:, 1:] != 0)), 1)
+    counted = loss_weight[:, 1:] != 0
+    if loss.rows > 1:
+        counted = jnp.any(counted.reshape(len(tokens) // loss.rows, -1), axis=1)
+    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(counted)), 1)
 
     def loss_of(weights: Weights, tokens: Array, loss_weight: Array, key: Array) -> Float[Array, ""]:
         hidden, head, teacher = forward(weights, tokens, key)
@@ -134,9 +137,9 @@ def loss_and_gradient(
             teacher=None if teacher is None else teacher[:, :-1], train_head=train_head,
         )  # fmt: skip
         weight = loss_weight[:, 1:]
-        return jnp.sum(jnp.where(weight != 0, weight * each, 0)) / trained  # a pad's loss may be no number
+        return loss.total(jnp.where(weight != 0, each, 0), weight, numbers) / trained  # a pad's may be no number
 
-    parts = math.gcd(compute.accumulate, len(tokens))
+    parts = math.gcd(compute.accumulate, len(tokens) // loss.rows)
     if parts == 1:
         return jax.value_and_grad(loss_of)(weights, tokens, loss_weight, key)
 
@@ -375,7 +378,8 @@ def adapt_each(
     together = mesh is not None and mesh.size > 1 and len(longest) == 1
     batch_size = lessons.batch_size
     if together and mesh is not None:  # whole micro-batches for each device
-        batch_size = round_up(batch_size, mesh.size * math.gcd(recipe.compute.accumulate, batch_size))
+        rows = recipe.loss.rows
+        batch_size = round_up(batch_size, mesh.size * rows * math.gcd(recipe.compute.accumulate, batch_size // rows))
     devices = 1 if mesh is None or together else mesh.size
     places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=devices)
     ticks = [_without(skip, own) for own in planned]
