@@ -86,8 +86,10 @@ PRESETS = {
 def prepare(config: Config, data: Split, model: Model) -> Prepared:
     """The domain and the sizes of all programs."""
     recorded = Recorded({**data.external, **data.recorded}, imitated=data.recorded)
+    samples = config.outer.samples
+    together = config.max_sequences * (samples if config.outer.reward == "set" else 1)  # sequences of an adapter
     return passages.prepare(
-        config, model, data.everything, recorded=recorded, samples=config.outer.samples, writer=config.writer
+        config, model, data.everything, recorded=recorded, samples=samples, capacity=together, writer=config.writer
     )
 
 

@@ -184,13 +184,17 @@ def test_a_file_of_external_data_that_lacks_a_passage(command: Command, tmp_path
     assert "no completion for 3 of 3 passages" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["advantages", "preferences", "imitation"])
-def test_other_outer_loops_in_a_whole_run(command: Command, tmp_path: Path, capsys, method):
+@pytest.mark.parametrize(
+    ("method", "reward"),
+    [("advantages", "alone"), ("preferences", "alone"), ("imitation", "alone"), ("advantages", "set")],
+)
+def test_other_outer_loops_in_a_whole_run(command: Command, tmp_path: Path, capsys, method, reward):
     records = invented(5)
     data, edits = (
         write_edits(tmp_path / name, records, *texts) for name, texts in (("a", ()), ("b", ("One.", "Two.")))
     )
     options = ["--data", str(data), "--outer.method", method, "--outer.signal", "log_likelihood"]  # nothing is right
+    options += ["--outer.reward", reward]
     folder = tmp_path / "run"
     if method == "imitation":
         few = ["--outer.recorded", str(write_edits(tmp_path / "few", records, "One."))]
@@ -206,6 +210,8 @@ def test_other_outer_loops_in_a_whole_run(command: Command, tmp_path: Path, caps
     lines = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
     written = [line["completion"] for line in lines if line["stage"] == "round 1"]
     assert (written == ["One.", "Two."] * 2) == (method == "imitation")
+    added = {line["added"] is not None for line in lines if line["stage"] == "round 1"}
+    assert added == {reward == "set"}
     assert "Distinct words" in (folder / "report.html").read_text(encoding="utf-8")
 
 

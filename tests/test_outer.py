@@ -19,7 +19,8 @@ from seal_jax.nn import lora
 from seal_jax.seal.outer import Outer
 from seal_jax.seal.outer.advantages import advantages, policy
 from seal_jax.seal.outer.preferences import best_and_worst, preference
-from seal_jax.types import Compute, HParams, LanguageModel
+from seal_jax.seal.outer.sets import union
+from seal_jax.types import Compute, HParams, LanguageModel, SelfEdit, Settings
 from tests import tiny as toys
 
 NAN = math.nan
@@ -186,10 +187,16 @@ def test_a_pair_is_the_best_and_the_worst_that_differ(rewards, tie_break, expect
     [
         ({"method": "imitation"}, "--outer.method is imitation and --outer.recorded is None"),
         ({"recorded": "edits.json"}, "--outer.method is rest_em and --outer.recorded is edits.json"),
+        ({"reward": "set", "samples": 1}, "--outer.reward set .* needs two --outer.samples"),
     ],
 )
-def test_imitation_and_nothing_else_needs_what_was_recorded(changes, message):
+def test_settings_that_do_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(Outer(), **changes)
+
+
+def test_what_cannot_be_imitated_or_joined():
     with pytest.raises(ValueError, match="only they are recorded"):
         Outer(method="imitation", recorded="edits.json").make()
+    with pytest.raises(ValueError, match="settings cannot be joined"):
+        union([SelfEdit("", (), settings=Settings(1e-3, 1))])

@@ -25,6 +25,7 @@ from seal_jax.seal import rewards, rounds
 from seal_jax.seal.outer import Outer, imitation
 from seal_jax.seal.outer.imitation import train_on
 from seal_jax.seal.outer.rest_em import select
+from seal_jax.seal.outer.sets import try_in_sets
 from seal_jax.seal.rewards import Score, Trial, log_likelihoods
 from seal_jax.seal.rounds import Loop, fitted, run_round, try_base, try_self_edits, write_self_edits
 from seal_jax.types import (
@@ -170,6 +171,22 @@ def test_what_another_model_wrote_is_imitated_and_has_its_rewards(lm, loop, monk
     assert [row[0].accuracy for row in log.trials] == [1, 1]
     assert log.keep.tolist() == [[True, False], [True, False]]
     assert (probability_of_best(lm) > 0.9).all()
+
+
+def test_what_a_self_edit_adds_to_the_others_of_its_task(lm, tmp_path):
+    """Said twice, it adds nothing either time; what helps adds more than what does not."""
+    trainer = Trainer(INNER, SHAPES._replace(capacity=3), Compute(), Chunk(32))
+    loop = make_loop(tmp_path / "run", trainer=trainer)
+    edits = [[parse(KEYS[0], word) for word in ("red", "red", "")], [parse(KEYS[1], w) for w in ("green", "blue")]]
+    found = try_in_sets(lm, KEYS, edits, try_base(lm, KEYS, loop, name="a"), loop, "a", seeds=1)
+    assert [trial.added["log_likelihood"] for trial in found[0]] == [0, 0, 0]
+    useless, helps = (trial.added["probability"] for trial in found[1])
+    assert useless < 0 < helps
+    alone = try_self_edits(lm, KEYS[1:], edits[1:], [found[1][0].base], make_loop(tmp_path / "alone"), "b", seeds=1)
+    np.testing.assert_allclose([t.log_likelihood for t in found[1]], [t.log_likelihood for t in alone[0]], atol=1e-4)
+    config = dataclasses.replace(OUTER, signal="probability", reward="set")  # improved: it adds something
+    log = config.make().learn(lm, found[1:], loop, "a")[1]
+    assert log.keep.tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("method", ["advantages", "preferences"])

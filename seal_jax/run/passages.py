@@ -269,6 +269,9 @@ def stages_of(config: Any) -> list[Stage]:
     stages += [Stage(f"entigraph {kind}", self_edits=count * test.samples, seeds=seeds) for kind in config.entigraph]
     for number in range(outer.rounds + 1):
         if number > 0:
+            if outer.reward == "set":
+                sets = outer.passages * (outer.samples + 1)
+                stages.append(Stage(f"round {number}, sets", (), sets, outer.reward_seeds, lessons=outer.samples))
             rated = outer.method == "best_of_n"
             phases = tuple(plan.RATE if rated and phase == plan.TRAIN else phase for phase in plan.ROUND)
             stages.append(Stage(f"round {number}", phases, outer.passages * outer.samples, outer.reward_seeds))

@@ -186,6 +186,7 @@ def trial_record(
         "base_log_likelihood": before.log_likelihood,
         "rewards_by_seed": [score.accuracy for score in trial.scores],
         "probability": trial.probability,
+        "added": trial.added,
         "rating": trial.rating,
         "settings": chosen and {name: value for name, value in chosen._asdict().items() if value is not None},
         "losses": after.losses if after else [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from seal_jax.seal.outer import advantages, best_of_n, imitation, preferences, rest_em
@@ -11,6 +12,7 @@ from seal_jax.seal.outer.advantages import Advantages
 from seal_jax.seal.outer.imitation import SFT
 from seal_jax.seal.outer.preferences import Preferences
 from seal_jax.seal.outer.rest_em import ReSTEM
+from seal_jax.seal.outer.sets import try_in_sets
 from seal_jax.seal.rounds import OuterLoop
 from seal_jax.types import require_at_least
 
@@ -27,6 +29,9 @@ class Outer(ReSTEM):
     passages: int = 50  # fresh ones a round, disjoint from every other round's
     validation: int = 0  # passages apart from all others, on which the round to use is chosen
     samples: int = 5  # self-edits a passage
+    reward: Literal["alone", "set"] = "alone"
+    """alone: what an adapter trained on the self-edit then knows; set: what it adds to the passage's others, by
+    adapters trained on all of them together and on all but one."""
     advantages: Advantages = Advantages()
     """Of --outer.method advantages."""
     preferences: Preferences = Preferences()
@@ -39,6 +44,11 @@ class Outer(ReSTEM):
         super().__post_init__()
         require_at_least(0, rounds=self.rounds, validation=self.validation)
         require_at_least(1, passages=self.passages, samples=self.samples)
+        if self.reward == "set" and (self.method == "best_of_n" or self.select == "all_correct" or self.samples < 2):
+            raise ValueError(
+                "--outer.reward set is what a self-edit adds to others: it needs two --outer.samples or more, and "
+                "goes with neither --outer.method best_of_n nor --outer.select all_correct"
+            )
         if (self.method == "imitation") != (self.recorded is not None):
             raise ValueError(
                 f"--outer.method is {self.method} and --outer.recorded is {self.recorded}: "
@@ -51,6 +61,10 @@ class Outer(ReSTEM):
         Raises:
             ValueError: there is nothing to imitate.
         """
+        loop = self._method(recorded)
+        return loop._replace(try_edits=partial(try_in_sets, seeds=self.reward_seeds)) if self.reward == "set" else loop
+
+    def _method(self, recorded: Mapping[str, Sequence[str]] | None) -> OuterLoop:
         seeds, sft = self.reward_seeds, self.sft
         if self.method == "advantages":
             return advantages.outer_loop(self.advantages, signal=self.signal, seeds=seeds, sft=sft)

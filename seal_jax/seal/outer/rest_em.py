@@ -49,7 +49,9 @@ def outer_loop(config: ReSTEM = ReSTEM()) -> OuterLoop:
     def learn(
         writer: LanguageModel, trials: Sequence[Sequence[Trial]], loop: Loop, name: str
     ) -> tuple[LanguageModel, RoundLog]:
-        baseline = np.array([getattr(row[0].base, config.signal) for row in trials], float)
+        baseline = np.array(
+            [getattr(row[0].base, config.signal) if row[0].added is None else 0 for row in trials], float
+        )
         tie_break = rewards_of(trials, "log_likelihood") if config.break_ties else None
         keep = select(rewards_of(trials, config.signal), baseline, rule=config.select, tie_break=tie_break)
         return imitate(writer, trials, keep, config.sft, loop, name)
@@ -58,9 +60,15 @@ def outer_loop(config: ReSTEM = ReSTEM()) -> OuterLoop:
 
 
 def rewards_of(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
-    """One reward of every trial. NaN where there is none, and where it trained nothing or diverged: the model must
-    not learn to write that."""
-    values = [[None if trial.problem else getattr(trial, field) for trial in row] for row in trials]
+    """One reward of every trial: what it adds to its task's others where that was measured, else its own. NaN where
+    there is none, and where it trained nothing or diverged: the model must not learn to write that."""
+
+    def reward(trial: Trial) -> float | None:
+        if trial.problem:
+            return None
+        return getattr(trial, field) if trial.added is None else trial.added[field]
+
+    values = [[reward(trial) for trial in row] for row in trials]
     return np.array([[math.nan if value is None else value for value in row] for row in values])
 
 
