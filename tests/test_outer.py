@@ -116,10 +116,10 @@ def test_on_policy_the_gradient_is_that_of_the_weighted_likelihood():
 
 @LOSSES
 def test_two_devices_that_share_the_rows_of_a_step_learn_the_same(tiny, mesh, loss):
-    """Of pairs three, two a step: the second step has an empty one, and no device gets half a pair."""
+    """A step of one pair: one device has it whole, the other an empty one."""
     rng = np.random.default_rng(3)
     sequences = [batching.Tokens(rng.integers(1, 61, 6 + n).tolist(), 2, w) for n, w in enumerate([1.0, -1.0] * 3)]
-    config = FineTuning(rank=4, alpha=8.0, learning_rate=1e-2, epochs=2, batch_size=4, optimiser=Optimiser(eps=1e-5))
+    config = FineTuning(rank=4, alpha=8.0, learning_rate=1e-2, epochs=2, batch_size=2, optimiser=Optimiser(eps=1e-5))
     trainer = make_trainer(config, Shapes((16,), 6, 0, 0, 0), Compute(chunk=1), loss=loss)
     codec = toys.word_codec(())
     trained = [
@@ -127,7 +127,7 @@ def test_two_devices_that_share_the_rows_of_a_step_learn_the_same(tiny, mesh, lo
         for over in (None, mesh)
     ]
     (one, losses), (two, shared) = trained
-    np.testing.assert_allclose(shared[0], losses[0], rtol=1e-5)
+    np.testing.assert_allclose(shared[0], losses[0], rtol=1e-5, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), two, one)
     if loss is preference:
         assert losses[0][0] == pytest.approx(math.log(2), rel=1e-5)  # before any step no margin
