@@ -161,7 +161,8 @@ def run(here: Session, data: Puzzles) -> dict[str, Any]:
     for state in rounds(here.lm, data.rounds, config.outer.make(), loop, samples=config.outer.samples):
         number, here.lm = state.number, state.writer
         if state.log:
-            records.append(evaluation.round_record(number, state.log))
+            prompts = [loop.domain.prompt(row[0].task) for row in state.log.trials]
+            records.append(evaluation.round_record(number, state.log, prompts))
             here.record(f"round {number}", state.log.trials, state.log.keep, state.log.losses)
         name, free = puzzles.stage_name(number), None
         edits = write_self_edits(here.lm, held_out, loop, samples=test.samples, name=name)

@@ -85,10 +85,12 @@ PRESETS = {
 
 def prepare(config: Config, data: Split, model: Model) -> Prepared:
     """The domain and the sizes of all programs."""
+    recorded = Recorded({**data.external, **data.recorded}, imitated=data.recorded)
+    samples = config.outer.samples
+    together = config.max_sequences * (samples if config.outer.reward == "set" else 1)  # sequences of an adapter
     return passages.prepare(
-        config, model, data.everything, recorded=Recorded(data.external), samples=config.outer.samples,
-        writer=config.writer,
-    )  # fmt: skip
+        config, model, data.everything, recorded=recorded, samples=samples, capacity=together, writer=config.writer
+    )
 
 
 def run(here: Session, data: Split) -> dict[str, Any]:
@@ -116,10 +118,12 @@ def run(here: Session, data: Split) -> dict[str, Any]:
 
     validated: list[float | None] = []  # accuracy on the validation passages, before RL and after each round
     records, learner = [], here.lm if config.writer else None
-    for state in rounds(here.writer.lm, data.rounds, outer.make(), loop, samples=outer.samples, learner=learner):
+    method = outer.make(data.recorded)
+    for state in rounds(here.writer.lm, data.rounds, method, loop, samples=outer.samples, learner=learner):
         number, here.lm = state.number, state.learner
         if state.log:
-            records.append(evaluation.round_record(number, state.log))
+            prompts = [loop.domain.prompt(row[0].task) for row in state.log.trials]
+            records.append(evaluation.round_record(number, state.log, prompts))
             here.record(f"round {number}", state.log.trials, state.log.keep, state.log.losses)
         if data.validation:
             validated.append(passages.validate(here, state, data.validation))

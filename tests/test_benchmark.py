@@ -373,7 +373,7 @@ def test_the_other_subcommands_run(tmp_path):
         assert done.returncode == 0, done.stderr
         assert set(json.loads(file.read_text())["peer_ratio"]) == RATIOS
     phases = [phase["name"] for phase in json.loads((tmp_path / "round.json").read_text())["phases"]]
-    assert phases == ["base model", "writing self-edits", "inner loop", "selection", "SFT on the winners"]
+    assert phases == ["base model", "writing self-edits", "inner loop", "learning to write"]
     points = json.loads((tmp_path / "scaling.json").read_text())["points"]
     assert [(point["over"], point["label"]) for point in points] == [
         ("adapters", "E = 1"),

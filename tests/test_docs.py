@@ -171,7 +171,7 @@ def test_an_error_of_the_faq_is_one_that_is_printed(message: str):
 
 def test_an_error_that_nothing_prints_is_not_taken_for_one():
     assert len(ENTRIES) > 20
-    assert not is_in_the_source("the SFT on the winners exploded at learning rate 0.01; lower it")
+    assert not is_in_the_source("learning to write exploded at learning rate 0.01; lower it")
     assert not is_in_the_source("smollm2-135m is nowhere in the cache (here), and pip could not fetch it: no ...")
 
 

@@ -21,7 +21,6 @@ from seal_jax.seal.evaluation import (
     trained_stage,
     trial_record,
     ungraded,
-    writing_figures,
 )
 from seal_jax.seal.rewards import Score, Trial
 from seal_jax.seal.rounds import RoundLog
@@ -137,6 +136,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         "log_likelihood": -0.625,
         "base_log_likelihood": -4.0,
         "rewards_by_seed": [0.5, 1.0],
+        "added": None,
         "probability": pytest.approx((math.exp(-0.5) + math.exp(-1.5) + 2 * math.exp(-0.25)) / 4),
         "rating": None,
         "settings": None,
@@ -205,21 +205,6 @@ def test_ungraded_answers_are_listed_with_where_they_came_from():
     ]
 
 
-def test_figures_of_writing_by_hand():
-    def edit(text: str, sequences: int) -> SelfEdit:
-        return SelfEdit(text, (Example("", text),) * sequences)
-
-    same = writing_figures([[edit("a b c", 2), edit("A b c", 4)]])
-    assert same == {"mean_words": 3, "mean_sequences": 3, "distinct_bigrams": 0.5, "similarity": 1}
-    other = writing_figures([[edit("a b c", 2), edit("d e", 1)], [edit("x y", 1)]])
-    assert other["distinct_bigrams"] == 1
-    assert other["similarity"] == 0
-    assert other["mean_words"] == 7 / 3
-    assert writing_figures([[edit("", 0)]]) == {
-        "mean_words": 0, "mean_sequences": 0, "distinct_bigrams": None, "similarity": None
-    }  # fmt: skip
-
-
 def test_a_record_without_a_reward_has_no_gain():
     record = trial_record("passage", a_trial(0, [a_score(None, None, likely=None)]), queries(0), False, about(0))
     assert (record["reward"], record["gain"], record["log_likelihood"], record["kept"]) == (None, None, None, False)
@@ -237,8 +222,8 @@ def test_a_rounds_record():
         [a_trial(0, [a_score(True, False)]), a_trial(0, [a_score(True, True)], sample=1)],
         [a_trial(1, [a_score(None, None)]), a_trial(1, [a_score(False, False, problem="diverged")], sample=1)],
     ]
-    log = RoundLog(trials, np.array([[False, True], [False, False]]), [1.5, 1.0])
-    record = round_record(1, log)
+    log = RoundLog(trials, np.array([[False, True], [False, False]]), [1.5, 1.0], skipped=1)
+    record = round_record(1, log, ["One. A passage.", "One. Another."])
     assert record == {
         "round": 1,
         "passages": 2,
@@ -249,14 +234,23 @@ def test_a_rounds_record():
         "mean_base_reward": 0.0,
         "mean_words": 2.0,
         "mean_sequences": 2.0,
-        "distinct_bigrams": 0.5,  # "one. two." twice for each task
+        "distinct_1": 0.5,  # "one. two." twice for each task
+        "distinct_2": 0.5,
+        "distinct_4": None,
+        "distinct_1_across": 0.25,
+        "distinct_2_across": 0.25,
+        "distinct_4_across": None,
         "similarity": 1.0,
-        "problems": {"diverged": 1},
+        "copied": 0.5,
+        "problems": {
+            "diverged": 1,
+            "tasks without two rewards that differ, from which nothing was learned": 1,
+        },
         "sft_losses": [1.5, 1.0],
     }
     assert json.dumps(record, allow_nan=False)
     silent = [[a_trial(0, [a_score(None, None)], base=a_score(None, None))]]
-    record = round_record(1, RoundLog(silent, np.zeros((1, 1), bool), []))
+    record = round_record(1, RoundLog(silent, np.zeros((1, 1), bool), []), [""])
     assert (record["mean_reward"], record["mean_best_reward"], record["mean_base_reward"]) == (None, None, None)
 
 

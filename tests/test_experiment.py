@@ -39,8 +39,7 @@ PHASES = [
     "round 1: base model",
     "round 1: writing self-edits",
     "round 1: inner loop",
-    "round 1: selection",
-    "round 1: SFT on the winners",
+    "round 1: learning to write",
     "held-out, after round 1: writing self-edits",
     "held-out, after round 1: inner loop",
 ]
@@ -217,8 +216,7 @@ def test_killed_in_each_phase_it_ends_as_an_undisturbed_run_does(program, undist
         ("held-out, before RL: writing self-edits", None),
         (None, finished("round 1/write/0")),
         (None, finished("round 1/seed 0/try/0.0")),
-        ("round 1: selection", None),
-        ("round 1: SFT on the winners", None),
+        ("round 1: learning to write", None),
         (None, lambda: any(checkpoints.glob("*"))),  # while the checkpoint is being written
         ("held-out, after round 1: inner loop", None),
         (None, (folder / "results.json").exists),  # before, or while, the report is written

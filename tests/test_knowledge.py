@@ -184,6 +184,37 @@ def test_a_file_of_external_data_that_lacks_a_passage(command: Command, tmp_path
     assert "no completion for 3 of 3 passages" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("method", "reward"),
+    [("advantages", "alone"), ("preferences", "alone"), ("imitation", "alone"), ("advantages", "set")],
+)
+def test_other_outer_loops_in_a_whole_run(command: Command, tmp_path: Path, capsys, method, reward):
+    records = invented(5)
+    data, edits = (
+        write_edits(tmp_path / name, records, *texts) for name, texts in (("a", ()), ("b", ("One.", "Two.")))
+    )
+    options = ["--data", str(data), "--outer.method", method, "--outer.signal", "log_likelihood"]  # nothing is right
+    options += ["--outer.reward", reward]
+    folder = tmp_path / "run"
+    if method == "imitation":
+        few = ["--outer.recorded", str(write_edits(tmp_path / "few", records, "One."))]
+        assert command(squad.EXPERIMENT, *options, *few) == 2
+        assert "--outer.recorded" in (said := capsys.readouterr().err)
+        assert "fewer than 2 completions for 2 of 2 passages" in said
+        options += ["--outer.recorded", str(edits)]
+    assert command(squad.EXPERIMENT, *options, "--run-folder", str(folder)) == 0
+    (record,) = results(folder)["rounds"]
+    assert record["self_edits"] == 4 and record["sft_losses"] and record["mean_words"] > 0
+    assert list(record["problems"]) == ["answers cut off at the limit of tokens"]  # no task was skipped
+    assert record["kept"] == (4 if method == "imitation" else 2)  # of two, one lies above their mean
+    lines = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    written = [line["completion"] for line in lines if line["stage"] == "round 1"]
+    assert (written == ["One.", "Two."] * 2) == (method == "imitation")
+    added = {line["added"] is not None for line in lines if line["stage"] == "round 1"}
+    assert added == {reward == "set"}
+    assert "Distinct words" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_best_of_n_trains_nothing_in_the_round(command: Command, model: Path, tmp_path: Path, capsys):
     rule = ["--outer.method", "best_of_n"]
     assert command(squad.EXPERIMENT, *rule, "--run-folder", str(tmp_path / "none")) == 2

@@ -517,10 +517,10 @@ def test_places_in_a_figure_are_those_of_its_values(tmp_path):
 
 def test_a_round_says_what_was_written_as_far_as_it_knows(tmp_path):
     results, _ = sample_run(rounds=2)
-    results["rounds"][0] |= {"mean_words": 61.25, "distinct_bigrams": 0.71, "similarity": None}
+    results["rounds"][0] |= {"mean_words": 61.25, "distinct_2": 0.71, "similarity": None}
     results["rounds"][1] |= {"mean_words": None}
     words = Page(write_report(write_sample_run(tmp_path / "some", results, []))).words()
-    assert "Round Words Word pairs that are not repeats Round 1 61.2 71.0 % Round 2 — —" in words
+    assert "Round Words Distinct pairs of words Round 1 61.2 71.0 % Round 2 — —" in words
     assert "Training sequences" not in words and "Words two of them share" not in words
     assert "What was written" not in Page(write_report(write_sample_run(tmp_path / "no", *sample_run()))).words()
 

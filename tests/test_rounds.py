@@ -25,6 +25,7 @@ from seal_jax.seal import rewards, rounds
 from seal_jax.seal.outer import Outer, imitation
 from seal_jax.seal.outer.imitation import train_on
 from seal_jax.seal.outer.rest_em import select
+from seal_jax.seal.outer.sets import try_in_sets
 from seal_jax.seal.rewards import Score, Trial, log_likelihoods
 from seal_jax.seal.rounds import Loop, fitted, run_round, try_base, try_self_edits, write_self_edits
 from seal_jax.types import (
@@ -135,9 +136,17 @@ def probability_of_best(lm: LanguageModel) -> np.ndarray:
 # A world whose best self-edit is known
 
 
-@pytest.mark.parametrize("signal", ["accuracy", "log_likelihood"])
-def test_rest_em_finds_the_best_self_edit_of_every_task(lm, loop, signal):
-    config = dataclasses.replace(OUTER, signal=signal)
+@pytest.mark.parametrize(
+    "config",
+    [
+        OUTER,
+        dataclasses.replace(OUTER, signal="log_likelihood"),
+        dataclasses.replace(OUTER, method="advantages"),
+        dataclasses.replace(OUTER, method="preferences"),
+    ],
+    ids=lambda config: f"{config.method} by {config.signal}",
+)
+def test_the_best_self_edit_of_every_task_is_found(lm, loop, config):
     before = probability_of_best(lm)
     assert (before < 0.3).all(), "the untrained model knows the answer"
     rewards, problems = [], set()
@@ -150,6 +159,69 @@ def test_rest_em_finds_the_best_self_edit_of_every_task(lm, loop, signal):
     assert (probability_of_best(lm) > 0.9).all(), f"{before} became {probability_of_best(lm)}; rewards {rewards}"
     assert rewards[-1] > rewards[0] + 0.5
     assert problems == {None, "empty completion", "diverged"}  # they were tried, and changed nothing of the above
+
+
+def test_what_another_model_wrote_is_imitated_and_has_its_rewards(lm, loop, monkeypatch):
+    monkeypatch.setattr(rounds, "write_self_edits", None)  # nobody else writes
+    recorded = {"north": ["red", "poison", "unread"], "south": ["blue", ""]}
+    config = dataclasses.replace(OUTER, method="imitation", recorded="file", samples=2)
+    for number in range(1, OUTER.rounds + 1):
+        lm, log = run_round(lm, KEYS, config.make(recorded), loop, number=number, samples=2)
+    assert [[trial.edit.completion for trial in row] for row in log.trials] == [["red", "poison"], ["blue", ""]]
+    assert [row[0].accuracy for row in log.trials] == [1, 1]
+    assert log.keep.tolist() == [[True, False], [True, False]]
+    assert (probability_of_best(lm) > 0.9).all()
+
+
+def test_what_a_self_edit_adds_to_the_others_of_its_task(lm, tmp_path):
+    """Said twice, it adds nothing either time; what helps adds more than what does not."""
+    trainer = Trainer(INNER, SHAPES._replace(capacity=3), Compute(), Chunk(32))
+    loop = make_loop(tmp_path / "run", trainer=trainer)
+    edits = [[parse(KEYS[0], word) for word in ("red", "red", "")], [parse(KEYS[1], w) for w in ("green", "blue")]]
+    found = try_in_sets(lm, KEYS, edits, try_base(lm, KEYS, loop, name="a"), loop, "a", seeds=1)
+    assert [trial.added["log_likelihood"] for trial in found[0]] == [0, 0, 0]
+    useless, helps = (trial.added["probability"] for trial in found[1])
+    assert useless < 0 < helps
+    alone = try_self_edits(lm, KEYS[1:], edits[1:], [found[1][0].base], make_loop(tmp_path / "alone"), "b", seeds=1)
+    np.testing.assert_allclose([t.log_likelihood for t in found[1]], [t.log_likelihood for t in alone[0]], atol=1e-4)
+    config = dataclasses.replace(OUTER, signal="probability", reward="set")  # improved: it adds something
+    log = config.make().learn(lm, found[1:], loop, "a")[1]
+    assert log.keep.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("method", ["advantages", "preferences"])
+def test_a_round_that_is_killed_after_each_of_its_pieces_ends_as_one_that_is_not(lm, tmp_path, killed_after, method):
+    config = dataclasses.replace(OUTER, method=method, samples=3, signal="log_likelihood")
+
+    def attempt(name: str) -> tuple:
+        loop = make_loop(tmp_path / name)
+        try:
+            return a_round(lm, KEYS, config, loop)
+        finally:
+            loop.journal.close()
+
+    expected, expected_log = attempt("undisturbed")
+    pieces = len((tmp_path / "undisturbed" / "journal.jsonl").read_bytes().splitlines())
+    assert pieces >= 8  # writing, the base model, each self-edit that trains, the losses, and the adapter
+    for _ in range(pieces):
+        with killed_after(1):
+            attempt("killed")
+    found, log = attempt("killed")
+    assert (log.trials, log.losses, log.skipped) == (expected_log.trials, expected_log.losses, expected_log.skipped)
+    assert log.losses and (log.keep == expected_log.keep).all()
+    jax.tree.map(np.testing.assert_array_equal, found.params["blocks"], expected.params["blocks"])
+
+
+@pytest.mark.parametrize("method", ["advantages", "preferences"])
+@pytest.mark.parametrize(("samples", "right"), [(1, None), (4, True)], ids=["one sample", "equal rewards"])
+def test_a_task_whose_rewards_do_not_differ_teaches_nothing_and_is_counted(lm, tmp_path, method, samples, right):
+    loop = make_loop(tmp_path / "run")
+    if right:
+        loop = loop._replace(domain=DOMAIN._replace(grade=by_query(lambda queries, _: [True] * len(queries))))
+    config = dataclasses.replace(OUTER, method=method, samples=samples, break_ties=False)
+    after, log = a_round(lm, KEYS, config, loop)
+    assert after is lm and log.losses == [] and not log.keep.any()
+    assert log.skipped == len(KEYS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +262,7 @@ def test_a_round_asks_the_base_once_a_question_and_does_nothing_twice(lm, tmp_pa
     assert resumed_log.trials == log.trials
     assert resumed_log.losses == log.losses
     assert (resumed_log.keep == log.keep).all()
-    assert again.display.fresh <= 2 + config.passages  # selection, and what was kept
+    assert again.display.fresh <= 2  # what was kept
     jax.tree.map(np.testing.assert_array_equal, resumed.params["blocks"], after.params["blocks"])
 
 
@@ -276,7 +348,7 @@ def round_of(lm, monkeypatch, loop, trials: list[Trial], base: Score, rule, **co
     monkeypatch.setattr(
         imitation,
         "train_on",
-        lambda lm, pairs, config, *, seed, watch: (learned.extend(pairs), train_on(lm, pairs[:1], SFT, seed=0))[1],
+        lambda lm, pairs, *_, **__: (learned.extend(pairs), train_on(lm, pairs[:1], SFT, seed=0))[1],
     )
     _, log = a_round(lm, [trials[0].task], dataclasses.replace(OUTER, select=rule, **config), loop)
     kept = [trial.edit.completion for trial, k in zip(trials, log.keep[0], strict=True) if k]
@@ -288,9 +360,9 @@ def round_of(lm, monkeypatch, loop, trials: list[Trial], base: Score, rule, **co
 def test_a_completion_that_was_cut_off_is_learned_without_an_end(lm, tmp_path, monkeypatch):
     pairs: list[Example] = []
 
-    def record(lm, given, config, *, seed, watch):
+    def record(lm, given, config, **options):
         pairs.extend(given)
-        return train_on(lm, given, config, seed=seed)
+        return train_on(lm, given, config, **options)
 
     monkeypatch.setattr(imitation, "train_on", record)
     loop = make_loop(tmp_path / "run")

@@ -46,14 +46,17 @@ def num_steps(sequences: int, *, epochs: int, batch_size: int) -> int:
     return epochs * math.ceil(sequences / batch_size)
 
 
-def order(count: int, *, epochs: int, batch_size: int, seed: int) -> Int[np.ndarray, "S B"]:
+def order(count: int, *, epochs: int, batch_size: int, seed: int, rows: int = 1) -> Int[np.ndarray, "S B"]:
     """Which of a self-edit's sequences each step reads: a fresh shuffle every epoch, its last batch filled with -1.
 
-    It follows from the seed and the number of sequences alone, whatever else is trained beside them.
+    It follows from the seed and the number of sequences alone, whatever else is trained beside them. Groups of `rows`
+    sequences that follow one another stay together, side by side.
     """
-    rng, filler = np.random.default_rng([seed, count]), np.full(-count % batch_size, -1)
-    epoch_by_epoch = [np.concatenate([rng.permutation(count), filler]) for _ in range(epochs)]
-    return np.concatenate([filler[:0], *epoch_by_epoch]).astype(np.int32).reshape(-1, batch_size)
+    groups, size = count // rows, max(1, batch_size // rows)
+    rng, filler = np.random.default_rng([seed, groups]), np.full(-groups % size, -1)
+    epoch_by_epoch = [np.concatenate([rng.permutation(groups), filler]) for _ in range(epochs)]
+    found = np.concatenate([filler[:0], *epoch_by_epoch]).astype(np.int32)[:, None]
+    return np.where(found < 0, -1, found * rows + np.arange(rows, dtype=np.int32)).reshape(-1, size * rows)
 
 
 def pad_rows(

@@ -77,7 +77,7 @@ Forward = Callable[[Weights, "Int[Array, 'B T']", "PRNGKeyArray"], Outputs]
 class Metrics(NamedTuple):
     """What one step reports. NaN in a step that changed nothing."""
 
-    loss: Float[AnyArray, ""]  # mean over trained tokens, nats
+    loss: Float[AnyArray, ""]  # mean over trained tokens, nats; over groups where the loss compares sequences
     grad_norm: Float[AnyArray, ""]  # before clipping
 
 
@@ -120,12 +120,15 @@ def loss_and_gradient(
     rows_axis: str | None = None,
     train_head: bool = False,
 ) -> tuple[Float[Array, ""], Weights]:
-    """The loss, summed by `loss_weight` and divided by the tokens where that is not 0, and its gradient in `weights`.
+    """A step's loss (`Loss.total`), a mean over the tokens with a weight or over groups, and its gradient in `weights`.
 
     Where the batch's rows are split over devices, `rows_axis` names the mesh axis: both are then this device's share,
     to be summed over it. `train_head` differentiates in the output head too.
     """
-    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(loss_weight[:, 1:] != 0)), 1)
+    counted = loss_weight[:, 1:] != 0
+    if loss.rows > 1:
+        counted = jnp.any(counted.reshape(len(tokens) // loss.rows, -1), axis=1)
+    trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(counted)), 1)
 
     def loss_of(weights: Weights, tokens: Array, loss_weight: Array, key: Array) -> Float[Array, ""]:
         hidden, head, teacher = forward(weights, tokens, key)
@@ -134,9 +137,9 @@ def loss_and_gradient(
             teacher=None if teacher is None else teacher[:, :-1], train_head=train_head,
         )  # fmt: skip
         weight = loss_weight[:, 1:]
-        return jnp.sum(jnp.where(weight != 0, weight * each, 0)) / trained  # a pad's loss may be no number
+        return loss.total(jnp.where(weight != 0, each, 0), weight, numbers) / trained  # a pad's may be no number
 
-    parts = math.gcd(compute.accumulate, len(tokens))
+    parts = math.gcd(compute.accumulate, len(tokens) // loss.rows)
     if parts == 1:
         return jax.value_and_grad(loss_of)(weights, tokens, loss_weight, key)
 
@@ -374,10 +377,11 @@ def adapt_each(
         jax.errors.JaxRuntimeError: memory does not suffice.
     """
     longest = lessons.longest()
-    count, batch_size = sharding.lanes(mesh), lessons.batch_size
+    count, batch_size, rows = sharding.lanes(mesh), lessons.batch_size, recipe.loss.rows
     together = count > 1 and len(longest) == 1
     if together:  # whole micro-batches for each lane
-        count, batch_size = 1, round_up(batch_size, count * math.gcd(recipe.compute.accumulate, batch_size))
+        micro = rows * math.gcd(recipe.compute.accumulate, batch_size // rows)
+        count, batch_size = 1, round_up(batch_size, count * micro)
     places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=count)
     ticks = [_without(skip, own) for own in planned]
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)

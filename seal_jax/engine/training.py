@@ -187,7 +187,7 @@ def lessons_of(
             )
     seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
     orders = [
-        batching.order(len(sequences), epochs=chosen.epochs, batch_size=batch_size, seed=one)
+        batching.order(len(sequences), epochs=chosen.epochs, batch_size=batch_size, seed=one, rows=trainer.loss.rows)
         for sequences, chosen, one in zip(edits, own, seeds, strict=True)
     ]
     return Lessons(edits, orders), own

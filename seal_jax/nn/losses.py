@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
 Numbers = Mapping[str, Any]  # scalars, of one adapter: what its loss may be told, such as a weight
 
 
+def _weighted(values: Array, weight: Array, numbers: Numbers) -> Array:
+    return jnp.sum(weight * values)
+
+
 class Loss(NamedTuple):
     """One loss. Which loss a program computes is static; `numbers` are arrays, one an adapter."""
 
@@ -31,6 +35,10 @@ class Loss(NamedTuple):
     ]
     """(logits, targets, the teacher's logits, numbers) -> (each token's loss in nats, its derivative in the logits)."""
     teacher: Literal["none", "base"] = "none"  # base: the model as it was before this adapter
+    total: Callable[[Float[Array, "B T"], Float[Array, "B T"], Numbers], Float[Array, ""]] = _weighted
+    """(each token's value, its weight, numbers) -> the loss of a step, as a sum; a token of weight 0 has the value 0.
+    It is divided by the number of tokens that have a weight, or of groups of `rows` sequences that have one."""
+    rows: int = 1  # sequences, neighbours in a step, that `total` compares
 
 
 def _next_token(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
@@ -54,6 +62,13 @@ next_token = Loss(_next_token)
 
 kl_to_base = Loss(_kl_to_base, teacher="base")
 """`-log p(y) + kl · KL(q || p)`, q being the model before this adapter and `kl` a number of the adapter."""
+
+
+def log_ratio(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
+    """`log p(y) - log q(y)`, q being the teacher: what losses over whole samples are made of (their `total`)."""
+    assert teacher is not None  # `Loss.teacher` asks for one
+    value, slope = _next_token(logits, targets, teacher, numbers)
+    return _next_token(teacher, targets, None, numbers)[0] - value, -slope
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -87,8 +87,14 @@ class Round(Record, frozen=True):
     mean_base_reward: float | None = None
     mean_words: float | None = None
     mean_sequences: float | None = None
-    distinct_bigrams: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    distinct_4: float | None = None
+    distinct_1_across: float | None = None
+    distinct_2_across: float | None = None
+    distinct_4_across: float | None = None
     similarity: float | None = None
+    copied: float | None = None
     problems: dict[str, int] = {}
     sft_losses: Losses = []
 

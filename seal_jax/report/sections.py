@@ -68,8 +68,13 @@ MOST_CARDS = 4  # figures side by side under the headline
 WRITING: dict[str, tuple[str, Callable[[float | None], str]]] = {  # a round's figures of what was written
     "mean_words": ("Words", lambda value: decimal(value, 1)),
     "mean_sequences": ("Training sequences", lambda value: decimal(value, 1)),
-    "distinct_bigrams": ("Word pairs that are not repeats", percent),
+    "distinct_1": ("Distinct words", percent),
+    "distinct_2": ("Distinct pairs of words", percent),
+    "distinct_4": ("Distinct fours of words", percent),
+    "distinct_2_across": ("Distinct pairs, all together", percent),
+    "distinct_4_across": ("Distinct fours, all together", percent),
     "similarity": ("Words two of them share", percent),
+    "copied": ("Sentences copied from the prompt", percent),
 }
 
 
@@ -379,8 +384,8 @@ def _writing(results: Results) -> list[Block]:
         (f"Round {entry.round}", [Cell(text(getattr(entry, name))) for name, (_, text) in WRITING.items()])
         for entry in results.rounds
     ]
-    repeats = "repeats and shared words are looked for among those of one"
-    note = f"Means over a round's self-edits; {repeats} {_task(results)}."
+    repeats = "what is distinct, or shared, is so among those of one"
+    note = f"Means over a round's self-edits; {repeats} {_task(results)} but for “all together”."
     written = table(["Round", *(title for title, _ in WRITING.values())], rows, sparse=True)
     return [Block("heading", "What was written"), Block("text", note), written] if written.body["columns"][1:] else []
 

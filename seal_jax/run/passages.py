@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from seal_jax.domains import squad
-from seal_jax.domains.passages import Passage
+from seal_jax.domains.passages import Passage, load_recorded
 from seal_jax.engine import batching
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
@@ -81,6 +81,7 @@ class Recorded(NamedTuple):
 
     completions: Mapping[str, Sequence[str]] = {}
     writes: bool = True
+    imitated: Mapping[str, Sequence[str]] = {}  # those that the model is trained to write
 
 
 def prepare(
@@ -123,6 +124,15 @@ def prepare(
             f"a self-edit's line may have {written} tokens with its title and --sampling.max-tokens {tokens}; "
             f"{config.model} has a context of {learner.context_length}. Lower the latter"
         )
+    codec = (other or learner).lm.codec
+    for passage in passages:
+        for text in recorded.imitated.get(passage.id, ()):
+            read = len(codec.encode(domain.prompt(passage))) + len(codec.encode_more(text))
+            if read > learner.context_length:
+                raise ValueError(
+                    f"--outer.recorded: a completion for {passage.id!r} has {read} tokens with its prompt; "
+                    f"{config.model} has a context of {learner.context_length}. Shorten or remove it"
+                )
     longest = batching.round_up(max(need.sequence, written), 8)
     shapes = need.shapes(longest, model.compute.width_cuts, capacity or config.max_sequences)
 
@@ -179,7 +189,8 @@ class Split(NamedTuple):
     rounds: list[list[Passage]]
     validation: list[Passage]
     held_out: list[Passage]
-    external: dict[str, tuple[str, ...]]  # recorded completions, by passage
+    external: dict[str, tuple[str, ...]]  # recorded completions of held-out passages
+    recorded: dict[str, tuple[str, ...]]  # of the rounds' passages, to be imitated
     inputs: list[Any]
     lines: list[str]
     stages: list[Stage]
@@ -214,28 +225,35 @@ def split(config: Any) -> Split:
             f"{need} (--outer.rounds x --outer.passages + --outer.validation) and {asked} "
             "(--evaluation.passages)"
         )
-    external = recorded_completions(config.external, held_out) if config.external else {}
-    inputs += [external] if external else []
+    rounds = [train[r * size : (r + 1) * size] for r in range(outer.rounds)]
+    external = recorded_completions("--external", config.external, held_out) if config.external else {}
+    recorded, of_rounds = {}, [passage for group in rounds for passage in group]
+    if outer.recorded:
+        recorded = recorded_completions("--outer.recorded", outer.recorded, of_rounds, least=outer.samples)
+    inputs += [found for found in (external, recorded) if found]
     chosen_on = f", {outer.validation} to choose the round on" if outer.validation else ""
     lines = [
         f"{outer.rounds * size} passages to learn from, {size} a round{chosen_on}: {config.data}",
         f"{len(held_out)} held out, {questions_of(held_out)} questions: {config.held_out_data or config.data}",
     ]
-    rounds = [train[r * size : (r + 1) * size] for r in range(outer.rounds)]
-    return Split(rounds, train[need - outer.validation : need], held_out, external, inputs, lines, stages_of(config))
+    validation = train[need - outer.validation : need]
+    return Split(rounds, validation, held_out, external, recorded, inputs, lines, stages_of(config))
 
 
-def recorded_completions(path: str, passages: Sequence[Passage]) -> dict[str, tuple[str, ...]]:
-    """A file's completions by passage, for --external.
+def recorded_completions(
+    option: str, path: str, passages: Sequence[Passage], *, least: int = 1
+) -> dict[str, tuple[str, ...]]:
+    """The completions by passage of a file, or a run folder's last round, that an option names.
 
     Raises:
-        ValueError: it lacks some of these passages.
+        ValueError: it has fewer than `least` for some of these passages.
     """
-    found = {passage.id: passage.completions for passage in squad.load_passages(path, "held_out")}
-    lacking = [passage for passage in passages if not found.get(passage.id)]
+    found = {passage.id: passage.completions for passage in load_recorded(path)}
+    lacking = [passage for passage in passages if len(found.get(passage.id, ())) < least]
     if lacking:
+        fewer = f"fewer than {least} completions" if least > 1 else "no completion"
         raise ValueError(
-            f"--external {path}: no completion for {len(lacking)} of {len(passages)} passages, the "
+            f"{option} {path}: {fewer} for {len(lacking)} of {len(passages)} passages, the "
             f"first of them {lacking[0].id!r}; passages are matched by their title and context"
         )
     return found
@@ -251,6 +269,9 @@ def stages_of(config: Any) -> list[Stage]:
     stages += [Stage(f"entigraph {kind}", self_edits=count * test.samples, seeds=seeds) for kind in config.entigraph]
     for number in range(outer.rounds + 1):
         if number > 0:
+            if outer.reward == "set":
+                sets = outer.passages * (outer.samples + 1)
+                stages.append(Stage(f"round {number}, sets", (), sets, outer.reward_seeds, lessons=outer.samples))
             rated = outer.method == "best_of_n"
             phases = tuple(plan.RATE if rated and phase == plan.TRAIN else phase for phase in plan.ROUND)
             stages.append(Stage(f"round {number}", phases, outer.passages * outer.samples, outer.reward_seeds))

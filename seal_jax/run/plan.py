@@ -23,7 +23,7 @@ from seal_jax.seal.rewards import gold_tokens
 from seal_jax.types import Base, Compute, Domain, LanguageModel, Task
 
 BASE, WRITE, TRAIN, RATE = "base model", "writing self-edits", "inner loop", "ratings"
-ROUND = (BASE, WRITE, TRAIN, "selection", "SFT on the winners")
+ROUND = (BASE, WRITE, TRAIN, "learning to write")
 
 
 class Stage(NamedTuple):

@@ -61,7 +61,7 @@ def choose(config: Any) -> Corpus:
         raise ValueError(f"--data {config.data}: {len(passages)} passages; the run learns {config.n} (--n)")
     external = {}
     if config.external:
-        recorded = recorded_completions(config.external, passages)
+        recorded = recorded_completions("--external", config.external, passages)
         external = {p.id: recorded[p.id][: config.completions] for p in passages}
         inputs.append(external)
     if config.seal:

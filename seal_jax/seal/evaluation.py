@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seal_jax.analysis import diversity
 from seal_jax.analysis.statistics import FEW, FEWEST, GAIN, SHARE, bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import RoundLog
@@ -185,6 +186,7 @@ def trial_record(
         "base_log_likelihood": before.log_likelihood,
         "rewards_by_seed": [score.accuracy for score in trial.scores],
         "probability": trial.probability,
+        "added": trial.added,
         "rating": trial.rating,
         "settings": chosen and {name: value for name, value in chosen._asdict().items() if value is not None},
         "losses": after.losses if after else [],
@@ -214,45 +216,24 @@ def _was_cut(score: Score, q: int) -> bool:
     return q < len(score.cut) and score.cut[q]
 
 
-def round_record(number: int, log: RoundLog) -> dict[str, Any]:
-    """One finished round of RL, as results.json holds it."""
+def round_record(number: int, log: RoundLog, prompts: Sequence[str]) -> dict[str, Any]:
+    """One finished round of RL, as results.json holds it; `prompts` are those of its tasks."""
     trials = [trial for row in log.trials for trial in row]
+    skipped = {"tasks without two rewards that differ, from which nothing was learned": log.skipped}
     return {
         "round": number,
         "passages": len(log.trials),
         "self_edits": len(trials),
         "kept": int(log.keep.sum()),
         "mean_reward": mean(trial.accuracy for trial in trials),
-        **writing_figures([[trial.edit for trial in row] for row in log.trials]),
+        **diversity.figures([[trial.edit.completion for trial in row] for row in log.trials], prompts),
+        "mean_sequences": mean(len(trial.edit.examples) for trial in trials),
         "mean_best_reward": mean(
             max((t.accuracy for t in row if t.accuracy is not None), default=None) for row in log.trials
         ),
         "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
-        "problems": problems_of(trials),
+        "problems": problems_of(trials) | (skipped if log.skipped else {}),
         "sft_losses": log.losses,
-    }
-
-
-def writing_figures(edits: Sequence[Sequence[SelfEdit]]) -> dict[str, float | None]:
-    """Length and diversity of k self-edits for each of P tasks: where a writer collapses, it shows here first.
-
-    `mean_words` and `mean_sequences` are a self-edit's. `distinct_bigrams` is the share of a task's pairs of
-    neighbouring words that are not repeats (1: nothing is said twice), `similarity` the mean overlap (Jaccard) of the
-    vocabularies of two of its self-edits (1: the same words). None where there is nothing to compare.
-    """
-    words = [[edit.completion.lower().split() for edit in row] for row in edits]
-    bigrams = [[pair for text in row for pair in itertools.pairwise(text)] for row in words]
-    overlaps = [
-        len(a & b) / len(a | b)
-        for row in words
-        for a, b in itertools.combinations([set(text) for text in row], 2)
-        if a | b
-    ]
-    return {
-        "mean_words": mean(len(text) for row in words for text in row),
-        "mean_sequences": mean(len(edit.examples) for row in edits for edit in row),
-        "distinct_bigrams": mean(len(set(pairs)) / len(pairs) for pairs in bigrams if pairs),
-        "similarity": mean(overlaps),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -68,6 +68,7 @@ class Trial(NamedTuple):
     scores: list[Score]  # one a training seed; none without an inner loop
     base: Score  # of the model that learns from it, untrained
     rating: float | None = None  # a judge's, of the text, 0 to 1
+    added: Mapping[str, float | None] | None = None  # by signal, to the task's others (seal/outer/sets.py)
 
     @property
     def accuracy(self) -> float | None:

@@ -103,6 +103,7 @@ class RoundLog(NamedTuple):
     trials: list[list[Trial]]  # [P][E]
     keep: Bool[np.ndarray, "P E"]  # what the model was trained to write
     losses: list[float]  # of that training, one a step; empty where nothing was kept
+    skipped: int = 0  # tasks that taught nothing: their self-edits have no two rewards that differ
 
 
 class OuterLoop(NamedTuple):
@@ -114,6 +115,8 @@ class OuterLoop(NamedTuple):
     """(learner, P tasks, `[P][E]` self-edits, the learner's scores before, loop, name) -> what came of each."""
     learn: Callable[[LanguageModel, Sequence[Sequence[Trial]], Loop, str], tuple[LanguageModel, RoundLog]]
     """(writer, `[P][E]` trials, loop, name) -> the writer after the round, and what happened."""
+    write: Callable[..., list[list[SelfEdit]]] | None = None
+    """(writer, tasks, loop, samples=, name=) -> `[P][E]` self-edits; by default `write_self_edits`."""
 
 
 class Round(NamedTuple):
@@ -224,13 +227,14 @@ def try_self_edits(
     edits: Sequence[Sequence[SelfEdit]],
     base: Sequence[Score],
     loop: Loop,
+    name: str,
     *,
     seeds: int,
-    name: str,
 ) -> list[list[Trial]]:
-    """Trains an adapter on every self-edit, once a training seed, and scores what it then knows.
+    """Trains an adapter on every self-edit, once a training seed, and scores what it then knows: the paper's reward.
 
-    A self-edit that yields no training sequence scores what the base model does.
+    A self-edit that yields no training sequence scores what the base model does. An outer loop's `try_edits`, given
+    its `seeds`.
     """
     edits = [[fitted(edit, lm.codec, loop.trainer.shapes) for edit in row] for row in edits]
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
@@ -300,7 +304,7 @@ def run_round(
     """
     name, learner = f"round {number}", learner or writer
     base = try_base(learner, tasks, loop, name=name)
-    edits = write_self_edits(writer, tasks, loop, samples=samples, name=name)
+    edits = (outer.write or write_self_edits)(writer, tasks, loop, samples=samples, name=name)
     trials = outer.try_edits(learner, tasks, edits, base, loop, name)
     return outer.learn(writer, trials, loop, name)
 

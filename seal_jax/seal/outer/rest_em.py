@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy as np
 from seal_jax.engine.training import FineTuning
 from seal_jax.seal import rounds
 from seal_jax.seal.outer.imitation import SFT, imitate
-from seal_jax.seal.rewards import Score, Trial
+from seal_jax.seal.rewards import Trial
 from seal_jax.seal.rounds import Loop, OuterLoop, RoundLog
-from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least
+from seal_jax.types import LanguageModel, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Bool, Float
@@ -45,33 +46,29 @@ class ReSTEM:
 def outer_loop(config: ReSTEM = ReSTEM()) -> OuterLoop:
     """The paper's outer loop: the reward of a self-edit is what an adapter trained on it then knows."""
 
-    def try_edits(
-        learner: LanguageModel,
-        tasks: Sequence[Task],
-        edits: Sequence[Sequence[SelfEdit]],
-        base: Sequence[Score],
-        loop: Loop,
-        name: str,
-    ) -> list[list[Trial]]:
-        return rounds.try_self_edits(learner, tasks, edits, base, loop, seeds=config.reward_seeds, name=name)
-
     def learn(
         writer: LanguageModel, trials: Sequence[Sequence[Trial]], loop: Loop, name: str
     ) -> tuple[LanguageModel, RoundLog]:
-        loop.display.phase(f"{name}: selection", len(trials))
-        baseline = np.array([getattr(row[0].base, config.signal) for row in trials], float)
+        baseline = np.array(
+            [getattr(row[0].base, config.signal) if row[0].added is None else 0 for row in trials], float
+        )
         tie_break = rewards_of(trials, "log_likelihood") if config.break_ties else None
         keep = select(rewards_of(trials, config.signal), baseline, rule=config.select, tie_break=tie_break)
-        loop.display.advance(len(trials))
         return imitate(writer, trials, keep, config.sft, loop, name)
 
-    return OuterLoop(try_edits, learn)
+    return OuterLoop(partial(rounds.try_self_edits, seeds=config.reward_seeds), learn)
 
 
 def rewards_of(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
-    """One reward of every trial. NaN where there is none, and where it trained nothing or diverged: the model must
-    not learn to write that."""
-    values = [[None if trial.problem else getattr(trial, field) for trial in row] for row in trials]
+    """One reward of every trial: what it adds to its task's others where that was measured, else its own. NaN where
+    there is none, and where it trained nothing or diverged: the model must not learn to write that."""
+
+    def reward(trial: Trial) -> float | None:
+        if trial.problem:
+            return None
+        return getattr(trial, field) if trial.added is None else trial.added[field]
+
+    values = [[reward(trial) for trial in row] for row in trials]
     return np.array([[math.nan if value is None else value for value in row] for row in values])
 
 
