@@ -88,6 +88,7 @@ class Group:
                 self._inbox.put(message)
             return
         if not self._leaving:
+            self._leaving = True
             ends.end(
                 f"error: process {peer} of {self.count} has ended or cannot be reached, so process {self.index} "
                 "ends too; what was finished is kept: start all of them again, the same command carries on"
@@ -152,13 +153,14 @@ class Group:
 
     def leave(self, *, well: bool) -> None:
         """Waits for the others, then lets go of them; after an error here, waits only for process 0 to say the same."""
+        patience = None if well else PATIENCE if self.index and not self._leaving else 0
         self._leaving = True
-        for after in (self.index == 0, self.index > 0):  # process 0 waits and then tells the others, they tell it first
-            if after:
-                for thread in self._threads:
-                    thread.join(None if well else PATIENCE * bool(self.index))
-            elif well:
-                self._send(*OVER)
+        if well and self.index:
+            self._send(*OVER)
+        for thread in self._threads:
+            thread.join(patience)
+        if well and not self.index:
+            self._send(*OVER)
         for end in self._peers.values():
             end.close()
 
