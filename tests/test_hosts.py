@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ class Pair:
     """Two processes of four devices that share a run, and single processes that do it alone."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.started = folder, list[subprocess.Popen[bytes]]()
         self.model = tiny.model_folder(folder / "model")
 
     def start(self, run: str, *options: str, devices: int, name: str) -> subprocess.Popen[bytes]:
@@ -204,10 +204,12 @@ class Pair:
         words += ["--tracker.kind", "none", "--run-folder", str(self.folder / run), *options]
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, *words], env={**os.environ, "XLA_FLAGS": flags}, cwd=ROOT, stdout=log,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def both(self, run: str) -> list[subprocess.Popen[bytes]]:
         with socket.create_server(("localhost", 0)) as free:
@@ -224,13 +226,17 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> Pair:
+def pair(tmp_path_factory) -> Iterator[Pair]:
     made = Pair(tmp_path_factory.mktemp("hosts"))
     assert made.start("alone", devices=8, name="alone").wait() == 0, made.said("alone")
-    return made
+    yield made
+    for process in made.started:  # what a test that failed left at work
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_of_two_processes_is_a_run_of_one(pair: Pair):
     ended = [process.wait() for process in pair.both("two")]
     assert ended == [0, 0], pair.said("two-0") + pair.said("two-1")
@@ -240,6 +246,7 @@ def test_a_run_of_two_processes_is_a_run_of_one(pair: Pair):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_loss_of_one_ends_the_other_and_the_run_carries_on(pair: Pair, victim: int):
     run = f"lost-{victim}"
@@ -260,6 +267,7 @@ def test_the_loss_of_one_ends_the_other_and_the_run_carries_on(pair: Pair, victi
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_whose_fellows_do_not_come_says_so(pair: Pair):
     words = ["--distributed.address", "localhost:1", "--distributed.processes", "2", "--distributed.process", "1"]
     assert pair.start("nobody", *words, "--distributed.wait", "3", devices=1, name="nobody").wait(60) == 2
