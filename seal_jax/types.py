@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -112,6 +112,7 @@ class LanguageModel(NamedTuple):
     params: dict[str, Any]
     codec: Codec
     mesh: Mesh | None = None  # nn/sharding.py; None is one device
+    hosts: Hosts | None = None  # the processes that share its work, each with such a mesh of its own; None is this one
 
 
 _THOUGHTS = tuple(  # how models begin and end what they think before they speak, as the texts of the two marks
@@ -256,6 +257,19 @@ class Journal(Protocol):
 
     def forget_tree(self, name: str) -> None:
         """Removes a pytree that nothing will ask for again."""
+
+
+class Hosts(Protocol):
+    """The processes that share a run (run/hosts.py): all make the same calls in the same order."""
+
+    index: int  # of this one
+    count: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in their order."""
+
+    def pool(self, own: Iterator[Any]) -> Iterator[Any]:
+        """What all processes' iterators yield, everywhere in the same order."""
 
 
 class Display(Protocol):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seal_jax.types import Hosts
+
 
 @dataclasses.dataclass
 class Chunk:
@@ -24,6 +26,10 @@ class Chunk:
     def __post_init__(self) -> None:
         self.planned = self.size
 
+    def part(self, count: int) -> Chunk:
+        """What one of so many processes holds at a time."""
+        return dataclasses.replace(self, size=max(1, self.size // count))
+
 
 def in_chunks(
     run: Callable[[np.ndarray, np.ndarray], Any],
@@ -33,6 +39,7 @@ def in_chunks(
     devices: int = 1,
     each: int = 1,
     fill: bool = True,
+    hosts: Hosts | None = None,
 ) -> Any:
     """Calls `run(index, live)` on one chunk after another and joins what it returns along the first axis.
 
@@ -40,9 +47,19 @@ def in_chunks(
     without `fill`, to a multiple of `devices`); where `live` is False it repeats an item, and what is returned for that
     is dropped. If the device runs out of memory the chunk is halved, which is said once, and nothing finished is lost.
 
+    `hosts` divide the items and the chunk among them; each gets what all returned, in arrays of the host.
+
     Raises:
         jax.errors.JaxRuntimeError: memory does not suffice for one adapter a device.
     """
+    if hosts is not None:
+        first, end = (total * part // hosts.count for part in (hosts.index, hosts.index + 1))
+        mine, own = chunk.part(hosts.count), None
+        if first < end:
+            share = lambda index, live: run(first + index, live)
+            own = jax.device_get(in_chunks(share, end - first, mine, devices=devices, each=each, fill=fill))
+        chunk.size = min(chunk.size, mine.size * hosts.count)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *(p for p in hosts.gather(own) if p is not None))
     outputs: list[Any] = []
     done = 0
     while done < total:

@@ -33,7 +33,7 @@ from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Head, Loss, Numbers, next_token, token_losses
 from seal_jax.nn.transformer import Model, ModelConfig
-from seal_jax.types import AnyArray, Compute, HParams, require_at_least
+from seal_jax.types import AnyArray, Compute, Hosts, HParams, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -362,6 +362,7 @@ def adapt_each(
     widths: Sequence[int],
     room: Room,
     mesh: Mesh | None = None,
+    hosts: Hosts | None = None,
     skip: Collection[int] = (),
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, Adapter, Metrics]]:
@@ -369,9 +370,10 @@ def adapt_each(
 
     `start(e)` is adapter e before its first step; `given` has a leading axis E. With a `mesh` each lane has a bank, a
     schedule and its share of the adapters, and nothing is exchanged; a single adapter is trained by all of them, each
-    on its share of a step's sequences. Adapters in `skip` are left out, and the ticks of all others are what they would
-    be without: a run that is carried on computes the same numbers. `watch` is called with the tokens computed so far
-    and in all. A diverged adapter holds NaN and changes no other: see `is_finite`.
+    on its share of a step's sequences. Of `hosts` each yields what its own devices trained. Adapters in `skip` are left
+    out, and the ticks of all others are what they would be without: a run that is carried on computes the same numbers.
+    `watch` is called with the tokens computed so far and in all. A diverged adapter holds NaN and changes no other: see
+    `is_finite`.
 
     Raises:
         jax.errors.JaxRuntimeError: memory does not suffice.
@@ -382,12 +384,13 @@ def adapt_each(
     if together:  # whole micro-batches for each lane
         micro = rows * math.gcd(recipe.compute.accumulate, batch_size // rows)
         count, batch_size = 1, round_up(batch_size, count * micro)
-    places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=count)
-    ticks = [_without(skip, own) for own in planned]
+    first, everywhere = (count * hosts.index, count * hosts.count) if hosts else (0, count)
+    places, planned = schedule.plan(longest, widths=widths, room=room, batch_size=batch_size, devices=everywhere)
+    ticks = [_without(skip, own) for own in planned[first : first + count]]
     total = sum(schedule.computed_tokens(own, batch_size) for own in ticks)
     done, found = 0, {e: Metrics(*np.full((2, len(own)), np.nan, np.float32)) for e, own in enumerate(longest)}
 
-    for e in sorted(found.keys() - set(skip)):
+    for e in sorted(found.keys() - set(skip)) if first == 0 else ():
         if not len(longest[e]):  # nothing to train on: it stays as it began
             yield e, jax.device_get(start(e)), found.pop(e)
 

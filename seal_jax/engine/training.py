@@ -19,7 +19,7 @@ from seal_jax.engine.schedule import Room, Tick
 from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Loss, next_token
-from seal_jax.types import PROJECTIONS, Compute, HParams, LanguageModel, Settings, require_at_least
+from seal_jax.types import PROJECTIONS, Compute, Hosts, HParams, LanguageModel, Settings, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Float
@@ -97,6 +97,7 @@ def train_each(
     self-edit's tokens where that is `per_edit`. Neighbours change neither. Those in `skip` are left out.
 
     If the device runs out of memory fewer adapters are trained at a time, which is said once; nothing finished is lost.
+    Where processes share the work each yields those that it trained.
 
     Raises:
         ValueError: a row that wants more epochs, a larger rank or other projections than `config` has; more sequences
@@ -123,7 +124,9 @@ def train_each(
         adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
         return _only(adapter, own[e].projections)
 
-    lanes, parameters = sharding.lanes(lm.mesh), sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    hosts = sharing(lm, len(edits))
+    lanes = sharding.lanes(lm.mesh) * (hosts.count if hosts else 1)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
     done, widths = set(skip), widths_for(parameters, lessons, trainer, lanes)
 
     def watch(computed: int, of: int) -> None:
@@ -135,7 +138,7 @@ def train_each(
         finished = inner.adapt_each(
             lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss, trainer.compute),
-            widths=widths, room=room, mesh=lm.mesh, skip=frozenset(done), watch=watch,
+            widths=widths, room=room, mesh=lm.mesh, hosts=hosts, skip=frozenset(done), watch=watch,
         )  # fmt: skip
         try:
             for e, adapter, metrics in finished:
@@ -158,8 +161,15 @@ def train(
 ) -> tuple[Adapter, list[Float[np.ndarray, "S"]]]:
     """All of `train_each` (which has the options): E adapters on the host, and each one's losses."""
     trained = {e: (adapter, losses) for e, adapter, losses in train_each(lm, edits, trainer, **options)}
+    if lm.hosts is not None:  # of one that all trained, everybody has the first's
+        trained = {e: own for part in reversed(lm.hosts.gather(trained)) for e, own in part.items()}
     adapters, losses = zip(*(trained[e] for e in range(len(edits))), strict=True)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *adapters), list(losses)
+
+
+def sharing(lm: LanguageModel, adapters: int) -> Hosts | None:
+    """The processes that train so many adapters together. A single one is trained by each of them, the same way."""
+    return lm.hosts if adapters > 1 else None
 
 
 def lessons_of(

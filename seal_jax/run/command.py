@@ -13,10 +13,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from seal_jax.run import ends, runtime
+from seal_jax.run import ends, hosts, runtime
+from seal_jax.run.hosts import Distributed
 from seal_jax.run.journal import as_json, differences, digest, explained
 from seal_jax.run.session import Experiment, Place, Preset, describe, execute, table_text
 from seal_jax.run.terminal import shell_command, show
+from seal_jax.run.trackers import Tracker
 from seal_jax.seal import evaluation
 from seal_jax.types import Compute
 
@@ -94,7 +96,8 @@ def folder_name(experiment: Experiment, config: Any) -> str:
 
 def command_of(experiment: str, arguments: Sequence[str], *, replica: int | None = None) -> str:
     """The command that gives the same results: without the folder they are kept in, of one replica's seed alone."""
-    left_out = {"--run-folder"} if replica is None else {"--run-folder", "--replicas", "--seed"}
+    left_out = {"--run-folder", *(f"--distributed.{field.name}" for field in dataclasses.fields(Distributed))}
+    left_out |= set() if replica is None else {"--replicas", "--seed"}
     kept: list[str] = []
     for previous, argument in zip(["", *arguments], arguments, strict=False):
         if not left_out & {previous.replace("_", "-"), argument.partition("=")[0].replace("_", "-")}:
@@ -109,17 +112,21 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
         config, compute, place = parse(experiment, arguments)
         runtime.start(compute.devices)
         many, found = place.replicas > 1, {}
-        for seed in range(config.seed, config.seed + place.replicas):
-            one = dataclasses.replace(config, seed=seed)
-            folder = place.run_folder or Path("runs") / folder_name(experiment, one)
-            here = dataclasses.replace(
-                place, run_folder=folder / f"seed-{seed}" if many and place.run_folder else folder
-            )
-            if place.dry_run:
-                show((experiment.describe or describe)(experiment, one, compute, here))
-                continue
-            called = command_of(experiment.name, arguments, replica=seed if many else None)
-            found[seed] = _run(experiment, one, compute, here, called)
+        alone = dataclasses.replace(place.distributed, join="never")
+        with hosts.together(alone if place.dry_run else place.distributed) as apart:
+            for seed in range(config.seed, config.seed + place.replicas):
+                one = dataclasses.replace(config, seed=seed)
+                folder = place.run_folder or Path("runs") / folder_name(experiment, one)
+                here = dataclasses.replace(
+                    place, run_folder=folder / f"seed-{seed}" if many and place.run_folder else folder
+                )
+                if place.dry_run:
+                    show((experiment.describe or describe)(experiment, one, compute, here))
+                    continue
+                if apart is not None:
+                    here = dataclasses.replace(here, run_folder=apart / str(seed), tracker=Tracker("none"))
+                called = command_of(experiment.name, arguments, replica=seed if many else None)
+                found[seed] = _run(experiment, one, compute, here, called)
         if len(found) > 1 and all(run.get("rows") for run in found.values()):
             show(table_text(evaluation.spread(found)))
 

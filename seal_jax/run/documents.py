@@ -112,11 +112,12 @@ def prepare(config: Any, data: Material, model: Model) -> Prepared:
 def adapted_model(config: Any, here: Session, below: Sequence[Adapter], taught: Taught | None) -> Adapted:
     """The session's model with what it was taught; without a document, with the adapter that `--adapter` names."""
     assert here.speaker.model is not None
+    alone = here.lm._replace(hosts=None)  # process 0 asks it when the others have gone
     return Adapted(
-        here.lm, here.speaker.model, config.model, taught.adapter if taught else peft_adapter(config, here),
+        alone, here.speaker.model, config.model, taught.adapter if taught else peft_adapter(config, here),
         tuple(below), here.lesson.title if here.lesson else topic_of(config),
         squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens,
-        here.loop.trainer.shapes, chunk_of(here.lm, here.loop, config.teaching.candidates), taught,
+        here.loop.trainer.shapes, chunk_of(alone, here.loop, config.teaching.candidates), taught,
     )  # fmt: skip
 
 

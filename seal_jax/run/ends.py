@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -23,6 +24,7 @@ HEARD = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; the same command carries on"
 LOUD = [logging.getLogger(name) for name in ("concurrent.futures", "asyncio")]  # of what was at work in other threads
 _asked: list[int] = []  # the signals that came, in order
+_reasons: list[str] = []  # why another thread ended the program; whoever takes one says it
 _programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
 
 
@@ -40,6 +42,16 @@ def stop_if_asked() -> None:
     """Raises KeyboardInterrupt where a signal came and its own was lost."""
     if _asked:
         raise Stopped(_asked[0])
+
+
+def end(reason: str, grace: float = 20.0) -> None:
+    """Ends the program from another thread, with a sentence and status 1; by force after so many seconds."""
+    _reasons.append(reason)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    time.sleep(grace)
+    if _reasons:  # still in a computation that hears no signal
+        os.write(sys.stderr.fileno(), f"{_reasons.pop()}\n".encode())
+        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -73,22 +85,23 @@ def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
             return 2
         except KeyboardInterrupt:
             code = status()
-            show(stopped, file=sys.stderr)
+            show(_reasons.pop() if _reasons else stopped, file=sys.stderr)
             return code
     return 0
 
 
 def status() -> int:
     """The exit status of a program that was stopped. From here on no signal disturbs its last words."""
-    code = 128 + (_asked[0] if _asked else signal.SIGINT)
+    code = 1 if _reasons else 128 + (_asked[0] if _asked else signal.SIGINT)
     if threading.current_thread() is threading.main_thread():
         _handle(signal.SIG_IGN)
     if _programs:  # it may have been stopped within a computation, of which the end of the interpreter makes a crash
-        atexit.register(_leave, code)
+        atexit.register(leave, code)
     return code
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
+    """Ends the process at once, its output written."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from seal_jax.run import hosts
 from seal_jax.types import require_at_least
 
 ROOT = Path(__file__).parents[2]  # jobs import `experiments` from the clone
@@ -82,8 +83,13 @@ def executor(jobs: Jobs, folder: Path) -> Any:
     """The `submitit` executor that tasks are sent to; their logs are written to `folder`.
 
     Raises:
-        ValueError: submitit is not installed, or this machine has no SLURM.
+        ValueError: submitit is not installed, this machine has no SLURM, or several processes share the run.
     """
+    if hosts.joined():
+        raise ValueError(
+            f"--jobs.where {jobs.where} sends work away, and several processes share this run: start one of them alone "
+            "(--distributed.join never), or use --jobs.where here"
+        )
     try:
         import submitit
     except ImportError:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seal_jax.run import checkpoints, ends
+from seal_jax.run import checkpoints, ends, hosts
 from seal_jax.run.terminal import show
 from seal_jax.types import by_name
 
@@ -75,6 +75,7 @@ class RunFolder:
             try:
                 self._lock()
                 self._claim(claimed)
+                self._follow(claimed)
             except BaseException:
                 self._journal.close()
                 raise
@@ -112,6 +113,19 @@ class RunFolder:
         self._check = content[end - CHECK - 3 : end - 3].decode() if end else self.identity
         for line in lines:
             self._enter(line)
+
+    def _follow(self, config: dict[str, Any]) -> None:
+        """Among processes that share the run, takes over what process 0's folder holds.
+
+        Raises:
+            ValueError: they were started for different runs.
+        """
+        if group := hosts.joined():
+            for other, claimed in enumerate(group.gather(config)):
+                if claimed != config:
+                    name, a, b = next(differences(config, claimed))
+                    raise ValueError(f"two processes that share a run differ in {name}: {a!r} here, {b!r} in {other}")
+            self._pieces, self._trees = group.share((self._pieces, self._trees))
 
     def _require_unused(self, content: bytes, there: Any, config: dict[str, Any]) -> None:
         """Raises where something was finished under what config.json says, or may have been."""
@@ -200,7 +214,7 @@ class RunFolder:
         """
         ends.stop_if_asked()
         if name not in self._pieces:
-            self._finish(name, value=work())
+            self._finish(name, value=hosts.shared(by_name(work())))
         return self._pieces[name]
 
     def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:
@@ -214,8 +228,11 @@ class RunFolder:
         ends.stop_if_asked()
         path, kept = self.path / "checkpoints" / name, self._trees.get(name)
         with explained(self.path):
-            tree = checkpoints.restore(path, like, kept) if kept else None
-            if tree is None:
+            tree = checkpoints.restore(path, like, kept) if kept and not hosts.follows() else None
+            wanted = hosts.shared(tree is None)
+            if wanted and hosts.follows():
+                work()
+            elif wanted:
                 if kept:
                     self.say(f"{path} is {'damaged' if path.exists() else 'gone'}; it is made again")
                 made = work()
@@ -229,8 +246,12 @@ class RunFolder:
                 if kept is None:
                     self._finish(name, tree=found)
                 tree = checkpoints.restore(path, like, found)
-        if tree is None:
+        if tree is None and not hosts.follows():
             raise OSError(f"{path} is not as it was written a moment ago; check the disk, then run the same command")
+        if hosts.joined():  # what process 0 made, to the bit, whatever others did
+            return jax.tree.map(
+                lambda leaf, a: jax.device_put(a, leaf.sharding), like, hosts.shared(jax.device_get(tree))
+            )
         return tree
 
     def forget_tree(self, name: str) -> None:

@@ -22,7 +22,7 @@ from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.sharding import lanes
 from seal_jax.nn.transformer import ModelConfig
-from seal_jax.run import checkpoints, plan, runtime
+from seal_jax.run import checkpoints, hosts, plan, runtime
 from seal_jax.run import passages as passages_of
 from seal_jax.run.journal import read_run, require_room
 from seal_jax.run.passages import Recorded, prompt_texts, questions_of, recorded_completions
@@ -394,6 +394,11 @@ def plot(here: Session, name: str, losses: Sequence[float]) -> None:
 
 def prepare(config: Any, data: Corpus, model: Model) -> Prepared:
     """The domain and the sizes of all programs; in the plan, what each row trains."""
+    if config.method == "full" and hosts.joined():
+        raise ValueError(
+            "--method full trains one model, on the devices of one process: start one (--distributed.join never), "
+            "or use --method lora"
+        )
     most = max(row_sequences(config).values())  # every program is compiled for so many
     ready = passages_of.prepare(
         config, model, data.passages, samples=config.completions, capacity=most,

@@ -20,6 +20,7 @@ from seal_jax.io import hub, tokenizer, weights
 from seal_jax.io.hub import cache_folder
 from seal_jax.nn import quantised, sharding, transformer
 from seal_jax.nn.transformer import Attention, ModelConfig
+from seal_jax.run import hosts
 from seal_jax.types import Base, Compute, LanguageModel, MeshShape, Style, mesh_sizes, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
@@ -33,7 +34,8 @@ def start(devices: int | None) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # ten lines of retries, before the error that counts
     if CPU_FLAGS not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CPU_FLAGS}".strip()
-    jax.config.update("jax_num_cpu_devices", devices or min(_cores(), MAX_CPU_DEVICES))
+    if devices or "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
+        jax.config.update("jax_num_cpu_devices", devices or min(_cores(), MAX_CPU_DEVICES))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX reads by itself
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -98,7 +100,8 @@ def free_memory(devices: int | None) -> float:
             available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return available / len(stats)
+    group = hosts.joined()
+    return available / len(stats) / (group.neighbours if group else 1)
 
 
 def place(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
@@ -149,8 +152,8 @@ def load(
     """
     quantised.require(base)
     if not with_weights and not hub.locate(name).cached:
-        graph: Any = None
-        lm = LanguageModel(graph, {}, tokenizer.stand_in_codec())
+        nothing: Any = None
+        lm = LanguageModel(nothing, {}, tokenizer.stand_in_codec())
         return Speaker(lm, None, "chat" if style == "chat" else "raw", str)
     files = hub.find_model(name)
     device_count(devices)
@@ -170,14 +173,8 @@ def load(
         params = weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=placed)[1]
     tokenizer.require_rows(text, shape.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
-    return Speaker(
-        LanguageModel(
-            transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim)), params, codec, placed
-        ),
-        shape,
-        manner,
-        render,
-    )
+    graph = transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim))
+    return Speaker(LanguageModel(graph, params, codec, placed, hosts.joined()), shape, manner, render)
 
 
 def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[Style, Callable[[str], str]]:
@@ -221,22 +218,24 @@ def machine(
     model: ModelConfig, devices: int | None, dtype: str, base: Base = "full", mesh: Mesh | None = None
 ) -> memory.Machine:
     """What a run on so many devices is planned for."""
-    backend = jax.default_backend()
+    backend, group = jax.default_backend(), hosts.joined()
     return memory.Machine(
-        free_memory(devices), sharding.lanes(mesh), itemsize(dtype), on_cpu=backend == "cpu",
-        attention=attention(dtype, model.head_dim), lanes=memory.TPU_LANES if backend == "tpu" else 1, base=base,
+        free_memory(devices), sharding.lanes(mesh) * (group.count if group else 1), itemsize(dtype),
+        on_cpu=backend == "cpu", attention=attention(dtype, model.head_dim),
+        lanes=memory.TPU_LANES if backend == "tpu" else 1, base=base,
         fsdp=mesh.shape["fsdp"] if mesh else 1, tensor=mesh.shape["tensor"] if mesh else 1,
     )  # fmt: skip
 
 
 def describe_machine() -> dict[str, Any]:
     """What the figures of a run were measured on."""
-    devices = jax.devices()
+    devices, group = jax.devices(), hosts.joined()
+    processes = f"{group.count} processes, each with " if group else ""
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": _cores(),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "devices": f"{processes}{len(devices)} x {devices[0].device_kind}",
         "python": platform.python_version(),
         "jax": jax.__version__,
     }

@@ -27,7 +27,8 @@ from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.graders.choose import Connection, Judge
 from seal_jax.io import fingerprint
 from seal_jax.report.page import write_report
-from seal_jax.run import plan, runtime
+from seal_jax.run import hosts, plan, runtime
+from seal_jax.run.hosts import Distributed
 from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
 from seal_jax.run.judges import make_judge
 from seal_jax.run.plan import Most, Stage
@@ -87,6 +88,8 @@ class Place:
     """Where metrics are shown, beside metrics.jsonl."""
     judge: Connection = Connection()
     """How a judge that is a model is reached."""
+    distributed: Distributed = Distributed()
+    """Other processes, on this machine or elsewhere, that share the run."""
 
     def __post_init__(self) -> None:
         require_at_least(1, replicas=self.replicas)
@@ -304,6 +307,8 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
             ) as metrics,
         ):
             folder.say, folder.clock = progress.note, lambda: progress.timings() | {"total": time.monotonic() - started}
+            if group := hosts.joined():
+                progress.note(f"{group.count} processes, each with {runtime.device_count(compute.devices)} devices")
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
             judge = judge_of(config, compute, place, progress.note)
@@ -322,7 +327,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
             )  # fmt: skip
             results = experiment.run(session, data)
     show(*session.closing)
-    for last in session.afterwards:
+    for last in [] if hosts.follows() else session.afterwards:
         last()
     return results
 
@@ -371,7 +376,7 @@ def speaker_of(config: RunConfig, compute: Compute, *, with_weights: bool = True
 def judge_of(config: RunConfig, compute: Compute, place: Place, say: Callable[[str], None]) -> Judge:
     """The judge that an experiment's config names; one that is asked nothing where it names none."""
     grader = getattr(config, "grader", None)
-    if grader is None:
+    if grader is None or (hosts.follows() and grader.kind != "lexical"):  # process 0 asks
         return NO_JUDGE
     assert place.run_folder is not None
     return make_judge(grader, place.judge, cache=place.run_folder / "judge.jsonl", devices=compute.devices, say=say)

@@ -217,7 +217,7 @@ class _Group:
                 valid[index, None], limits, sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh,
             )  # fmt: skip
 
-        out = in_chunks(run, len(tasks), loop.trainer.chunk, devices=lanes(lm.mesh))
+        out = in_chunks(run, len(tasks), loop.trainer.chunk, devices=lanes(lm.mesh), hosts=lm.hosts)
         written, lengths, stopped = (np.asarray(side[:, 0, 0]) for side in out)
         return [
             (without_thought(codec.decode(written[r, : lengths[r]].tolist())), bool(stopped[r]))

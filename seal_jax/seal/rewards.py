@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from seal_jax.engine import batching, inner
 from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys, write
-from seal_jax.engine.training import Shapes, Trainer, train_each, untrained
+from seal_jax.engine.training import Shapes, Trainer, sharing, train_each, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.sharding import lanes, spread
@@ -149,7 +149,8 @@ def ask(
         )  # fmt: skip
         return written.tokens[:, :, 0], written.lengths[:, :, 0], written.stopped[:, :, 0], likely
 
-    written, lengths, stopped, likely = map(np.asarray, in_chunks(run, len(parts), chunk, devices=lanes(lm.mesh)))
+    out = in_chunks(run, len(parts), chunk, devices=lanes(lm.mesh), hosts=lm.hosts)
+    written, lengths, stopped, likely = map(np.asarray, out)
     for n, (e, group) in enumerate(zip(of, parts, strict=True)):
         texts = (codec.decode(written[n, q, : lengths[n, q]].tolist()) for q in range(len(group)))
         said.answers[e].extend(without_thought(text).strip() for text in texts)
@@ -245,16 +246,22 @@ def score_each(
     """`score`, each with its number once a chunk of adapters has been trained and asked; those in `skip` left out."""
     sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
     settings = [edit.settings for edit in edits]
-    trained = train_each(lm, sequences, trainer, seed=seed, settings=settings, skip=skip)
-    while chunk := list(itertools.islice(trained, trainer.chunk.planned)):
-        numbers, each, losses = zip(*sorted(chunk, key=itemgetter(0)), strict=True)
-        adapters = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-        asked = [queries[e] for e in numbers]
-        said = ask(lm, adapters, asked, trainer.shapes, max_tokens=max_tokens, chunk=trainer.chunk)
-        finite = inner.is_finite(adapters)  # and not too large to compute with
-        finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in said.likely]
-        kept = [[float(loss) for loss in row if math.isfinite(loss)] for row in losses]
-        yield from zip(numbers, graded(asked, said, kept, finite, grade), strict=True)
+    hosts = sharing(lm, len(edits))
+    alone, own = lm._replace(hosts=None), trainer.chunk.part(hosts.count) if hosts else trainer.chunk
+
+    def tried() -> Iterator[tuple[Sequence[int], Said, list[list[float]], Bool[np.ndarray, "E"]]]:
+        trained = train_each(lm, sequences, trainer, seed=seed, settings=settings, skip=skip)
+        while chunk := list(itertools.islice(trained, own.planned)):
+            numbers, each, losses = zip(*sorted(chunk, key=itemgetter(0)), strict=True)
+            adapters = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+            asked = [queries[e] for e in numbers]
+            said = ask(alone, adapters, asked, trainer.shapes, max_tokens=max_tokens, chunk=own)
+            finite = inner.is_finite(adapters)  # and not too large to compute with
+            finite &= [bool(np.isfinite(np.array(group, float)).all()) for group in said.likely]
+            yield numbers, said, [[float(loss) for loss in row if math.isfinite(loss)] for row in losses], finite
+
+    for numbers, said, losses, finite in hosts.pool(tried()) if hosts else tried():
+        yield from zip(numbers, graded([queries[e] for e in numbers], said, losses, finite, grade), strict=True)
 
 
 def graded(

@@ -156,7 +156,7 @@ def write_self_edits(
                 sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh, constraint=loop.constraint,
             )  # fmt: skip
 
-        out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False)
+        out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False, hosts=lm.hosts)
         written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
         return [
             [

@@ -348,7 +348,7 @@ def figure(scores: Sequence[Score], name: str) -> float | None:
 
 def chunk_of(lm: LanguageModel, loop: Loop, adapters: int) -> Chunk:
     """As many adapters at a time as the run's plan allows, and no more than there are: idle ones cost as much."""
-    devices = lanes(lm.mesh)
+    devices = lanes(lm.mesh) * (lm.hosts.count if lm.hosts else 1)
     chunk = loop.trainer.chunk
     size = max(1, min(chunk.planned, batching.round_up(adapters, devices)))
     return dataclasses.replace(chunk, size=size)
