@@ -18,13 +18,12 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
 
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
@@ -37,6 +36,9 @@ from seal_jax.types import PROJECTIONS, LanguageModel
 
 from .benchmark import ours
 from .benchmark.bench import number_codec
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Float, Int
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 CHECKPOINTS = ("llama32", "llama2", "qwen2", "qwen3")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
 from seal_jax.domains.passages import INVENTED
 from seal_jax.engine import batching
@@ -21,6 +20,9 @@ from seal_jax.nn.transformer import Model
 from seal_jax.types import Base
 
 from .bench import Bench
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Float, Int
 
 LINE = "{base:<8}{size:>12}{perplexity:>12}{likeliest:>22}"
 HEAD = LINE.format(base="base", size="weights", perplexity="perplexity", likeliest="likeliest as in full")

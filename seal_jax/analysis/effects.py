@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from seal_jax.analysis.grid import Values, text_of
 from seal_jax.analysis.statistics import RESAMPLES, Interval, bootstrap_mean, paired_bootstrap
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool, Float
 
 MOST_LEVELS = 8  # different values of a field that are looked at one by one; of more numbers, thirds
 BLOCK = 500  # resamples at a time

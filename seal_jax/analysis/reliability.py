@@ -12,12 +12,14 @@ variance within passages (Shrout and Fleiss 1979, case 1). NumPy, on the host.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from seal_jax.analysis.statistics import RESAMPLES, bounds
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Float
 
 
 class Reliability(NamedTuple):

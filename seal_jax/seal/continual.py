@@ -15,12 +15,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
 
 from seal_jax.engine import batching
 from seal_jax.engine.chunks import in_chunks
@@ -34,6 +33,9 @@ from seal_jax.nn.sharding import lanes, spread
 from seal_jax.seal.rewards import Score, mean, score_tasks
 from seal_jax.seal.rounds import Loop, fitted, stable_hash
 from seal_jax.types import LanguageModel, SelfEdit, Task, require_at_least, without_thought
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Bool
 
 MERGED, DIVERGED = "merged", "diverged"  # what became of a self-edit, if it could be trained on
 

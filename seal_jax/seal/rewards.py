@@ -12,13 +12,12 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
 
 from seal_jax.engine import batching, inner
 from seal_jax.engine.chunks import Chunk, in_chunks
@@ -28,6 +27,9 @@ from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.sharding import lanes, spread
 from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Bool, Float, Int
 
 
 class Score(NamedTuple):
