@@ -108,10 +108,10 @@ def test_on_policy_the_gradient_is_that_of_the_weighted_likelihood():
     weight = jnp.asarray(WEIGHTS[policy])[:, None]
     slope = jax.grad(lambda values: policy.total(values, weight, NUMBERS))(jnp.zeros((4, 1)))
     np.testing.assert_allclose(slope, -weight)
-    for far in (-300.0, 300.0):
+    for far in (-300.0, -21.0, 21.0, 300.0):
         value, slope = jax.value_and_grad(lambda v: policy.total(v, weight, NUMBERS))(jnp.full((4, 1), far))
         assert np.isfinite(value) and np.isfinite(slope).all()
-    assert (slope >= 0).all(), "what became likelier than the clip and the divergence allow is pulled back"
+        assert (np.sign(slope) == np.sign(far)).all(), "what the divergence does not allow is pulled back"
 
 
 @LOSSES
@@ -128,7 +128,7 @@ def test_two_devices_that_share_the_rows_of_a_step_learn_the_same(tiny, mesh, lo
     ]
     (one, losses), (two, shared) = trained
     np.testing.assert_allclose(shared[0], losses[0], rtol=1e-5, atol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), two, one)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), two, one)  # 6 of Adam's steps of 1e-2; rounding: 6e-5
     if loss is preference:
         assert losses[0][0] == pytest.approx(math.log(2), rel=1e-5)  # before any step no margin
         assert losses[0][-1] < losses[0][0]
@@ -151,6 +151,7 @@ def test_groups_stay_side_by_side_in_the_order_of_steps():
         ([0.0, 1.0, 0.5], [-0.5, 0.5, 0.0]),
         ([0.0, NAN, 1.0], [-0.5, 0.0, 0.5]),
         ([0.1 + 0.2, 0.3, 0.3], [0.0, 0.0, 0.0]),  # equal but for rounding
+        ([0.1, 0.2, 0.3], [-0.1, 0.0, 0.1]),
         ([NAN, 0.7, NAN], [0.0, 0.0, 0.0]),
         ([NAN, NAN, NAN], [0.0, 0.0, 0.0]),
         ([-4.0, -1.0, -1.0], [-2.0, 1.0, 1.0]),
@@ -161,6 +162,7 @@ def test_an_advantage_is_a_reward_less_the_mean_of_its_tasks(rewards, expected):
         found = advantages(np.array([rewards, [5.0, 5.0, 5.0]]))
         scaled = advantages(np.array([rewards]), std=True)[0]
     np.testing.assert_allclose(found, [expected, [0, 0, 0]], atol=1e-12)
+    assert ((found[0] == 0) == (np.array(expected) == 0)).all(), "what is no advantage is none exactly"
     known = scaled[~np.isnan(rewards)]
     assert known.std() == pytest.approx(1 if any(expected) else 0) if len(known) else not scaled.any()
 

@@ -21,6 +21,7 @@ text as the tokenizer cuts it. As in its Algorithm 1, the writer that the diverg
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,8 +41,8 @@ from seal_jax.types import LanguageModel, require_at_least
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Float
 
-FAR = 20.0  # nats that one token's likelihood has moved; exponentials are cut there, so that float32 holds them
-EQUAL = 1e-9  # rewards of a task that lie no further apart are the same
+FAR = 20.0  # nats that a token's likelihood has moved: from there on k3 is a straight line, which float32 holds
+EQUAL = 1e-9  # a reward that lies no further from its task's mean is the mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Advantages:
 def _total(values: Float[Array, "B T"], weight: Float[Array, "B T"], numbers: Numbers) -> Float[Array, ""]:
     near, clip = jnp.clip(values, -FAR, FAR), numbers["clip"]
     gain = jnp.minimum(weight * jnp.exp(near), weight * jnp.exp(jnp.clip(near, -clip, clip)))
-    k3 = jnp.exp(-near) - 1 + values
+    k3 = jnp.exp(-near) - 1 + values - math.exp(FAR) * jnp.minimum(values + FAR, 0)
     return jnp.sum(jnp.where(weight != 0, numbers["kl"] * k3 - gain, 0))
 
 
@@ -90,10 +91,10 @@ def outer_loop(
 
 
 def advantages(rewards: Float[np.ndarray, "P E"], *, std: bool = False) -> Float[np.ndarray, "P E"]:
-    """Each reward less the mean of its task's. 0 where there is none (NaN), or none that differs from it."""
+    """Each reward less the mean of its task's. 0 where there is none (NaN)."""
     there = ~np.isnan(rewards)
     count = np.maximum(there.sum(axis=1, keepdims=True), 1)
     centred = np.where(there, rewards - np.where(there, rewards, 0).sum(axis=1, keepdims=True) / count, 0)
-    found = np.where(np.abs(centred).max(axis=1, keepdims=True) > EQUAL, centred, 0)
+    found = np.where(np.abs(centred) > EQUAL, centred, 0)
     spread = np.sqrt((found**2).sum(axis=1, keepdims=True) / count)
     return found / np.where(spread > 0, spread, 1) if std else found
