@@ -205,7 +205,8 @@ def test_eight_runs_and_one(tmp_path):
     results, _ = sample_run()
     folders = [keep(tmp_path / f"run-{i}", moved(results, i / 100)) for i in range(8)]
     words = page_of(folders, tmp_path / "out.html").words()
-    assert "Own self-edits, after round 1: run-0 50.0 %; run-1 51.0 % (a clear gain); run-2" in words
+    assert "Own self-edits, after round 1: 8 runs, from 50.0 % (run-0) to 57.0 % (run-7)" in words
+    assert "60 questions, 12 passages. Intervals are" in words
     assert "Settings that differ None." in words
     alone = page_of(folders[:1], tmp_path / "out.html").words()
     assert alone == page_of(folders[:1], write_report(folders[0])).words()  # the page of that run

@@ -513,6 +513,9 @@ def test_places_in_a_figure_are_those_of_its_values(tmp_path):
     assert bars[1]["bars"] == [0] * 10 and bars[1]["mean"] is None
     (panel,) = figures.curves("t", [("a", [[4.0, None, 2.0], [2.0]]), ("none", [[None]])], "step").parts
     assert panel["line"] == "0.00,25.00 100.00,50.00" and panel["last"] == 3 and len(panel["band"].split()) == 4
+    below = figures.curves("t", [("a", [[-0.05, 0.1]])], "step")  # a policy gradient's loss
+    assert below.parts[0]["line"] == "0.00,100.00 100.00,0.00"
+    assert [text for _, text in below.ticks] == ["\u22120.05", "0", "0.05", "0.1"] and below.ticks[0][0] == 0
 
 
 def test_a_round_says_what_was_written_as_far_as_it_knows(tmp_path):

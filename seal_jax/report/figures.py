@@ -66,21 +66,27 @@ def histograms(title: str, rows: Sequence[tuple[str, Sequence[float], str]]) -> 
 def curves(title: str, panels: Sequence[tuple[str, Sequence[Losses]]], step: str) -> Figure | None:
     """A panel for each group of adapters that has a loss: its mean at each step, and the band that holds 8 in 10.
 
-    The curves of a group may differ in length and hold None.
+    The curves of a group may differ in length and hold None. A loss may lie below 0 (a policy gradient's).
     """
     found = [(label, lines, *spread) for label, lines in panels if len((spread := _spread(lines))[0])]
     if not found:
         return None
-    scale = ticks(max([0.1, *(high.max() for *_, high in found)]), 4)
+    lowest, highest = min(0.0, *(low.min() for *_, low, _ in found)), max(0.1, *(high.max() for *_, high in found))
+    size = ticks(highest - lowest, 4)[1]
+    scale = [size * n for n in range(math.floor(lowest / size), math.ceil(highest / size - 1e-9) + 1)]
+
+    def at(y: float) -> float:
+        return 100 * (y - scale[0]) / (scale[-1] - scale[0])
+
     drawn = []
     for label, lines, steps, mean, low, high in found:
         across = (steps - 1) / max(1, steps[-1] - 1)
         line, band = (
-            " ".join(f"{100 * x:.2f},{100 - 100 * y / scale[-1]:.2f}" for x, y in zip(xs, ys, strict=True))
+            " ".join(f"{100 * x:.2f},{100 - at(y):.2f}" for x, y in zip(xs, ys, strict=True))
             for xs, ys in ((across, mean), (np.concatenate([across, across[::-1]]), np.concatenate([low, high[::-1]])))
         )
         drawn.append({"label": label, "line": line, "band": band if len(lines) > 1 else "", "last": int(steps[-1])})
-    marks = [(100 * y / scale[-1], f"{y:g}".replace("-", MINUS)) for y in scale]
+    marks = [(at(y), f"{y:g}".replace("-", MINUS)) for y in scale]
     return Figure("curves", title, [{"step": step} | panel for panel in drawn], marks)
 
 

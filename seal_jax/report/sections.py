@@ -54,7 +54,7 @@ from seal_jax.report.results import (
     difference,
     read_self_edits,
 )
-from seal_jax.report.story import asked, headline, row_labels, story, unit_of
+from seal_jax.report.story import MOST_NAMED, asked, headline, row_labels, story, unit_of
 
 TERMINAL = 100  # columns of a terminal
 SHOWN_SELF_EDITS = 3  # best, and as many worst
@@ -64,7 +64,6 @@ INTERVALS = (
     f"Intervals are 95{NO_BREAK}%: Wilson's where a count stands (at these tasks: others may differ by more); of a "
     f"mean Student's over fewer than {FEW}, from there on bootstrap intervals, somewhat too narrow over fewer than 30."
 )
-MOST_CARDS = 4  # figures side by side under the headline
 WRITING: dict[str, tuple[str, Callable[[float | None], str]]] = {  # a round's figures of what was written
     "mean_words": ("Words", lambda value: decimal(value, 1)),
     "mean_sequences": ("Training sequences", lambda value: decimal(value, 1)),
@@ -89,7 +88,7 @@ def contents(runs: Sequence[Run], beside: Path) -> dict[str, Any]:
             one.row.accuracy.between(percent) or "no interval",
             one.change and (points(one.change.estimate.mean), one.change.estimate.between(points), one.verdict),
         )
-        for one in told[: MOST_CARDS if of_one or len(runs) <= MOST_CARDS else 0]
+        for one in told[: MOST_NAMED if of_one or len(told) <= MOST_NAMED else 0]
     ]
     parts = [first.name, first.preset, first.data] if of_one else ["comparison"]
     return {
@@ -399,7 +398,7 @@ def _losses(results: Results, self_edits: Sequence[SelfEdit], labels: dict[str, 
     above = figures.curves("Loss in the inner loop, by stage", list(inner.items()), "inner step")
     below = figures.curves("Loss of the outer SFT, by round", outer, "SFT step")
     band = "the mean over the adapters that train at a step; 8 in 10 of them lie in the band."
-    learning = "Outer loop: learning to write the self-edits that were kept."
+    learning = "Outer loop: learning to write better self-edits."
     if not above:
         return Section("Loss", learning, [below])
     blocks: list[Block | Figure | None] = [above, Block("text", learning) if below else None, below]

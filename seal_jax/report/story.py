@@ -11,6 +11,7 @@ from seal_jax.report.results import BASE, Difference, Part, Row, RowKey, Run, di
 
 BEFORE_RL, AFTER_ROUND = "self_edits_round_0", "self_edits_round_"
 OWN_EDIT, ALL_EDITS = "after_own_edit", "after_all_edits"  # of a stream; "_option" follows where something protects
+MOST_NAMED = 4  # runs that the headline names one by one
 VERDICTS = {
     "gain": "a clear gain",
     "loss": "a clear loss",
@@ -63,15 +64,22 @@ def story(runs: Sequence[Run]) -> list[Told]:
 
 
 def headline(runs: Sequence[Run], told: Sequence[Told]) -> str:
-    """The story in a line."""
+    """The story in a line; of many runs the lowest and the highest."""
     results = runs[0].results
     if not told and len(runs) > 1:
         return f"{len(runs)} runs that have no row in common"
     if not told:
         parts: list[Part] = [*results.tables, *results.matrices]
         return next((part.title for part in parts if part.title), "No evaluated stage yet")
-    said = (f"{one.label} {one.achieved}{f' ({one.verdict})' if one.verdict else ''}" for one in told)
-    return f"{results.model if len(runs) == 1 else told[0].row.title}: {'; '.join(said)}"
+    if len(told) > MOST_NAMED and len(runs) > 1:
+        worst, *_, best = sorted(told, key=lambda one: one.row.accuracy.mean or 0.0)
+        ends = (f"{one.achieved} ({one.label})" for one in (worst, best))
+        differ = any(one.change and one.change.remark for one in told)
+        said = f"{told[0].row.title}: {len(told)} runs, from {' to '.join(ends)}"
+        return f"{said}; not all over the same {worst.row.unit}s" if differ else said
+    each = [f"{one.label} {one.achieved}{one.verdict and f' ({one.verdict})'}" for one in told]
+    of = told[0].row.title if len(runs) > 1 else results.model or "the model"
+    return f"{of}: {'; '.join(each)}"
 
 
 def row_labels(runs: Sequence[Run]) -> dict[RowKey, str]:
