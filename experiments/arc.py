@@ -53,9 +53,18 @@ class Config(RunConfig):
     max_cells: int | None = None
     """Leave out, and count, the tasks whose grids have more cells than this together: a context has its length."""
     outer: Outer = Outer()
-    """The outer loop: ReST-EM. `passages` are tasks."""
+    """The outer loop. `passages` are tasks."""
     evaluation: Evaluation = Evaluation()
     """What is measured on the evaluation tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.outer.reward == "set" or self.outer.method in ("best_of_n", "imitation"):
+            raise ValueError(
+                f"--outer.method {self.outer.method} with --outer.reward {self.outer.reward}: best_of_n, imitation and "
+                "set are for passages (experiments.squad): a self-edit here is settings, which no judge rates, no file "
+                "records and no two self-edits share"
+            )
 
 
 # The paper's settings (its sections 4.2 and B.2, and its code). Departures, each for a reason: a self-edit that is not

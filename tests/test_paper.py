@@ -114,6 +114,7 @@ def test_a_row_names_only_what_it_depends_on():
         ({"held_out_data": "other.json"}, "data: SQuAD there, other.json here"),
         ({"prompt": "my/short.toml"}, "prompt: implications there, short here"),
         ({"style": "chat"}, "prompts: raw text there, chat here"),
+        ({"base": "int8"}, "base model's layers in full there, int8 here"),
         ({"writer": "org/big"}, "written by the model itself there, by big here"),
     ],
 )

@@ -243,7 +243,7 @@ def split(config: Any) -> Split:
 def recorded_completions(
     option: str, path: str, passages: Sequence[Passage], *, least: int = 1
 ) -> dict[str, tuple[str, ...]]:
-    """The completions by passage of a file, or a run folder's last round, that an option names.
+    """The completions by passage of a file, or of a run folder's last evaluation, that an option names.
 
     Raises:
         ValueError: it has fewer than `least` for some of these passages.

@@ -159,7 +159,7 @@ def prepare(config: Any, data: Puzzles, model: Model) -> Prepared:
         made.sort(key=lambda example: -len(example.prompt + example.completion))
         return max((len(batching.tokenize(example, codec).ids) for example in made[:3]), default=0)
 
-    mend = "Leave out tasks of so many cells with --max-cells"
+    mend = "Leave out tasks of many cells with --max-cells"
     need = plan.measure(config, speaker, speaker.lm, domain, data.everything, longest_sequence, mend)
     longest = max(1, min(need.sequence, config.training_set.max_tokens))
     shapes = need.shapes(longest, model.compute.width_cuts, cap)

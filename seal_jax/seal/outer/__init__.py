@@ -38,7 +38,7 @@ class Outer(ReSTEM):
     """Of --outer.method preferences."""
     recorded: str | None = None
     """Of --outer.method imitation: self-edits for the passages of all rounds, a JSON file of the reference's format or
-    the folder of a run."""
+    the folder of a run that held those passages out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
