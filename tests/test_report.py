@@ -440,8 +440,8 @@ def test_a_run_without_the_papers_figures_has_no_column_for_them(tmp_path):
 def test_rows_that_share_facts_are_named_together():
     labels = ["a", "b", "c"]
     assert holds([["x"], ["x"], ["x"]], labels) == [("All", "x")]
-    assert holds([["x"], ["x", "y"], ["x", "y"]], labels) == [("All", "x"), ("b, c", "y")]
-    assert holds([["y"], [], ["y"]], labels) == [("a, c", "y")]
+    assert holds([["x"], ["x", "y"], ["x", "y"]], labels) == [("All", "x"), ("b; c", "y")]
+    assert holds([["y"], [], ["y"]], labels) == [("a; c", "y")]
     assert holds([["x", "y"]], ["a"]) == [("a", "x; y")]
 
 

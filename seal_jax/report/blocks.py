@@ -146,6 +146,6 @@ def holds(facts: Sequence[Sequence[str]], labels: Sequence[str]) -> list[tuple[s
             rows_of.setdefault(fact, []).append(label)
     together: dict[str, list[str]] = {}
     for fact, rows in rows_of.items():
-        named = "All" if len(rows) == len(labels) > 1 else ", ".join(rows)
+        named = "All" if len(rows) == len(labels) > 1 else "; ".join(rows)
         together.setdefault(named, []).append(fact)
     return [(named, "; ".join(of_rows)) for named, of_rows in together.items()]

@@ -60,10 +60,6 @@ TERMINAL = 100  # columns of a terminal
 SHOWN_SELF_EDITS = 3  # best, and as many worst
 SHOWN_GRIDS, OPEN_GRIDS = 24, 4  # puzzles of a part of `grids`; those that are open at first
 DEMONSTRATION_SIDE, TEST_SIDE = 120, 180  # CSS pixels of a grid at most
-INTERVALS = (
-    f"Intervals are 95{NO_BREAK}%: Wilson's where a count stands (at these tasks: others may differ by more); of a "
-    f"mean Student's over fewer than {FEW}, from there on bootstrap intervals, somewhat too narrow over fewer than 30."
-)
 WRITING: dict[str, tuple[str, Callable[[float | None], str]]] = {  # a round's figures of what was written
     "mean_words": ("Words", lambda value: decimal(value, 1)),
     "mean_sequences": ("Training sequences", lambda value: decimal(value, 1)),
@@ -95,7 +91,7 @@ def contents(runs: Sequence[Run], beside: Path) -> dict[str, Any]:
         "title": " · ".join(filter(None, [*parts[:1], first.model if of_one else ", ".join(names), "SEAL report"])),
         "eyebrow": " · ".join(filter(None, ["SEAL", *parts])),
         "headline": headline(runs, told),
-        "asked": f"{asked(first.rows)}. {INTERVALS}" if told else "",
+        "asked": f"{asked(first.rows)}. {_intervals(_rows(runs))}" if told else "",
         "story": cards,
         "task": _task(first),
         "sections": shown([*compared(runs, beside), *(_of_one(runs[0]) if of_one else []), *_kept(runs)]),
@@ -134,6 +130,14 @@ def as_text(runs: Sequence[Run]) -> str:
 
 def _rows(runs: Sequence[Run]) -> list[Row]:
     return [row for run in runs for row in run.results.rows]
+
+
+def _intervals(rows: Sequence[Row]) -> str:
+    wilson = "Wilson's where a count stands (at these tasks: others may differ by more), else "
+    return (
+        f"Intervals are 95{NO_BREAK}%: {wilson if any(r.count for r in rows) else ''}Student's over fewer than {FEW} "
+        f"{unit_of(rows)}s, from there on bootstrap intervals, somewhat too narrow over fewer than 30."
+    )
 
 
 def _task(results: Results) -> str:
@@ -197,7 +201,7 @@ def _row_table(rows: Sequence[Row]) -> Block:
     unit = unit_of(rows)
     base = "base" if any(row.name == BASE for row in rows) else "first row"
     columns: list[str | tuple[str, str]] = [
-        "Row", "Share" if any(row.count for row in rows) else "Accuracy", "Solved", "Paper",
+        "Row", "Share" if any(r.count for r in rows) else "Accuracy", "Solved", "Paper",
         ("Against the row above, points", "Row above"), (f"Against the {base}, points", base.capitalize()),
         ("Log-likelihood of the gold answer, nats a token", "Log-likelihood"), f"{unit.capitalize()}s",
         "Test inputs" if unit == "task" else "Questions",
@@ -350,7 +354,8 @@ def _rewards(results: Results, self_edits: Sequence[SelfEdit]) -> Section:
     reward = (
         "tries that task: the reward is 1 if it solves it"
         if task == "task"
-        else "is asked that passage's questions; the reward is the share it gets right"
+        else "is asked that passage's questions. Shown is the share it gets right; --outer.signal and "
+        "--outer.reward say what it was rewarded for"
     )
     note = (
         f"In a round the model writes several self-edits for each {task}, is trained on each, and {reward}. The tick "
