@@ -3,7 +3,8 @@
     python examples/outer_loop.py
 
 `try_edits` says what comes of self-edits (here: an adapter each, as the paper has it), `learn` makes a better writer of
-that. Writing, the journal, progress and the rounds come from seal_jax/seal/rounds.py.
+that. Writing, the journal, progress and the rounds come from seal_jax/seal/rounds.py. A toy bears negative weights on
+likelihoods, which have no lower bound; seal_jax/seal/outer/advantages.py is the same idea made safe.
 """
 
 from __future__ import annotations

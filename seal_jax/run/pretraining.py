@@ -154,11 +154,12 @@ def trained_by(config: Any) -> Trained:
         raise ValueError(f"{where}: no results.json; expected the folder of a finished run of experiments.squad")
     settings, pieces, trees, _ = read_run(folder)
     trained = settings.get("outer", {}).get("rounds", 0) if settings["experiment"] == "squad" else 0
+    if not trained:
+        raise ValueError(f"{where}: a run of {settings['experiment']}; expected experiments.squad with rounds of RL")
     rounds = (pieces.get("finished", {}).get("validation") or {}).get("chosen_round", trained)
     theirs, here = (f"--model {said['model']} --dtype {said['dtype']} --base {said.get('base', 'full')}"
                     for said in (settings, vars(config)))  # fmt: skip
     for is_so, why in (
-        (not trained, f"{where}: a run of {settings['experiment']}; expected experiments.squad with rounds of RL"),
         ("finished" not in pieces, f"{where}: that run was not finished; run its command again"),
         (theirs != here, f"{where}: trained with {theirs}; this run has {here}"),
         (settings.get("writer"), f"{where}: its self-edits were written by another model, {settings.get('writer')}, "
