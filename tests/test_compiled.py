@@ -125,6 +125,8 @@ def test_what_is_exchanged_is_counted(line: str, sent: dict[str, float]):
         ("replica_groups=[4,2]<=[2,2,2]T(0,2,1), dimensions={0}", "fsdp"),
         ("replica_groups=[2,4]<=[4,2]T(1,0)", "adapter, fsdp"),
         ("source_target_pairs={{0,4},{4,0}}", "adapter"),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, to_apply=%add", "tensor"),
+        ("replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_2'}", "adapter, fsdp"),
         ("replica_groups={}, to_apply=%add", "adapter, fsdp, tensor"),
     ],
 )

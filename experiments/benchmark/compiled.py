@@ -267,7 +267,8 @@ class Target:
 
     def full(self, config: FullTuning, compute: Compute, width: int) -> Program:
         """A step of full fine-tuning; lanes share its rows, all devices the state."""
-        count, refused = self.lanes, ""
+        count, base = self.lanes, self.machine.base
+        refused = "" if base == "full" else f"--base {base} keeps no full weights to train"
         rows = round_up(config.batch_size, count)
         need = full_training.need(self.model, config, compute, self.machine, width=width)
         try:

@@ -18,6 +18,9 @@ import numpy as np
 
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+NAMED_GROUPS = (  # as some versions of XLA write them: the axes of a mesh of its own, and the order of its devices
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([\w',]+)\}"
+)
 BITS = {"pred": 8, "token": 0}  # of other types the name says it: s32, bf16, f8e4m3fn
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|collective-permute|(?:ragged-)?all-to-all)(-start)?")
@@ -101,6 +104,13 @@ def axes(attributes: str, mesh: Mapping[str, int]) -> str:
         groups = np.arange(math.prod(of or ())).reshape(of or ()).transpose(order).reshape(shape or ())
     elif found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]+\})\}", attributes):
         groups = np.array([[int(n) for n in group.split(",")] for group in re.findall(r"[\d,]*\d", found[1])])
+    elif found := re.search(NAMED_GROUPS, attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", found[1])}
+        of, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups()[1:3])
+        along = [list(sizes).index(name) for name in found[4].split(",")]
+        there = np.arange(math.prod(sizes.values())).reshape(of or -1).transpose(order).reshape([*sizes.values()])
+        last = np.moveaxis(there, along, range(-len(along), 0))
+        groups = last.reshape(-1, math.prod(last.shape[-len(along) :]))
     places = np.unravel_index(groups, tuple(mesh.values()))
     return ", ".join(name for name, at in zip(mesh, places, strict=True) if (at != at[:, :1]).any())
 
