@@ -6,6 +6,7 @@ python -m tests.meshes OUT.npz 2x2x2
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 
 from tests import conftest  # settles how programs are compiled  # isort: skip
@@ -21,7 +22,7 @@ from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import grade_by_match
-from seal_jax.nn import lora, sharding, transformer
+from seal_jax.nn import lora, quantised, sharding, transformer
 from seal_jax.run import runtime
 from seal_jax.seal import rewards
 from seal_jax.seal.outer import imitation
@@ -33,6 +34,7 @@ STEADY = Optimiser(eps=1e-5)  # else Adam makes steps of what is left of sums in
 LORA = FineTuning(PROJECTIONS, rank=4, alpha=8.0, epochs=2, optimiser=STEADY)
 SHAPES = Shapes(widths=(8, 16), capacity=4, questions=2, question_width=8, gold_width=4)
 EIGHT_HEADS = dataclasses.replace(tiny.config(64, width=64), num_heads=8, num_kv_heads=8, head_dim=8)
+QUANTISED = ("int8", "nf4") if importlib.util.find_spec("qwix") else ()
 QUERY = Query("", "w1 w2 w3", "w4 w5 w6")
 
 
@@ -58,21 +60,21 @@ def results(mesh) -> dict[str, np.ndarray]:
     found |= {f"inner/{side}/{name}": w for side in "ab" for name, w in getattr(adapters, side).items()}
     found["inner/losses"] = np.concatenate(losses)
 
-    many = jax.tree.map(lambda x: jnp.resize(x, (8, *x.shape[1:])), adapters)
+    many = jax.device_get(jax.tree.map(lambda x: jnp.resize(x, (8, *x.shape[1:])), adapters))
     tokens, valid = left_pad([lm.codec.encode(sentence(rng, n)) for n in rng.integers(2, 7, 16)], 8)
     prompts = tokens.reshape(8, 2, 8), valid.reshape(8, 2, 8)
     limits = np.resize([6, 2, 0, 5], (8, 2, 2))
-    for name, own in (("base", None), ("adapted", jax.device_get(many))):
+    for name, own in (("base", None), ("adapted", many)):
         keys = sampler.row_keys(1, np.arange(8)[:, None, None], np.arange(2)[:, None], np.arange(2))
         out = sampler.sample(
             keys, lm.model, lm.params, own, *prompts, limits, sampling=Sampling(6, top_p=0.9, top_k=40), stop=(7,),
             mesh=mesh,
         )  # fmt: skip
         found |= {f"sampling/{name}/{field}": np.asarray(x) for field, x in out._asdict().items()}
-    base = (lm.model, lm.params, jax.device_get(many))
+    asked = (lm.model, lm.params, many)
     gold = np.resize(np.arange(1, 9), (8, 2, 4)), np.resize([True, True, True, False], (8, 2, 4))
-    read = sampler.read(*base, *prompts, mesh=mesh)
-    found["likelihood"] = rewards.log_likelihoods(*base, read, prompts[1], *gold, mesh=mesh)
+    read = sampler.read(*asked, *prompts, mesh=mesh)
+    found["likelihood"] = rewards.log_likelihoods(*asked, read, prompts[1], *gold, mesh=mesh)
 
     tried = [SelfEdit("", tuple(Example("", sentence(rng, n)) for n in (6, 4))) for _ in range(3)]
     scores = rewards.score(
@@ -80,6 +82,19 @@ def results(mesh) -> dict[str, np.ndarray]:
     )
     found["evaluation/likely"] = np.concatenate([score.log_likelihoods for score in scores])
     found["evaluation/answers"] = np.array([" ".join(score.answers) for score in scores])
+
+    for base in QUANTISED:
+        few = lm._replace(params=runtime.place(quantised.of_params(lm.params, base), mesh))
+        adapters, losses = training.train(few, edits, trainer, seed=0)
+        found |= {f"quantised/{base}/{name}": w for name, w in adapters.b.items()}
+        params = lora.merge(few.params, lora.take(adapters, 0))
+        if mesh is not None:
+            where = [leaf.sharding.spec for leaf in jax.tree.leaves(params)]
+            assert where == [laid.spec for laid in jax.tree.leaves(sharding.shardings(params, mesh))]
+        read = sampler.read(lm.model, params, many, *prompts, mesh=mesh)
+        likely = rewards.log_likelihoods(lm.model, params, many, read, prompts[1], *gold, mesh=mesh)
+        found |= {f"quantised/{base}/losses": np.concatenate(losses), f"quantised/{base}/likelihood": likely}
+        found[f"held/{base}"] = held([params["blocks"][name]["kernel"].codes for name in PROJECTIONS])
 
     pairs = [Example(sentence(rng, 3), sentence(rng, n)) for n in (9, 4, 12, 6, 7)]
     sft = dataclasses.replace(imitation.SFT, rank=4, alpha=8.0, batch_size=3)
@@ -101,20 +116,27 @@ def results(mesh) -> dict[str, np.ndarray]:
     )
     found |= {"full/losses": np.array(losses), "full/embedding": full.params["embed"]["embedding"]}
     found |= {f"full/{name}": full.params["blocks"][name]["kernel"] for name in PROJECTIONS}
-    leaves = jax.tree.leaves(full.params)
-    found["held"] = sum(w.addressable_shards[0].data.size for w in leaves) / sum(w.size for w in leaves)
+    found["held/full"] = held(full.params)
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def held(params) -> float:
+    """The part of some parameters that lies on one device."""
+    leaves = jax.tree.leaves(params)
+    return sum(w.addressable_shards[0].data.nbytes for w in leaves) / sum(w.nbytes for w in leaves)
 
 
 def collectives(mesh: str) -> dict[str, np.ndarray]:
     """The axes of a mesh along which the programs of `benchmark compile` exchange anything, compiled for this CPU."""
     settings = compiled.Settings("gpu-h100:8", mesh=mesh, dtype="float32", adapters=4, tokens=16, tick_tokens=32)
     found = {}
-    for name, program in compiled.programs(settings, EIGHT_HEADS, compiled.CHIPS["gpu-h100"], jax.devices()):
-        kinds = hlo.step(program.lower().compile().as_text(), mesh=program.mesh).collectives
-        found[f"collectives/{name}"] = np.array(
-            sorted({axis for kind in kinds for axis in kind.split(" over ")[1].split(", ")})
-        )
+    for base in ("full", *QUANTISED):
+        own = settings if base == "full" else dataclasses.replace(settings, base=base, programs=("inner",))
+        for name, program in compiled.programs(own, EIGHT_HEADS, compiled.CHIPS["gpu-h100"], jax.devices()):
+            kinds = hlo.step(program.lower().compile().as_text(), mesh=program.mesh).collectives
+            over = {axis for kind in kinds for axis in kind.split(" over ")[1].split(", ")}
+            found[f"collectives/{base}/{name}"] = np.array(sorted(over))
+            found[f"gathered/{base}/{name}"] = sum(sent for kind, sent in kinds.items() if "gather" in kind)
     return found
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from seal_jax.engine import memory
+from seal_jax.engine import memory, sampler
 from seal_jax.io.architectures import NAMED
-from seal_jax.nn import sharding
-from seal_jax.types import Compute, MeshShape
+from seal_jax.nn import lora, sharding
+from seal_jax.run import runtime
+from seal_jax.types import PROJECTIONS, Compute, MeshShape
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 MESHES = ["2x2x2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("8x1x1", "1x8x1", "1x1x8"))]
-PROGRAMS = ("inner", "sampling", "likelihood", "evaluation", "sft", "full")
+needs_qwix = pytest.mark.skipif(not find_spec("qwix"), reason="the extra `quant` is not installed")
+PROGRAMS = ("inner", "sampling", "likelihood", "evaluation", "sft", "full", pytest.param("quantised", marks=needs_qwix))
+BASES = ("full", *(pytest.param(base, marks=needs_qwix) for base in ("int8", "nf4")))
 
 
 @pytest.fixture(scope="module", params=MESHES)
@@ -45,9 +51,10 @@ def test_a_mesh_computes_what_one_device_does(on, program: str):
             np.testing.assert_array_equal(figures[name], expected, err_msg=name)
 
 
-def test_a_device_holds_its_share_of_the_model(on):
+@pytest.mark.parametrize("base", BASES)
+def test_a_device_holds_its_share_of_the_model(on, base: str):
     mesh, figures = on
-    assert figures[f"{mesh}/held"] == pytest.approx(int(mesh[0]) / 8, rel=0.03)  # norms lie whole
+    assert figures[f"{mesh}/held/{base}"] == pytest.approx(int(mesh[0]) / 8, rel=0.03)  # norms lie whole
 
 
 def test_lanes_exchange_nothing(on):
@@ -55,9 +62,27 @@ def test_lanes_exchange_nothing(on):
     mesh, figures = on
     within = {axis for axis, size in zip(("fsdp", "tensor"), mesh[2::2], strict=True) if size != "1"}
     for program in ("inner", "read", "likelihood", "answer", "write"):
-        assert set(figures[f"{mesh}/collectives/{program}"].tolist()) == within
+        assert set(figures[f"{mesh}/collectives/full/{program}"].tolist()) == within
     lanes = {"adapter"} if mesh[0] != "1" else set()
-    assert set(figures[f"{mesh}/collectives/sft"].tolist()) >= lanes  # which share the rows of one adapter
+    assert set(figures[f"{mesh}/collectives/full/sft"].tolist()) >= lanes  # which share the rows of one adapter
+
+
+@needs_qwix
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_no_quantised_matrix_is_brought_together(on, base: str):
+    """Read off the compiled step: as much is gathered as of a base in full, and that is no matrix."""
+    mesh, figures = on
+    assert figures[f"{mesh}/gathered/{base}/inner"] == figures[f"{mesh}/gathered/full/inner"]
+
+
+def test_what_was_compiled_for_a_model_serves_it_with_an_adapter_merged(tmp_path):
+    """On one device, where weights that lie there by default are not those that were put there."""
+    lm = runtime.load(str(tiny.model_folder(tmp_path / "model")), dtype="float32", style="raw", devices=1).lm
+    tokens, compiled = np.ones((1, 1, 4), np.int32), sampler.read._cache_size()
+    adapter = lora.init(jax.random.key(0), lm.params["blocks"], PROJECTIONS, max_rank=2, rank=2, alpha=2.0)
+    for params in (lm.params, lora.merge(lm.params, jax.device_get(adapter))):
+        sampler.read(lm.model, params, None, tokens, tokens > 0)
+    assert sampler.read._cache_size() == compiled + 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -203,10 +203,9 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
         for name, kernel in kernels.items()
         if isinstance(kernel, Quantised)
     }
+    where_it_lay = lambda new, old: jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
     for name, kernel in (laid or _folded(kernels, adapter)).items():
-        if isinstance(kernels[name], jax.Array):  # where it lay
-            kernel = jax.device_put(kernel, kernels[name].sharding)
-        blocks[name] = {**blocks[name], "kernel": kernel}
+        blocks[name] = {**blocks[name], "kernel": jax.tree.map(where_it_lay, kernel, kernels[name])}
     return {**params, "blocks": blocks}
 
 

@@ -52,12 +52,19 @@ class Quantised(struct.PyTreeNode):
 
     def dense(self) -> Float[Array, "D F"]:
         """The matrix, or matrices, in float32, without the adapters."""
-        import qwix
+        codes, (*stacked, groups, d_out) = self.codes, self.scale.shape
+        if self.base == "nf4":
+            pairs = jnp.stack([codes & 15, codes >> 4], axis=-2)
+            codes = _nf4().at[pairs.reshape(self.shape)].get(mode="promise_in_bounds")
+        values = codes.astype(self.scale.dtype).reshape(*stacked, groups, -1, d_out)
+        return (values * self.scale[..., None, :]).reshape(self.shape)
 
-        if self.base == "int8":
-            return qwix.dequantize(qwix.QArray(self.codes, self.scale))
-        pairs = jnp.stack([self.codes & 15, self.codes >> 4], axis=-2)
-        return qwix.dequantize(qwix.QArray(pairs.reshape(self.shape), self.scale, qtype=self.base))
+
+def _nf4() -> Float[Array, "16"]:
+    """What its codes stand for. `qwix.dequantize` of a whole matrix flattens it, which brings a split one together."""
+    import qwix
+
+    return qwix.dequantize(qwix.QArray(jnp.arange(16, dtype=jnp.uint8), jnp.ones(1), qtype="nf4"))
 
 
 @partial(jax.jit, static_argnames="axis")
@@ -92,7 +99,7 @@ def _after(codes: Array, x: Array) -> Array:
     """The codes as they are, but after x: they are changed by a zero that is computed from one of its bits. Without a
     dependence XLA makes all layers' matrices before the loop over tokens; it has dropped an `optimization_barrier` by
     the time it orders a program."""
-    bits = jax.lax.bitcast_convert_type(x.reshape(-1)[0].astype(jnp.float32), jnp.int32)
+    bits = jax.lax.bitcast_convert_type(x[(0,) * x.ndim].astype(jnp.float32), jnp.int32)
     return codes ^ ((bits & 1) >> 1).astype(codes.dtype)
 
 

@@ -84,9 +84,9 @@ def _logical(names: Sequence[str]) -> tuple[str | None, ...]:
         return "vocab", None
     if leaf in ("kernel", "bias"):
         return KERNELS[owner][0 if leaf == "kernel" else 1 :]
-    if owner == "kernel":  # of a quantised one: a scale or an adapter laid over it is split along one side
+    if owner == "kernel":  # of a quantised one: codes and scales, and adapters laid over it, which one side splits
         rows, columns = KERNELS[names[-3]]
-        return {"codes": (rows, columns), "a": (rows, None)}.get(leaf, (None, columns))
+        return {"a": (rows, None), "b": (None, columns)}.get(leaf, (rows, columns))
     if leaf in KERNELS:  # of an adapter; of its moments, a tuple of two
         rows, columns = KERNELS[leaf]
         return (rows, None) if owner in ("a", "0") else (None, columns)

@@ -170,7 +170,7 @@ def load(
     shape, params = weights.read_shape(files), {}
     placed = make_mesh(shape, devices, mesh, dtype, base)
     if with_weights:
-        params = weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=placed)[1]
+        params = place(weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=placed)[1], placed)
     tokenizer.require_rows(text, shape.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     graph = transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim))
