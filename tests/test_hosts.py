@@ -27,7 +27,8 @@ from seal_jax.engine import training
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.training import FineTuning, Shapes
-from seal_jax.run import hosts
+from seal_jax.io.architectures import NAMED
+from seal_jax.run import hosts, runtime
 from seal_jax.run.hosts import Distributed, Group
 from seal_jax.run.journal import RunFolder
 from seal_jax.types import Codec, Compute, LanguageModel
@@ -121,6 +122,15 @@ def test_adapters_are_divided_and_are_what_one_process_trains(tiny, mesh):
 
     for found in in_groups(2, work):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_all_choose_the_mesh_that_fits_on_the_devices_of_each(monkeypatch):
+    """7B in bfloat16 is 14.2 GiB: one process alone would give each of its devices a model."""
+    free = iter([80 * 2**30, 16 * 2**30])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # a CPU's devices are never put together
+    monkeypatch.setattr(runtime, "free_memory", lambda devices: next(free))
+    choose = lambda group: runtime.make_mesh(NAMED["qwen2.5-7b"], 2, None, "bfloat16", group=group)
+    assert [dict(mesh.shape) for mesh in in_groups(2, choose)] == [{"adapter": 1, "fsdp": 1, "tensor": 2}] * 2
 
 
 def test_the_first_process_keeps_the_journal_and_others_follow(tmp_path, monkeypatch):

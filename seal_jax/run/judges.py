@@ -67,7 +67,7 @@ def _ask_model_here(
     name, thinks = str(config.model), False
     chunk = Chunk(batch, "prompts of the judge", say)
     load = functools.cache(
-        lambda: runtime.load(name, dtype=config.dtype, style="auto", devices=devices, may_think=True)
+        lambda: runtime.load(name, dtype=config.dtype, style="auto", devices=devices, may_think=True, alone=True)
     )
 
     @functools.cache

@@ -21,7 +21,7 @@ from seal_jax.io.hub import cache_folder
 from seal_jax.nn import quantised, sharding, transformer
 from seal_jax.nn.transformer import Attention, ModelConfig
 from seal_jax.run import hosts
-from seal_jax.types import Base, Compute, LanguageModel, MeshShape, Style, mesh_sizes, opens_thought
+from seal_jax.types import Base, Compute, Hosts, LanguageModel, MeshShape, Style, mesh_sizes, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
@@ -62,10 +62,16 @@ def device_count(devices: int | None) -> int:
 
 
 def make_mesh(
-    model: ModelConfig, devices: int | None, mesh: str | None, dtype: str, base: Base = "full"
+    model: ModelConfig,
+    devices: int | None,
+    mesh: str | None,
+    dtype: str,
+    base: Base = "full",
+    group: Hosts | None = None,
 ) -> Mesh | None:
     """The mesh over so many devices (None: all) that was asked for, or the smallest lanes that the model fits on; None
-    for a single device. A CPU's share one memory, of which others take their part: there each is a lane.
+    for a single device. A CPU's share one memory, of which others take their part: there each is a lane. The processes
+    of a group have the same mesh, which fits on the devices of each.
 
     Raises:
         ValueError: the mesh is not as many devices, or does not divide the model.
@@ -74,7 +80,9 @@ def make_mesh(
     if mesh is None and jax.default_backend() == "cpu":
         shape = MeshShape(count)
     elif mesh is None:
-        chosen = memory.smallest_share(model, machine(model, devices, dtype, base)._replace(devices=count))
+        here = machine(model, devices, dtype, base)._replace(devices=count)
+        free = min(group.gather(here.free)) if group else here.free
+        chosen = memory.smallest_share(model, here._replace(free=free))
         shape = MeshShape(chosen.devices, chosen.fsdp, chosen.tensor)
     else:
         sizes = mesh_sizes(mesh)
@@ -141,8 +149,10 @@ def load(
     mesh: str | None = None,
     with_weights: bool = True,
     may_think: bool = False,
+    alone: bool = False,
 ) -> Speaker:
-    """A model by name, on the devices. Without weights, for a plan: nothing is fetched.
+    """A model by name, on the devices. Without weights, for a plan: nothing is fetched. All processes that share a run
+    load it, unless this one does it `alone`.
 
     Raises:
         ValueError: a chat style for a model without a chat template; a template that opens a thought where there is no
@@ -168,13 +178,14 @@ def load(
             "prompt it without its template: --style raw"
         )
     shape, params = weights.read_shape(files), {}
-    placed = make_mesh(shape, devices, mesh, dtype, base)
+    group = None if alone else hosts.joined()
+    placed = make_mesh(shape, devices, mesh, dtype, base, group)
     if with_weights:
         params = place(weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=placed)[1], placed)
     tokenizer.require_rows(text, shape.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     graph = transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim))
-    return Speaker(LanguageModel(graph, params, codec, placed, hosts.joined()), shape, manner, render)
+    return Speaker(LanguageModel(graph, params, codec, placed, group), shape, manner, render)
 
 
 def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[Style, Callable[[str], str]]:
