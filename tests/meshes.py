@@ -23,7 +23,6 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.nn import lora, quantised, sharding, transformer
-from seal_jax.run import runtime
 from seal_jax.seal import rewards
 from seal_jax.seal.outer import imitation
 from seal_jax.types import PROJECTIONS, Compute, Example, LanguageModel, MeshShape, Query, SelfEdit, by_query
@@ -43,7 +42,7 @@ def model(mesh) -> LanguageModel:
     lm = tiny.language_model(WORDS, width=64)
     params = jax.tree.map(lambda w: 3 * w if w.ndim > 1 else w, transformer.random_params(0, EIGHT_HEADS))
     params["embed"]["embedding"] = lm.params["embed"]["embedding"]
-    return LanguageModel(transformer.graph(EIGHT_HEADS), runtime.place(params, mesh), lm.codec, mesh)
+    return LanguageModel(transformer.graph(EIGHT_HEADS), sharding.placed(params, mesh), lm.codec, mesh)
 
 
 def sentence(rng: np.random.Generator, length: int) -> str:
@@ -84,7 +83,7 @@ def results(mesh) -> dict[str, np.ndarray]:
     found["evaluation/answers"] = np.array([" ".join(score.answers) for score in scores])
 
     for base in QUANTISED:
-        few = lm._replace(params=runtime.place(quantised.of_params(lm.params, base), mesh))
+        few = lm._replace(params=sharding.placed(quantised.of_params(lm.params, base), mesh))
         adapters, losses = training.train(few, edits, trainer, seed=0)
         found |= {f"quantised/{base}/{name}": w for name, w in adapters.b.items()}
         params = lora.merge(few.params, lora.take(adapters, 0))

@@ -12,6 +12,7 @@ from seal_jax.engine import sampler
 from seal_jax.engine.chunks import Chunk
 from seal_jax.graders.choose import Connection, Grader
 from seal_jax.graders.judge import grade_prompt, grade_with, read_verdict
+from seal_jax.nn import sharding
 from seal_jax.run import judges, runtime
 from seal_jax.run.judges import make_judge
 from seal_jax.types import LanguageModel, Query
@@ -68,7 +69,7 @@ def test_a_reply_is_what_the_model_says_to_that_prompt_alone(lm):
 
 
 def test_replies_are_the_same_on_two_devices(lm, mesh):
-    both = lm._replace(params=runtime.place(lm.params, mesh), mesh=mesh)
+    both = lm._replace(params=sharding.placed(lm.params, mesh), mesh=mesh)
     assert make_ask(both, chunk=Chunk(2))(PROMPTS) == make_ask(lm)(PROMPTS)
 
 

@@ -20,7 +20,7 @@ from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft, weights
 from seal_jax.io.architectures import named
-from seal_jax.nn import lora, quantised, transformer
+from seal_jax.nn import lora, quantised, sharding, transformer
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 from seal_jax.types import Base, Codec, LanguageModel, require_at_least
@@ -126,7 +126,7 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
         model = named(settings.random)
         quantised.require(settings.base)
         mesh = runtime.make_mesh(model, settings.devices, None, name, settings.base)
-        params = runtime.place(quantised.of_params(transformer.random_params(0, model, dtype), settings.base), mesh)
+        params = sharding.placed(quantised.of_params(transformer.random_params(0, model, dtype), settings.base), mesh)
         lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
     attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention
     lm = lm._replace(model=transformer.graph(model, dtype, attention))

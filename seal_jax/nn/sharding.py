@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, keystr
@@ -104,10 +103,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, spec(path, x.shape, mesh)), tree)
 
 
-def placed(tree: Any, mesh: Mesh | None, under: Sequence[str]) -> Any:
-    """A tree of parameters, which stands at a path of a model's, on the devices of the mesh or on the first."""
+def placed(tree: Any, mesh: Mesh | None, under: Sequence[str] = ()) -> Any:
+    """Parameters, of which the tree stands at a path of a model's, on the devices of the mesh or on the first.
+
+    For good also on a single one: merged weights are placed, and would otherwise compile every program anew.
+    """
     if mesh is None:
-        return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree, jax.devices()[0])
     above = tuple(DictKey(name) for name in under)
     where = lambda path, x: NamedSharding(mesh, spec((*above, *path), x.shape, mesh))
     return jax.device_put(tree, jax.tree_util.tree_map_with_path(where, tree))

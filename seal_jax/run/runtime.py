@@ -112,14 +112,6 @@ def free_memory(devices: int | None) -> float:
     return available / len(stats) / (group.neighbours if group else 1)
 
 
-def place(params: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
-    """Weights on the devices of the mesh, whole in each lane, or on the first device where there is no mesh.
-
-    For good also on a single one: merged weights are placed, and would otherwise compile every program anew.
-    """
-    return jax.device_put(params, sharding.shardings(params, mesh) if mesh else jax.devices()[0])
-
-
 class Speaker(NamedTuple):
     """A model made ready, and how it is prompted."""
 
@@ -179,13 +171,13 @@ def load(
         )
     shape, params = weights.read_shape(files), {}
     group = None if alone else hosts.joined()
-    placed = make_mesh(shape, devices, mesh, dtype, base, group)
+    over = make_mesh(shape, devices, mesh, dtype, base, group)
     if with_weights:
-        params = place(weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=placed)[1], placed)
+        params = sharding.placed(weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=over)[1], over)
     tokenizer.require_rows(text, shape.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
     graph = transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim))
-    return Speaker(LanguageModel(graph, params, codec, placed, group), shape, manner, render)
+    return Speaker(LanguageModel(graph, params, codec, over, group), shape, manner, render)
 
 
 def in_style(style: str, chat: Callable[[str], str] | None, name: str) -> tuple[Style, Callable[[str], str]]:
