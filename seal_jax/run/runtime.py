@@ -90,8 +90,8 @@ def make_mesh(
         shape = MeshShape(**{"adapter": count // size, **sizes})
         if shape.adapter * size != count:
             raise ValueError(
-                f"--compute.mesh {mesh}: {count} devices are no multiple of {size}; expected sizes whose product is "
-                "the number of devices (--compute.devices)"
+                f"--compute.mesh {mesh}: there are {count} devices; expected sizes whose product is that number, or "
+                "another --compute.devices"
             )
         if problem := sharding.undivided(model, shape):
             raise ValueError(f"--compute.mesh {mesh}: {problem}; expected a divisor of it")
