@@ -94,6 +94,8 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
     if module == "benchmark":
         if "--dry-run" not in words and "--random" in words:
             words[words.index("--random") + 1] = "tiny"
+        if words[0] == "bases" and "--model" not in words:
+            words += ["--model", model]
         for option in ("--adapters", "--epochs", "--repeats"):
             words += [] if option in words or "--dry-run" in words else [option, str(SMALLER[option])]
         if words[0] == "scaling":
