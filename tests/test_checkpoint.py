@@ -545,3 +545,16 @@ def test_a_kill_while_a_run_claims_its_folder_does_not_bar_it(tmp_path, monkeypa
     assert run.once("piece", Counted(1)) == 1
     run.close()
     assert RunFolder(tmp_path / "run", {"seed": 1}).once("piece", not_again) == 1
+
+
+def test_a_damaged_checkpoint_leaves_exceptions_that_are_lost_to_who_heard_them_before(tmp_path, monkeypatch):
+    class Dropping:
+        def __del__(self):
+            1 / 0  # noqa: B018
+
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    (tmp_path / "tree").mkdir()
+    assert checkpoints.restore(tmp_path / "tree", {"a": jax.ShapeDtypeStruct((1,), np.float32)}, "digest") is None
+    Dropping()
+    assert [lost.exc_type for lost in heard] == [ZeroDivisionError]

@@ -148,7 +148,7 @@ def test_writing_needs_what_was_planned(name, layers, prompts, samples, config, 
 
 # GiB that XLA assigns in bfloat16, by jax 0.11.2: `python -m experiments.benchmark compile --target gpu-h100:1 --random
 # MODEL --programs inner --adapters N --tokens T` prints them (with --attention, --[no-]unroll, --tick-tokens).
-XLA, TPU = GPU._replace(attention="xla"), GPU._replace(attention="xla", lanes=memory.TPU_LANES)
+XLA, TPU = GPU._replace(attention="xla"), GPU._replace(attention="xla", vector_width=memory.TPU_LANES)
 LOOP, UNROLLED = Compute(unroll=False), Compute(unroll=True)
 TICKS = [
     (GPU, "smollm2-135m", 8, 512, LOOP, 2.492),

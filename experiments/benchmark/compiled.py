@@ -182,7 +182,8 @@ class Target:
         self.chunk = None if settings.adapters == "plan" else settings.adapters
         self.machine = memory.Machine(
             chip.usable, shape.adapter, self.itemsize, on_cpu=False, attention=settings.kernel(chip),
-            lanes=memory.TPU_LANES if chip.clock else 1, base=settings.base, fsdp=shape.fsdp, tensor=shape.tensor,
+            vector_width=memory.TPU_LANES if chip.clock else 1, base=settings.base, fsdp=shape.fsdp,
+            tensor=shape.tensor,
         )  # fmt: skip
         unroll = inner.unrolled(model, Compute(unroll=settings.unroll), gpu=chip.clock is None)
         self.compute = memory.fit(

@@ -45,7 +45,7 @@ class Machine(NamedTuple):
     itemsize: int  # bytes of a number of the base model
     on_cpu: bool
     attention: Attention = "xla"
-    lanes: int = 1  # numbers of which an array's last axis takes a multiple
+    vector_width: int = 1  # numbers of which an array's last axis takes a multiple
     base: Base = "full"  # how the layers' matrices are kept
     fsdp: int = 1
     tensor: int = 1
@@ -111,7 +111,7 @@ def _kept(model: ModelConfig, config: FineTuning, machine: Machine, width: int, 
     """Bytes of a token that a layer keeps for the backward pass: what its norms, its attention, its gate and the
     adapters read. XLA's attention keeps its scores in float32, in a loop over layers a second time as masked."""
     d, f, h, width = (
-        round_up(n, machine.lanes) for n in (model.hidden_size, model.intermediate_size, model.head_dim, width)
+        round_up(n, machine.vector_width) for n in (model.hidden_size, model.intermediate_size, model.head_dim, width)
     )
     adapted, flash = set(config.projections), machine.attention == "cudnn"
     floats = 3 * d + (model.num_heads + 2 * model.num_kv_heads) * h + 2 * f + config.rank * len(adapted)
@@ -135,8 +135,8 @@ def writing(
     """Reading so many prompts and continuing each, on one device; `adapter_bytes` are those of all its adapters."""
     itemsize, whole, model = machine.itemsize, model, share_of(model, machine)
     slot = costs.kv_bytes(model, itemsize)
-    once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.lanes) // model.head_dim
-    cache = prompts * samples * round_up(prompt_width + max_tokens, machine.lanes) * slot
+    once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.vector_width) // model.head_dim
+    cache = prompts * samples * round_up(prompt_width + max_tokens, machine.vector_width) * slot
     cache *= 2 if machine.on_cpu and samples > 1 else 1  # all layers' prompts are repeated first
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
     layers = _layers(model, machine)
@@ -180,7 +180,7 @@ def _layers(model: ModelConfig, machine: Machine) -> int:
 
 def _adapter(model: ModelConfig, config: FineTuning, machine: Machine) -> int:
     model = share_of(model, machine)
-    sizes = (round_up(n, machine.lanes) for name in config.projections for n in model.kernels()[name])
+    sizes = (round_up(n, machine.vector_width) for name in config.projections for n in model.kernels()[name])
     return model.num_layers * config.rank * sum(sizes) * FLOAT32
 
 

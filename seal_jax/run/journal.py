@@ -214,7 +214,7 @@ class RunFolder:
         """
         ends.stop_if_asked()
         if name not in self._pieces:
-            self._finish(name, value=hosts.shared(by_name(work())))
+            self._finish(name, value=hosts.shared(work()))
         return self._pieces[name]
 
     def once_tree(self, name: str, work: Callable[[], Any], like: Any) -> Any:

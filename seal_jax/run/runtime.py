@@ -158,7 +158,7 @@ def load(
         lm = LanguageModel(nothing, {}, tokenizer.stand_in_codec())
         return Speaker(lm, None, "chat" if style == "chat" else "raw", str)
     files = hub.find_model(name)
-    device_count(devices)
+    device_count(devices)  # too many are refused before anything is read
     text = tokenizer.load_tokenizer(files)
     codec = tokenizer.make_codec(text, files)
     chat = (lambda prompt: tokenizer.chat(text, prompt)) if text.chat_template else None
@@ -225,7 +225,7 @@ def machine(
     return memory.Machine(
         free_memory(devices), sharding.lanes(mesh) * (group.count if group else 1), itemsize(dtype),
         on_cpu=backend == "cpu", attention=attention(dtype, model.head_dim),
-        lanes=memory.TPU_LANES if backend == "tpu" else 1, base=base,
+        vector_width=memory.TPU_LANES if backend == "tpu" else 1, base=base,
         fsdp=mesh.shape["fsdp"] if mesh else 1, tensor=mesh.shape["tensor"] if mesh else 1,
     )  # fmt: skip
 

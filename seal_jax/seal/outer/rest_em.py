@@ -31,7 +31,8 @@ class ReSTEM:
     reward_seeds: int = 3  # training runs a self-edit; the reward is their mean
     signal: Signal = "accuracy"  # what the reward is
     break_ties: bool = True  # equal accuracies are ordered by log-likelihood; the paper's code: the first wins
-    select: Rule = "best"  # best: argmax; improved: argmax if above the base (eq. 2); all_improved; all_correct
+    select: Rule = "best"
+    """Of rest_em alone. best: argmax; improved: argmax if above the base (eq. 2); all_improved; all_correct."""
     sft: FineTuning = SFT
 
     def __post_init__(self) -> None:
