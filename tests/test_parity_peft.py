@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from experiments import parity
 from experiments.benchmark import ours
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning
-from seal_jax.io.hub import find_model
 from seal_jax.io.peft import load_peft
 from seal_jax.io.weights import load_model
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("name", "which"), parity.FINE_TUNED)
@@ -48,51 +51,16 @@ def test_the_parity_of_losses_sees_a_wrong_setting():
 # Live: `make parity`
 
 
-@pytest.fixture(scope="module")
-def peers():
+@pytest.mark.peers
+@pytest.mark.timeout(1200)
+def test_the_command_compares_live_and_all_holds():
+    """`experiments.parity` as a user runs it: each small checkpoint, each fine-tuning, and the embedded model."""
     pytest.importorskip("torch")
     pytest.importorskip("peft")
-    return importlib.import_module("experiments.benchmark.peers")
-
-
-@pytest.fixture(scope="module")
-def smollm2(peers):
-    try:
-        files = find_model("smollm2-135m")
-    except OSError as error:
-        pytest.skip(f"SmolLM2-135M is neither cached nor downloadable: {error}")
-    config, params = load_model(files)
-    return parity.as_lm(config, params), config, peers.load(files)
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("name", parity.CHECKPOINTS)
-def test_logits_and_greedy_tokens_live(name, peers):
-    row = parity.compare_small_logits(name, peers)
-    print(row)
-    assert row.holds
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize(("name", "which"), parity.FINE_TUNED)
-def test_losses_live(name, which, peers):
-    row = parity.compare_small_losses(name, which, peers)
-    print(row)
-    assert row.holds
-
-
-@pytest.mark.peers
-def test_smollm2_logits_live(smollm2, peers):
-    lm, _, theirs = smollm2
-    row = parity.compare_smollm2_logits(lm, peers, theirs)
-    print(row)
-    assert row.holds
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("which", parity.TARGETS)
-def test_smollm2_losses_live(smollm2, which, peers):
-    lm, config, theirs = smollm2
-    row = parity.compare_smollm2_losses(lm, config, which, peers, theirs)
-    print(row)
-    assert row.holds
+    done = subprocess.run([sys.executable, "-m", "experiments.parity"], cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    rows = [line.split()[0] for line in done.stdout.splitlines()[1:-1]]
+    small = [*parity.CHECKPOINTS, *(name for name, _ in parity.FINE_TUNED)]
+    assert rows == [*small, *["smollm2-135m"] * (1 + len(parity.TARGETS))]
+    assert "golden" not in done.stdout
