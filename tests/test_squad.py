@@ -8,15 +8,16 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.error import URLError
 
 import pytest
 
 from seal_jax.domains import passages as passages_module
 from seal_jax.domains import squad
-from seal_jax.domains.passages import Passage, Question, load_passages, shuffled
+from seal_jax.domains.passages import EMBEDDED, Passage, Question, Split, load_passages, shuffled
 from seal_jax.domains.squad import load_prompts, make_domain, parse, passage_only, prompt_variants
 from seal_jax.graders.lexical import grade_by_match, normalise
 from seal_jax.types import Example, SelfEdit
@@ -46,17 +47,16 @@ def texts(completion: str, **settings: Any) -> list[str]:
     return [example.completion.removeprefix("Tarn\n") for example in self_edit.examples[:-1]]
 
 
-# The embedded set
+# The embedded sets
 
 
-@pytest.fixture(scope="module")
-def invented() -> dict[str, list[Passage]]:
-    return {"train": load_passages("invented", "train"), "held_out": load_passages("invented", "held_out")}
+@pytest.fixture(scope="module", params=["invented", "invented-300"])
+def invented(request: pytest.FixtureRequest) -> dict[str, list[Passage]]:
+    return {"train": load_passages(request.param, "train"), "held_out": load_passages(request.param, "held_out")}
 
 
 def test_invented_counts(invented: dict[str, list[Passage]]):
-    assert len(invented["train"]) == 40
-    assert len(invented["held_out"]) == 20
+    assert (len(invented["train"]), len(invented["held_out"])) in [(40, 20), (200, 100)]
     for passage in invented["train"] + invented["held_out"]:
         assert 45 <= len(passage.context.split()) <= 75, passage.title
         assert 4 <= len(re.findall(r'[.!?]"?(?:\s|$)', passage.context)) <= 6, passage.title
@@ -66,9 +66,18 @@ def test_invented_counts(invented: dict[str, list[Passage]]):
 def test_invented_splits_share_nothing(invented: dict[str, list[Passage]]):
     everything = invented["train"] + invented["held_out"]
     for field in ("id", "title", "context"):
-        assert len({getattr(passage, field) for passage in everything}) == 60
+        assert len({getattr(passage, field) for passage in everything}) == len(everything)
     questions = [q.question for passage in everything for q in passage.questions]
     assert len(set(questions)) == len(questions)
+
+
+def test_the_larger_invented_set_holds_the_smaller_and_mixes_kinds_of_text_alike_in_both_splits():
+    for split in get_args(Split):
+        smaller = load_passages("invented", split)
+        assert load_passages("invented-300", split)[: len(smaller)] == smaller
+    kinds = Counter((r["kind"], r["split"]) for r in json.loads(EMBEDDED["invented-300"][1].read_text("utf-8")))
+    assert len(kinds) == 2 * 16
+    assert all(count == {"train": 10, "held_out": 5}[split] for (_, split), count in kinds.items())
 
 
 def test_invented_answers_are_in_the_passage_and_nowhere_else(invented: dict[str, list[Passage]]):

@@ -1,4 +1,4 @@
-"""Passages and their questions, and the four places to load them from.
+"""Passages and their questions, and the places to load them from.
 
 The file format is that of the paper's own code: `[{title, context, questions: [{question, answer}], completions?}]`,
 where `completions` are recorded self-edits. Whatever the source, a passage is checked here once and trusted afterwards.
@@ -25,7 +25,8 @@ T = TypeVar("T")
 Split = Literal["train", "held_out"]
 
 INVENTED = Path(__file__).parent / "data" / "invented.json"
-SPLIT_SOURCES = ("invented", "squad", "tfds:squad")  # all of them come with held-out passages
+EMBEDDED = {"invented": [INVENTED], "invented-300": [INVENTED, INVENTED.with_name("invented_more.json")]}
+SPLIT_SOURCES = (*EMBEDDED, "squad", "tfds:squad")  # all of them come with held-out passages
 PUBLISHED_SPLITS = {"train": "train", "held_out": "validation"}  # what SQuAD's publishers call our splits
 FORM = "[{title, context, questions: [{question, answer}], completions?: [text]}]"
 TFDS_DOWNLOADS_FROM = "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v1.1.json"
@@ -88,10 +89,10 @@ def load_passages(source: str, split: Split) -> list[Passage]:
     """Loads the passages of one split, in the order of their source.
 
     Args:
-      source: `invented` (embedded: 40 passages to train on and 20 held out, of facts that no model can know), `squad`
-        (rajpurkar/squad through Hugging Face datasets; held-out is its validation split: 2,067 passages, the
-        paper's), `tfds:squad` (the same through tensorflow-datasets; needs no TensorFlow), or the path of a
-        JSON file.
+      source: `invented` (embedded: 40 passages to train on and 20 held out, of facts that no model can know),
+        `invented-300` (those and 240 more: 200 and 100), `squad` (rajpurkar/squad through Hugging Face datasets;
+        held-out is its validation split: 2,067 passages, the paper's), `tfds:squad` (the same through
+        tensorflow-datasets; needs no TensorFlow), or the path of a JSON file.
       split: `train` or `held_out`. A file has no splits: it is returned whole, so slice it (see `shuffled`).
 
     Raises:
@@ -100,9 +101,9 @@ def load_passages(source: str, split: Split) -> list[Passage]:
     """
     if split not in PUBLISHED_SPLITS:
         raise ValueError(f"split is {split!r}; expected 'train' or 'held_out'")
-    if source == "invented":
-        records = decode(INVENTED.read_bytes(), list[_InventedRecord], source, FORM)
-        return _passages([record for record in records if record.split == split], source)
+    if source in EMBEDDED:
+        files = [decode(path.read_bytes(), list[_InventedRecord], source, FORM) for path in EMBEDDED[source]]
+        return _passages([record for records in files for record in records if record.split == split], source)
     if source in SPLIT_SOURCES:
         return _group_by_context(_squad(source, PUBLISHED_SPLITS[split]), source)
     return _passages(decode(_find_file(source).read_bytes(), list[_PassageRecord], source, FORM), source)

@@ -53,7 +53,7 @@ class Knowledge(RunConfig):
     """The settings of every experiment on passages. The defaults are the paper's where it has any."""
 
     data: str = "invented"
-    """invented (embedded), squad, tfds:squad, or a file in the reference's JSON."""
+    """invented or invented-300 (embedded), squad, tfds:squad, or a file in the reference's JSON."""
     prompt: str = "implications"
     """The self-edit prompt: one of the paper's seven by name, facts (for small models), or a TOML file of your own."""
     max_sequences: int = 30
