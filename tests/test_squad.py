@@ -232,7 +232,7 @@ def test_a_file_that_is_not_text(tmp_path: Path):
 def test_sources_that_do_not_exist(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="did you mean invented"):
         load_passages("inveted", "train")
-    with pytest.raises(FileNotFoundError, match="invented, squad, tfds:squad, or an existing file"):
+    with pytest.raises(FileNotFoundError, match="invented, invented-300, squad, tfds:squad, or an existing file"):
         load_passages("/nowhere/at/all.json", "train")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         load_passages(str(tmp_path), "train")
@@ -255,8 +255,8 @@ def test_the_references_own_files_and_completions(name: str):
 # Order
 
 
-def test_the_order_depends_on_the_seed_alone(invented: dict[str, list[Passage]]):
-    loaded = invented["train"]
+def test_the_order_depends_on_the_seed_alone():
+    loaded = load_passages("invented", "train")
     assert shuffled(loaded, 3) == shuffled(loaded, 3)
     assert shuffled(loaded, 3) != shuffled(loaded, 4)
     assert sorted(p.id for p in shuffled(loaded, 3)) == sorted(p.id for p in loaded)
