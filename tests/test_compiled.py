@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from experiments.benchmark import command as benchmark
-from experiments.benchmark import compiled, hlo
+from experiments.benchmark import compiled, fits, hlo
+from seal_jax.engine import memory
 from seal_jax.io.architectures import NAMED
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +178,23 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch, capsys):
 def test_an_unknown_target_is_refused():
     with pytest.raises(ValueError, match="--target tpu-v9:2x2: expected tpu-v4, tpu-v5e"):
         compiled.Settings("tpu-v9:2x2")
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "place", "devices", "share"),
+    [
+        ("qwen2.5-7b", "full", "80 GB", 8, 1),
+        ("qwen2.5-7b", "full", "24 GB", 1, None),  # 14.2 GiB, and a second time while it writes
+        ("qwen2.5-7b", "full", "24 GB", 4, 2),
+        ("qwen2.5-7b", "nf4", "24 GB", 1, 1),
+        ("qwen2.5-72b", "full", "80 GB", 4, None),
+        ("qwen2.5-72b", "full", "80 GB", 8, 8),
+    ],
+)
+def test_what_fits_where(name: str, base, place: str, devices: int, share: int | None):
+    found = fits.cell(compiled.Settings(base=base), NAMED[name], fits.PLACES[place], devices)
+    adapters, _, size = found.partition("/")
+    assert (found == "-") if share is None else (int(adapters) >= memory.ENOUGH and int(size or 1) == share)
 
 
 @pytest.mark.parametrize(("target", "package"), [(name, package) for name, package in compiled.SMALL.items()])

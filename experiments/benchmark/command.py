@@ -40,7 +40,7 @@ from seal_jax.io.architectures import named
 from seal_jax.nn.transformer import ModelConfig
 from seal_jax.run import runtime
 
-from . import bases, compiled, device, ours, profile, scaling, stages, table, whole_round, workloads
+from . import bases, compiled, device, fits, ours, profile, scaling, stages, table, whole_round, workloads
 from .bench import Bench, Settings, opened
 from .peer_process import SKYRL_TX, require_installed
 
@@ -174,7 +174,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings, status = parse(arguments), 0
         if isinstance(settings, compiled.Settings):
-            status, result = compiled.main(settings, shape_of(settings.model))
+            if settings.fits:
+                result = fits.show(settings)
+            else:
+                status, result = compiled.main(settings, shape_of(settings.model))
         else:
             check(settings)
             if settings.dry_run:

@@ -101,11 +101,17 @@ class Settings:
     attention: Literal["auto", "xla", "cudnn"] = "auto"  # auto: cudnn for a GPU in bfloat16 if cuDNN is installed here
     json: Path | None = None  # where all figures are written
     hlo: Path | None = None  # the folder for the text of every compiled program
+    fits: bool = False  # print what of every published shape fits where, by the planner; compile nothing
 
     def __post_init__(self) -> None:
         require_at_least(1, devices=self.devices or 1, tokens=self.tokens, rank=self.rank)
         if self.target is not None and self.target.partition(":")[0] not in CHIPS:
             raise ValueError(f"--target {self.target}: expected {', '.join(CHIPS)}, and how many: tpu-v5e:2x4")
+
+    @property
+    def fine_tuning(self) -> FineTuning:
+        """Of the inner loop."""
+        return FineTuning(rank=self.rank, alpha=2.0 * self.rank)
 
     @property
     def shape(self) -> MeshShape:
@@ -162,6 +168,26 @@ def target_devices(target: str) -> Sequence[Any]:
 # The programs
 
 
+def machine(settings: Settings, chip: Chip, shape: MeshShape) -> memory.Machine:
+    """A mesh of such devices, as the planner knows it."""
+    return memory.Machine(
+        chip.usable, shape.adapter, jnp.dtype(settings.dtype).itemsize, on_cpu=False, attention=settings.kernel(chip),
+        vector_width=memory.TPU_LANES if chip.clock else 1, base=settings.base, fsdp=shape.fsdp, tensor=shape.tensor,
+    )  # fmt: skip
+
+
+def planned(settings: Settings, model: ModelConfig, chip: Chip, machine: memory.Machine) -> Compute:
+    """The planner's cut for it."""
+    chunk = None if settings.adapters == "plan" else settings.adapters
+    unroll = inner.unrolled(model, Compute(unroll=settings.unroll), gpu=chip.clock is None)
+    return memory.fit(
+        model, settings.fine_tuning,
+        Shapes((settings.tokens,), workloads.SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS),
+        Compute(chunk, chunk, settings.tick_tokens, unroll=unroll),
+        memory.Writing(SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS, ANSWER_TOKENS), machine,
+    )  # fmt: skip
+
+
 def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -178,32 +204,20 @@ class Target:
         quantised.require(settings.base)
         params = lambda: quantised.of_params(transformer.random_params(0, model, dtype), settings.base)
         self.params = self.laid(jax.eval_shape(params))
-        self.config = FineTuning(rank=settings.rank, alpha=2.0 * settings.rank)
-        self.chunk = None if settings.adapters == "plan" else settings.adapters
-        self.machine = memory.Machine(
-            chip.usable, shape.adapter, self.itemsize, on_cpu=False, attention=settings.kernel(chip),
-            vector_width=memory.TPU_LANES if chip.clock else 1, base=settings.base, fsdp=shape.fsdp,
-            tensor=shape.tensor,
-        )  # fmt: skip
-        unroll = inner.unrolled(model, Compute(unroll=settings.unroll), gpu=chip.clock is None)
-        self.compute = memory.fit(
-            model, self.config,
-            Shapes((settings.tokens,), workloads.SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS),
-            Compute(self.chunk, self.chunk, settings.tick_tokens, unroll=unroll),
-            memory.Writing(SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS, ANSWER_TOKENS),
-            self.machine,
-        )  # fmt: skip
+        self.config = settings.fine_tuning
+        self.machine = machine(settings, chip, shape)
+        self.compute = planned(settings, model, chip, self.machine)
 
-    def on(self, tree: Any, *split: str | None) -> Any:
+    def on(self, tree: Any, *split: str | tuple[str, ...] | None) -> Any:
         """The shapes of a tree on the devices: whole on each, or split along the axis that is named."""
         where = NamedSharding(self.mesh, PartitionSpec(*split)) if self.mesh else SingleDeviceSharding(self.devices[0])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
 
-    def laid(self, tree: Any) -> Any:
+    def laid(self, tree: Any, shardings: Callable[[Any, Any], Any] = sharding.shardings) -> Any:
         """The shapes of a model or a bank on the devices, as nn/sharding.py has it."""
         if self.mesh is None:
             return self.on(tree)
-        where = sharding.shardings(tree, self.mesh)
+        where = shardings(tree, self.mesh)
         return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, where)
 
     def adapters(self, config: FineTuning, count: int) -> tuple[lora.Adapter, HParams]:
@@ -238,7 +252,6 @@ class Target:
         """Reading, scoring or continuing prompts [E, Q, T] K times, in each lane; with adapters, or without."""
         (each, prompts, width, samples), model = shape, self.model
         groups, here = each * self.lanes, lambda tree: self.on(tree, "adapter")
-        adapter_bytes = 0 if config is None else each * memory._adapter(model, config, self.machine)
         lora_size = 0 if config is None else costs.lora_parameters(model, config.projections, config.rank)
         sizes = {"prompts": prompts, "samples": samples, "itemsize": self.itemsize}
         prefill, token = (
@@ -246,12 +259,18 @@ class Target:
             for cost in costs.decoding(model, lora_size, prompt_tokens=width, new_tokens=2, sharing=each, **sizes)
         )
         tokens, valid = here((array(groups, prompts, width), array(groups, prompts, width, dtype=bool)))
-        adapters = None if config is None else here(self.adapters(config, groups)[0])
+        adapters = None
+        if config is not None:
+            adapters = self.laid(self.adapters(config, groups)[0], sharding.spread_shardings)
         base = (self.graph, self.params, adapters)
         if name == "read":
             lower = partial(sampler.read.lower, *base, tokens, valid, mesh=self.mesh)
             return Program(lower, each * prompts * width, floor=prefill, mesh=self.axes)
-        read = here(jax.eval_shape(lambda *given: sampler.read(self.graph, *given), *base[1:], tokens, valid))
+        logits, cache = jax.eval_shape(lambda *given: sampler.read(self.graph, *given), *base[1:], tokens, valid)
+        vocabulary = ("tensor", "fsdp") if model.vocab_size % self.share == 0 else None
+        read = sampler.Read(  # split as XLA splits what reading makes
+            self.on(logits, "adapter", None, vocabulary), self.on(cache, "adapter", None, None, "tensor")
+        )
         if name == "likelihood":
             gold = here((array(groups, prompts, GOLD_TOKENS), array(groups, prompts, GOLD_TOKENS, dtype=bool)))
             lower = partial(rewards.log_likelihoods.lower, *base, read, valid, *gold, mesh=self.mesh)
@@ -262,7 +281,7 @@ class Target:
         lower = partial(sampler.write.lower, keys, *base, read, valid, here(array(*rows)), **rules)
         need = memory.writing(
             model, self.machine, prompts=each * prompts, samples=samples, prompt_width=width,
-            max_tokens=sampling.max_tokens, adapter_bytes=adapter_bytes,
+            max_tokens=sampling.max_tokens, adapters=each, config=config,
         )  # fmt: skip
         return Program(lower, each * prompts * samples, need.total, token, self.axes)
 
@@ -342,7 +361,8 @@ def compile_one(program: Program, chip: Chip, model: ModelConfig, kept: Path | N
         kept.write_text(text, encoding="utf-8")
     step = hlo.step(text, matrices(model, program.tokens), program.mesh)
     new = found.output_size_in_bytes - found.alias_size_in_bytes
-    needed = found.argument_size_in_bytes + new + found.temp_size_in_bytes
+    parts = found.argument_size_in_bytes + new + found.temp_size_in_bytes
+    needed = getattr(found, "total_allocation_bytes", 0) or parts  # a TPU's temporaries are said too large in training
     problem = "" if needed <= chip.usable else f"too large: {memory.readable(chip.usable)} can be used"
     if crossing := [name for name in step.collectives if "adapter" in name]:
         problem = f"{', '.join(crossing)}: nothing should be exchanged between adapters" if program.alone else problem

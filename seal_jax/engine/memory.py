@@ -2,7 +2,7 @@
 
 The formulas count what XLA keeps: each was read off the buffers that it assigns to Llama- and Qwen-shaped models
 (`compiled.memory_analysis()`), and tests/test_memory.py holds them to within 10 % of those: on a CPU in float32, on an
-H100 and on TPUs in bfloat16 (writing: 20 % on a CPU, 15 % on a TPU). Nothing is allocated or compiled here. Where the
+H100 and on TPUs in bfloat16 (writing on a CPU: 20 %). Nothing is allocated or compiled here. Where the
 plan is wrong all the same, `training.train_each` and `chunks.in_chunks` halve what they hold and go on.
 """
 
@@ -96,20 +96,26 @@ def training(
     whole, model, unrolled = model, share_of(model, machine), inner.unrolled(model, compute)
     layer = _kept(model, config, machine, width, unrolled=unrolled)
     taken_out = 0 if stepping == adapters else RESIDENT_COPIES if machine.on_cpu else 1  # the moments come last
+    on_tpu = machine.vector_width > 1
     cast = stepping * one * itemsize // FLOAT32  # adapters in the base model's precision, layer by layer
-    logits = stepping * min(compute.loss_chunk, rows * (width - 1)) * model.vocab_size * (FLOAT32 + itemsize)
+    cast *= 2 if on_tpu else 1  # its loop also keeps what it read of them
+    copies = FLOAT32 if on_tpu else FLOAT32 + itemsize
+    logits = stepping * min(compute.loss_chunk, rows * (width - 1)) * model.vocab_size * copies
     at_work = (3 * tokens * model.intermediate_size + costs.layer_parameters(model) // layers) * itemsize
+    gradient = stepping * one + at_work
+    early = on_tpu and machine.fsdp * machine.tensor > 1  # there the gradient is begun while the logits live
     return Need(
         base=_base(whole, machine),
         adapters=(RESIDENT_COPIES * adapters + taken_out * stepping) * one + cast,
         activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer),
-        logits=max(logits, stepping * one + at_work),
+        logits=logits + gradient if early else max(logits, gradient),
     )
 
 
 def _kept(model: ModelConfig, config: FineTuning, machine: Machine, width: int, *, unrolled: bool) -> int:
     """Bytes of a token that a layer keeps for the backward pass: what its norms, its attention, its gate and the
-    adapters read. XLA's attention keeps its scores in float32, in a loop over layers a second time as masked."""
+    adapters read. XLA's attention keeps its scores in float32, in a loop over layers a second time as masked, and on a
+    TPU as weights instead."""
     d, f, h, width = (
         round_up(n, machine.vector_width) for n in (model.hidden_size, model.intermediate_size, model.head_dim, width)
     )
@@ -118,8 +124,9 @@ def _kept(model: ModelConfig, config: FineTuning, machine: Machine, width: int, 
     floats += model.num_heads * h if flash or "o_proj" in adapted else 0
     floats += d if adapted & {"gate_proj", "up_proj"} else 0
     floats += f if "down_proj" in adapted else 0
-    scores = 0 if flash else model.num_heads * width * (1 if unrolled else 2)
-    return floats * machine.itemsize + scores * FLOAT32
+    again = 0 if unrolled else machine.itemsize if machine.vector_width > 1 else FLOAT32
+    scores = 0 if flash else model.num_heads * width * (FLOAT32 + again)
+    return floats * machine.itemsize + scores
 
 
 def writing(
@@ -130,20 +137,24 @@ def writing(
     samples: int,
     prompt_width: int,
     max_tokens: int,
-    adapter_bytes: int = 0,
+    adapters: int = 0,
+    config: FineTuning | None = None,
 ) -> Need:
-    """Reading so many prompts and continuing each, on one device; `adapter_bytes` are those of all its adapters."""
+    """Reading so many prompts and continuing each, on one device, with so many adapters trained by `config`."""
     itemsize, whole, model = machine.itemsize, model, share_of(model, machine)
     slot = costs.kv_bytes(model, itemsize)
     once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.vector_width) // model.head_dim
     cache = prompts * samples * round_up(prompt_width + max_tokens, machine.vector_width) * slot
     cache *= 2 if machine.on_cpu and samples > 1 else 1  # all layers' prompts are repeated first
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
-    layers = _layers(model, machine)
+    own = adapters * _adapter(whole, config, machine) if config else 0
+    # For the last groups a TPU lays A out anew, with its few ranks in all lanes: one projection, whole and in pieces.
+    lanes = round_up(config.rank, machine.vector_width) if config and machine.vector_width > 1 else 0
+    anew = 2 * adapters * model.num_layers * model.hidden_size * lanes * itemsize
     return Need(
         base=_base(whole, machine),
-        adapters=2 * adapter_bytes,  # as trained, and layer by layer
-        activations=once_read + max(reading, cache + layers),
+        adapters=2 * own,  # as trained, and layer by layer
+        activations=once_read + max(reading, _layers(model, machine) + max(cache, anew)),
         logits=(prompts + 3 * prompts * samples) * model.vocab_size * FLOAT32,
     )
 
@@ -159,7 +170,8 @@ def answering(
         samples=1,
         prompt_width=shapes.question_width,
         max_tokens=max(max_tokens, shapes.gold_width),
-        adapter_bytes=adapters * _adapter(model, config, machine),
+        adapters=adapters,
+        config=config,
     )
 
 
@@ -255,17 +267,20 @@ def tick_tokens(model: ModelConfig, on_cpu: bool, sharing: int = 1) -> int:
 
 
 def smallest_share(model: ModelConfig, machine: Machine) -> Machine:
-    """The machine as lanes of the fewest devices that hold the model and one adapter in training, by the forecast.
+    """The machine as lanes of the fewest devices that hold the model with `ENOUGH` adapters, while they train and while
+    they answer (the sampler lays the layers out a second time), by the forecast.
 
     Of as many devices `tensor` is split first, which splits keys, values and scores too. All devices where none fit.
     """
-    count, best = machine.devices, machine
+    count, best, config, asked = machine.devices, machine, FineTuning(), Shapes((USUAL,), 1, 1, USUAL, 1)
     for size in (n for n in range(1, count + 1) if count % n == 0):
         for tensor in (n for n in range(size, 0, -1) if size % n == 0):
             if sharding.undivided(model, MeshShape(1, size // tensor, tensor)):
                 continue
             lanes = machine._replace(devices=count // size, fsdp=size // tensor, tensor=tensor)
-            if training(model, FineTuning(), Compute(), lanes, adapters=1, width=USUAL).total <= SHARE * machine.free:
+            train = training(model, config, Compute(), lanes, adapters=ENOUGH, width=USUAL).total
+            answer = answering(model, config, asked, lanes, adapters=ENOUGH, max_tokens=USUAL).total
+            if max(train, answer + RESIDENT_COPIES * ENOUGH * _adapter(model, config, lanes)) <= SHARE * machine.free:
                 return lanes
             best = best if best.devices == lanes.devices else lanes
     return best

@@ -115,12 +115,15 @@ def placed(tree: Any, mesh: Mesh | None, under: Sequence[str] = ()) -> Any:
     return jax.device_put(tree, jax.tree_util.tree_map_with_path(where, tree))
 
 
-def spread(tree: Any, mesh: Mesh | None) -> Any:
-    """E adapters, each lane's on its own devices and split as `spec` says; as they are where there is no mesh."""
-    if mesh is None:
-        return tree
+def spread_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Of E adapters: each lane's on its own devices, and split as `spec` says."""
     where = lambda path, x: NamedSharding(mesh, PartitionSpec("adapter", *spec(path, x.shape, mesh)[1:]))
-    return jax.device_put(tree, jax.tree_util.tree_map_with_path(where, tree))
+    return jax.tree_util.tree_map_with_path(where, tree)
+
+
+def spread(tree: Any, mesh: Mesh | None) -> Any:
+    """E adapters on the devices, as `spread_shardings` says; as they are where there is no mesh."""
+    return tree if mesh is None else jax.device_put(tree, spread_shardings(tree, mesh))
 
 
 def constrained(tree: Any, mesh: Mesh | None) -> Any:

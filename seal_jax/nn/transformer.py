@@ -187,6 +187,12 @@ def attend(
     return attended.astype(q.dtype).reshape(heads.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
+def possible(attention: Attention) -> Attention:
+    """The same, but XLA's in a `shard_map` that leaves axes to the compiler: jax 0.11.2 cannot split cuDNN's there."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return "xla" if mesh.manual_axes and mesh.auto_axes else attention
+
+
 # What these two compute is cheap and wide: the backward pass does it again from their inputs, which are kept anyway.
 _again = partial(jax.checkpoint, prevent_cse=False)
 
@@ -275,7 +281,7 @@ class Block(nnx.Module):
         kv = KV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
         if past is None:
             attended = (
-                jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=self.attention)
+                jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=possible(self.attention))
                 if mask is None
                 else jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
             )
