@@ -5,6 +5,7 @@
     python -m experiments.adapt --document report.pdf --exam exam.json     # graded, on questions of your own
     python -m experiments.adapt large --document notes.md --model Qwen/Qwen2.5-7B --seal runs/squad-paper     # a GPU
     python -m experiments.adapt --adapter my-adapter --ask "Who keeps the lamp?"      # nothing is trained
+    python -m experiments.adapt notes/ report.pdf        # many documents: a library (experiments/library.py)
 
 The document (.md, .txt, .pdf) is cut into passages. The model writes notes on each, and questions whose answers stand
 in it, which it is never trained on. Several candidate adapters, each trained on other notes of the whole document,
@@ -16,6 +17,7 @@ resumes a run that was killed, and goes straight to the questions of one that ha
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,8 @@ from seal_jax.run.passages import Knowledge
 from seal_jax.run.session import Experiment, Place, Preset, Session
 from seal_jax.seal.teaching import Teaching, teach
 from seal_jax.types import PROJECTIONS, Compute
+
+from . import library
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,7 @@ def run(here: Session, data: Material) -> dict[str, Any]:
     """Teaches the document, unless there is only an adapter to ask; then saves and asks."""
     config, lesson = data.config, here.lesson
     below = documents.begin_with(config, here)
-    taught = teach(here.lm, lesson, here.loop, config.teaching) if lesson else None
+    taught = teach(here.lm, [lesson], here.loop, config.teaching)[0] if lesson else None
     adapted = documents.adapted_model(config, here, below, taught)
     results = documents.finish(config, here, data, adapted)
     here.afterwards.append(lambda: documents.afterwards(config, adapted, here.folder))
@@ -137,10 +141,16 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line, in which the document may stand without its option: `adapt notes.md`."""
+    """Runs a command line, in which the document may stand without its option: `adapt notes.md`.
+
+    Several documents, or a folder of them, are taught as a library (experiments/library.py).
+    """
     words = list(arguments)
     first = 1 if words and words[0] in PRESETS else 0
-    if words[first:] and Path(words[first]).suffix.lower() in (".md", ".txt", ".pdf"):
+    given = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words[first:])]
+    if len(given) > 1 or (given and given[0].is_dir()):
+        return int(library.main(["add", *words[first:]]))
+    if given and given[0].suffix.lower() in (".md", ".txt", ".pdf"):
         words.insert(first, "--document")
     return command.main(EXPERIMENT, words)
 

@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import msgspec
 
 from seal_jax.domains import document as documents
-from seal_jax.domains import squad
+from seal_jax.domains import records, squad
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import Passage
 from seal_jax.domains.squad import Question, make_query
@@ -155,6 +156,20 @@ INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8)
 COMPUTE = Compute(width_cuts=(24, 32, 48, 96))
 
 
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How documents are taught, and what model: the identity of what comes of them."""
+
+    model: str = "smollm2-135m"  # as `--model`: embedded, a Hugging Face folder or id, or a GGUF file
+    teaching: Teaching = Teaching()
+    inner: FineTuning = INNER
+    notes: Notes = NOTES
+    style: Literal["auto", "raw", "chat"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    base: Base = "full"
+    seed: int = 0
+
+
 class Answer(NamedTuple):
     """A question to the model before and after it was taught."""
 
@@ -163,6 +178,8 @@ class Answer(NamedTuple):
     after: str
     before_cut: bool = False  # at the limit of tokens
     after_cut: bool = False
+    document: str | None = None  # of a library, that was found; None: none, and both answers are the base model's
+    sure: float | None = None  # that the document answers the question, 0 to 1 (run/library.py)
 
     @property
     def shown(self) -> tuple[str, str]:
@@ -245,8 +262,7 @@ class Adapted:
         over a quantised base.
         """
         folder = Path(folder).expanduser()
-        if merged and quantised.is_quantised(self.lm.params):
-            raise ValueError("a quantised base keeps no full weights to merge into: save the adapter alone")
+        params = self.merged() if merged else None
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file; expected a folder to write into, or a name that is free")
         whole = stacked([*self.below, self.adapter], self.lm.params["blocks"])
@@ -260,11 +276,16 @@ class Adapted:
             "sampling": "greedy",
         }
         write_atomically(folder / ASKING, json.dumps(asking, indent=1) + "\n")
-        if merged:
-            params = lora.merge(self.lm.params, self.adapter)
+        if params is not None:
             text = tokenizer.load_tokenizer(hub.find_model(self.name))
             weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
         return folder
+
+    def merged(self) -> dict[str, Any]:
+        """The model's parameters with the adapter in them. Raises ValueError for a quantised base."""
+        if quantised.is_quantised(self.lm.params):
+            raise ValueError("a quantised base keeps no full weights to merge into: save the adapter alone")
+        return lora.merge(self.lm.params, self.adapter)
 
 
 def stacked(adapters: Sequence[Adapter], blocks: dict[str, Any]) -> Adapter:
@@ -322,40 +343,116 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
       FileNotFoundError, ValueError: as `document.read_document` and `hub.find_model`; a document too long; divergence.
     """
     read = documents.read_document(document)
-    with_devices(compute.devices)
-    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices, base=base, mesh=compute.mesh)
-    lm, config = speaker.lm, speaker.model
-    assert config is not None  # it has been loaded
+    course = Course(model, teaching, inner, notes, style, dtype, base, seed)
+    speaker = load_speaker(course, compute)
     below: tuple[Adapter, ...] = ()
     if start is not None:
         start = Path(start).expanduser()
-        below = (peft.load_peft(start, config, hub.names(model)),)
-        lm = lm._replace(params=lora.merge(lm.params, below[0]))
-    lesson = make_lesson(read, speaker, grade_by_match, teaching, notes, compute)
-    sizes = Writing(teaching.candidates, lesson.prompt_width, notes.sampling.max_tokens, notes.answer_tokens)
-    wanted = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
-    settings = {
-        "inputs": digest([read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]),
-        "model": model, "weights": {"model": fingerprint.of_model(model)},
-        "teaching": as_json(teaching), "inner": as_json(inner), "notes": as_json(notes),
-        "style": speaker.style, "dtype": dtype, "base": base, "seed": seed,
-    }  # fmt: skip
+        assert speaker.model is not None  # it has been loaded
+        below = (peft.load_peft(start, speaker.model, hub.names(model)),)
+        speaker = speaker._replace(lm=speaker.lm._replace(params=lora.merge(speaker.lm.params, below[0])))
+    compute = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
+    what = [read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]
+    settings = identity(course, speaker, inputs=digest(what))
     with contextlib.ExitStack() as stack:
         journal: Journal = Memory()
         if run_folder is not None:
             folder = RunFolder(Path(run_folder).expanduser(), settings)
             journal = stack.enter_context(contextlib.closing(folder))
-        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype, base, lm.mesh))
-        report = say or (lambda text: None)
-        loop = Loop(
-            lesson.domain, make_trainer(inner, lesson.shapes, cut, say=report), notes.sampling, lesson.prompt_width,
-            Chunk(cut.write_chunk or 1, "self-edits", report), notes.answer_tokens, seed, journal, Phases(report),
-        )  # fmt: skip
-        taught = teach(lm, lesson, loop, teaching)
+        (adapted,) = teach_documents([read], speaker, course, compute, journal, say or (lambda text: None))
+    return dataclasses.replace(adapted, below=below)
+
+
+def load_speaker(course: Course, compute: Compute) -> Speaker:
+    """The course's model, on the devices."""
+    with_devices(compute.devices)
+    return runtime.load(
+        course.model, dtype=course.dtype, style=course.style, devices=compute.devices, base=course.base,
+        mesh=compute.mesh,
+    )  # fmt: skip
+
+
+def identity(course: Course, speaker: Speaker, **more: Any) -> dict[str, Any]:
+    """What makes teaching the same: a run folder carries on only where all of it is."""
+    weights = {"model": fingerprint.of_model(course.model)}
+    return {**as_json(dataclasses.replace(course, style=speaker.style)), "weights": weights, **more}
+
+
+def teach_documents(
+    read: Sequence[Document],
+    speaker: Speaker,
+    course: Course,
+    compute: Compute,
+    journal: Journal,
+    report: Callable[[str], None],
+) -> list[Adapted]:
+    """D documents, an adapter each, trained together. `report` is called with the name of each phase.
+
+    Raises:
+        ValueError: a document too long, or every candidate of one diverged.
+    """
+    lm, model, notes, inner = speaker.lm, speaker.model, course.notes, course.inner
+    assert model is not None  # it has been loaded
+    lessons = [make_lesson(one, speaker, grade_by_match, course.teaching, notes, compute) for one in read]
+    all_shapes = [lesson.shapes for lesson in lessons]
+    shapes = max(all_shapes, key=lambda own: own.widths[-1])._replace(
+        capacity=max(own.capacity for own in all_shapes), question_width=max(own.question_width for own in all_shapes)
+    )
+    width = max(lesson.prompt_width for lesson in lessons)
+    sizes = Writing(course.teaching.candidates, width, notes.sampling.max_tokens, notes.answer_tokens)
+    cut = decided(
+        journal, partial(runtime.fit, model, inner, shapes, compute, sizes, course.dtype, course.base, lm.mesh)
+    )
+    loop = Loop(
+        lessons[0].domain, make_trainer(inner, shapes, cut, say=report), notes.sampling, width,
+        Chunk(cut.write_chunk or 1, "self-edits", report), notes.answer_tokens, course.seed, journal, Phases(report),
+    )  # fmt: skip
     template = squad.load_prompts(notes.prompt, speaker.style).question
+    return [
+        Adapted(
+            lm, model, course.model, taught.adapter, (), lesson.title, template, speaker.render, notes.answer_tokens,
+            shapes, chunk_of(lm, loop, course.teaching.candidates), taught,
+        )
+        for lesson, taught in zip(lessons, teach(lm, lessons, loop, course.teaching), strict=True)
+    ]  # fmt: skip
+
+
+class Asking(msgspec.Struct):
+    """asking.json."""
+
+    base_model: str
+    topic: str
+    prompt: str
+    max_new_tokens: int
+
+
+def load_adapted(
+    folder: str | Path, model: str | None = None, *, speaker: Speaker | None = None, compute: Compute = COMPUTE
+) -> Adapted:
+    """An adapter that was saved, by `Adapted.save` or by PEFT, over its model: `speaker`, or `model` in float32.
+
+    Raises:
+        FileNotFoundError, ValueError: no adapter; one without asking.json where no model is named; another model's.
+    """
+    folder = Path(folder).expanduser()
+    peft.require_files(folder)
+    file = folder / ASKING
+    asking = Asking(model or "", "", "", NOTES.answer_tokens)
+    if file.is_file():
+        asking = records.decode(file.read_bytes(), Asking, str(file), "the file as it was saved")
+    name = model or asking.base_model
+    if not name:
+        raise ValueError(f"{folder}: no {ASKING} says which model the adapter is for: name it, --model NAME")
+    if speaker is None:
+        plain = squad.load_prompts(NOTES.prompt, "raw").question
+        raw = asking.prompt == make_query(str, plain, asking.topic, "{question}", "").prompt
+        speaker = load_speaker(Course(name, style="raw" if raw else "auto"), compute)
+    lm, shape = speaker.lm, speaker.model
+    assert shape is not None  # it has been loaded
+    template = squad.load_prompts(NOTES.prompt, speaker.style).question
     return Adapted(
-        lm, config, model, taught.adapter, below, lesson.title, template, speaker.render, notes.answer_tokens,
-        lesson.shapes, chunk_of(lm, loop, teaching.candidates), taught,
+        lm, shape, name, peft.load_peft(folder, shape, hub.names(name)), (), asking.topic, template, speaker.render,
+        asking.max_new_tokens, Shapes((8,), 1, TOGETHER, 64, 8), Chunk(batching.round_up(2, lanes(lm.mesh))),
     )  # fmt: skip
 
 

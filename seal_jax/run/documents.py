@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -352,9 +352,17 @@ def afterwards(config: Any, adapted: Adapted, folder: RunFolder) -> None:
         show('No terminal, so no question is read; to ask, give the command again with --ask "..." "..."')
 
 
-def converse(adapted: Adapted, folder: RunFolder) -> None:
-    """Questions from the terminal until an empty line, the end of input, or Ctrl-C."""
-    show(f"Ask about {adapted.topic or 'anything'}; an empty line ends.")
+class Asked(Protocol):
+    """What answers questions: an `Adapted`, or a library."""
+
+    @property
+    def topic(self) -> str: ...
+    def ask(self, question: str) -> Answer: ...
+
+
+def converse(asked: Asked, folder: RunFolder | None = None) -> None:
+    """Questions from the terminal until an empty line, the end of input, or Ctrl-C. A run folder keeps the answers."""
+    show(f"Ask about {asked.topic or 'anything'}; an empty line ends.")
     while True:
         try:
             question = input("? ").strip()
@@ -364,8 +372,9 @@ def converse(adapted: Adapted, folder: RunFolder) -> None:
         if not question:
             return
         try:
-            answer = adapted.ask(question)
-            keep_answers(folder, [answer])
+            answer = asked.ask(question)
+            if folder is not None:
+                keep_answers(folder, [answer])
             show(side_by_side([answer]))
         except ValueError as error:
             show(f"error: {error}")
@@ -381,6 +390,7 @@ def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
     lines = []
     for answer in answers:
         cells = [textwrap.wrap(text or "(nothing)", half) for text in answer.shown]
-        lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | after"]
+        after = "after" if answer.sure is None else f"{answer.document or 'no document'} ({answer.sure:.0%} sure)"
+        lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | {after}"]
         lines += [f"  {a:<{half}} | {b}".rstrip() for a, b in itertools.zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)
