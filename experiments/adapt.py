@@ -4,7 +4,6 @@
     python -m experiments.adapt --document notes.md --ask "Who keeps the lamp?" --save my-adapter --merged
     python -m experiments.adapt --document report.pdf --exam exam.json     # graded, on questions of your own
     python -m experiments.adapt large --document notes.md --model Qwen/Qwen2.5-7B --seal runs/squad-paper     # a GPU
-    python -m experiments.adapt --adapter my-adapter --ask "Who keeps the lamp?"      # nothing is trained
     python -m experiments.adapt notes/ report.pdf        # many documents: a library (experiments/library.py)
 
 The document (.md, .txt, .pdf) is cut into passages. The model writes notes on each, and questions whose answers stand
@@ -52,7 +51,7 @@ class Config(Knowledge):
     seal: Path | None = None
     """Begin with the model that this run folder of experiments.squad trained: it writes the notes, and learns."""
     adapter: Path | None = None
-    """Begin with a PEFT adapter from this folder; without --document it is asked as it is."""
+    """Begin with a PEFT adapter from this folder."""
     exam: Path | None = None
     """Questions of your own, asked before and after and graded: JSON, [{"question", "answer"}]. Never trained on."""
     ask: tuple[str, ...] = ()
@@ -112,10 +111,10 @@ PRESETS = {
 
 
 def run(here: Session, data: Material) -> dict[str, Any]:
-    """Teaches the document, unless there is only an adapter to ask; then saves and asks."""
-    config, lesson = data.config, here.lesson
+    """Teaches the document; then saves and asks."""
+    config = data.config
     below = documents.begin_with(config, here)
-    taught = teach(here.lm, [lesson], here.loop, config.teaching)[0] if lesson else None
+    (taught,) = teach(here.lm, [here.lesson], here.loop, config.teaching)
     adapted = documents.adapted_model(config, here, below, taught)
     results = documents.finish(config, here, data, adapted)
     here.afterwards.append(lambda: documents.afterwards(config, adapted, here.folder))
@@ -124,7 +123,7 @@ def run(here: Session, data: Material) -> dict[str, Any]:
 
 def execute(experiment: Experiment, config: Config, compute: Compute, place: Place, *, command: str) -> dict[str, Any]:
     """A run: what is done afterwards is no part of its identity."""
-    kept = dataclasses.replace(config, **AFTERWARDS, data=str(config.document or config.adapter))
+    kept = dataclasses.replace(config, **AFTERWARDS, data=str(config.document))
     whole = experiment._replace(read=lambda _: documents.read(config))
     return session.execute(whole, kept, compute, place, command=command)
 

@@ -262,9 +262,7 @@ def main(arguments: Sequence[str]) -> int:
                 words["; ".join([command, *others])] = ["-m", *small(command, number, model, server.url)]
                 if command.split()[0] == "experiments.library" and command.split()[1] in READ_A_LIBRARY:
                     shutil.copytree(folder / "runs" / "notes", folder / "runs" / f"library-{number}")
-        reads_adapter = [name for name in words if "--adapter " in name]  # which another command saves
-        run_all((name, words[name]) for name in words if name not in reads_adapter)
-        run_all((name, words[name]) for name in reads_adapter)
+        run_all(words.items())
         programs_by_file = {}
         for number, (name, text) in enumerate(programs().items()):
             if all(word in name for word in arguments):
