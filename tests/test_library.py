@@ -273,6 +273,7 @@ def test_mistakes_are_answered_by_a_sentence(made, course, notes, tmp_path):
         (tmp_path / "twice" / name).write_text("text")
     (tmp_path / "empty").mkdir()
     (tmp_path / "lamp.md").write_text("another lamp")
+    (tmp_path / "long.md").write_text("\n\n".join(f"Sentence {n} of many, many words." for n in range(900)))
     old = shutil.copytree(made, tmp_path / "old")
     (old / "library.json").write_text('{"schema": 0}')
     for work, said in [
@@ -284,6 +285,7 @@ def test_mistakes_are_answered_by_a_sentence(made, course, notes, tmp_path):
         (lambda: make(made).add(tmp_path / "empty"), r"no document in this folder; expected \.md, \.txt or \.pdf"),
         (lambda: make(made).add(tmp_path / "twice"), "would both be called a-b: rename one of them"),
         (lambda: make(made).add(tmp_path / "lamp.md"), "lamp is there already, from .*notes.*lamp.md; remove it, or"),
+        (lambda: make(made).add(tmp_path / "long.md"), r"long\.md: the document has .* at most 64 are taught"),
         (lambda: make(made).add({"a b": None}), "a document's name is 'a b'; expected letters"),
         (lambda: commands.existing(tmp_path / "none"), r"no library \(it has no library\.json\); make one"),
     ]:

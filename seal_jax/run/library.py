@@ -38,6 +38,7 @@ from seal_jax.domains.squad import load_prompts, make_query
 from seal_jax.engine import batching
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.training import Shapes
+from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import fingerprint, peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
@@ -51,6 +52,7 @@ from seal_jax.run.adapted import (
     lesson_texts,
     load_adapted,
     load_speaker,
+    make_lesson,
     teach_documents,
 )
 from seal_jax.run.journal import RunFolder, as_json, differences, digest, read_json, write_atomically
@@ -63,7 +65,7 @@ from seal_jax.types import Compute, Query
 
 SCHEMA = 1  # of what a library's folder holds
 GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, together
-AT_ONCE, PIECE = 16, 128  # answers that are written at a time; questions whose adapters are in memory together
+AT_ONCE, PIECE = 16, 64  # answers that are written at a time; questions whose adapters are in memory together
 COURSE = Course(teaching=Teaching(candidates=1, questions=8))  # one adapter a document: none is chosen by questions
 ANYTHING = "Topic: {title}\n"  # of a question's prompt: left out where no document is found
 _NAME = re.compile(r"\w[\w.-]*")
@@ -170,21 +172,23 @@ class Library:
         """Its documents, by name. Raises ValueError for one that is damaged."""
         found = []
         for folder in sorted(self._documents.glob("[!.]*")):
-            with contextlib.suppress(FileNotFoundError):  # removed a moment ago
-                file = folder / "document.json"
-                found.append(
-                    records.decode(file.read_bytes(), Entry, str(file), "a document's entry; remove and add it")
-                )
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed a moment ago, or no document
+                found.append(self._entry(folder))
         return found
+
+    def _entry(self, folder: Path) -> Entry:
+        file = folder / "document.json"
+        return records.decode(file.read_bytes(), Entry, str(file), "a document's entry: remove it and add it again")
 
     def entry(self, name: str) -> Entry:
         """The document of that name. Raises ValueError with the nearest name where there is none."""
-        entries = {entry.name: entry for entry in self.entries()}
-        if name not in entries:
-            near = difflib.get_close_matches(name, entries, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(entries)[:8]) or 'none'}"
-            raise ValueError(f"{self.folder}: no document is called {name!r}: {hint}")
-        return entries[name]
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if _NAME.fullmatch(name):
+                return self._entry(self._documents / name)
+        names = [entry.name for entry in self.entries()]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8]) or 'none'}"
+        raise ValueError(f"{self.folder}: no document is called {name!r}: {hint}")
 
     def path(self, name: str) -> Path:
         """A document's folder, which PEFT reads. Raises ValueError where there is none, or its files were altered."""
@@ -284,6 +288,8 @@ class Library:
                         f"{source or 'a text'}; remove it, or rename the file"
                     )
             new = [name for name, own in given.items() if name not in there or there[name].digest != own.digest]
+            for name in new:  # now, and not hours later when it is its turn
+                self._require_teachable(given[name], name)
             left = self._left_over(given)
             rest = [name for name in new if name not in left]
             size = max(1, GROUP // self.course.teaching.candidates)
@@ -336,6 +342,13 @@ class Library:
                 old.rename(place)
         for folder in [*self._documents.glob(".*"), *self.folder.glob(".done-*")]:
             shutil.rmtree(folder)
+
+    def _require_teachable(self, own: Given, name: str) -> None:
+        try:
+            how = self.course
+            make_lesson(own.document, self.speaker, grade_by_match, how.teaching, how.notes, self.compute)
+        except ValueError as error:
+            raise ValueError(f"{own.source or name}: {error}") from error
 
     def _left_over(self, given: Mapping[str, Given]) -> list[str]:
         """The documents that were being taught when a call was stopped, if they are given again as they were."""
