@@ -27,10 +27,10 @@ import tyro
 
 from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap
 from seal_jax.domains.document import Document, Section
-from seal_jax.domains.passages import Passage, load_passages, slug
+from seal_jax.domains.passages import Passage, load_passages, shuffled, slug
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.run import ends, exports
-from seal_jax.run.adapted import COMPUTE, Adapted, Answer, Course, load_adapted
+from seal_jax.run.adapted import COMPUTE, Adapted, Answer, Course, load_adapted, read_asking
 from seal_jax.run.documents import converse, side_by_side
 from seal_jax.run.exports import Form
 from seal_jax.run.journal import write_atomically
@@ -142,18 +142,18 @@ class Export:
     """For an adapter that does not say which model it is for."""
 
     def run(self) -> None:
+        load: Callable[[str], Adapted]
         if is_library(self.source):
             library = existing(self.source)
             names = self.documents or tuple(entry.name for entry in library.entries())
             folders, model = {name: library.path(name) for name in names}, library.course.model
-            load: Callable[[str], Adapted] = library.adapted
+            load = library.adapted
         else:
-            folders, model = {self.source.resolve().name: self.source}, self.model
-            load = lambda name: load_adapted(self.source, self.model)
+            folders = {self.source.resolve().name: self.source}
+            model, load = read_asking(self.source, self.model).base_model, lambda name: load_adapted(self.source, model)
         if not folders:
             raise ValueError(f"{self.source}: an empty library; add documents first")
         if self.to in ("vllm", "sglang"):
-            model = model or load_adapted(self.source).name
             commands = [exports.for_server(self.to, folders, model, self.out)]
         elif self.to in ("gguf", "merged-gguf"):
             commands = exports.for_llama_cpp(self.to, folders, load, self.out)
@@ -169,8 +169,9 @@ class Demo:
 
     data: str = "invented"
     """invented, squad, or a JSON file of passages."""
-    passages: int = 20
-    library: Path = Path("runs/library-demo")
+    passages: int = 10
+    library: Path | None = None
+    """The library's folder (default: in runs/, after the data and the number of passages)."""
     course: Annotated[Course, Unnamed] = COURSE
     compute: Compute = COMPUTE
 
@@ -178,17 +179,18 @@ class Demo:
         require_at_least(1, passages=self.passages)
 
     def run(self) -> None:
-        passages = load_passages(self.data, "held_out")
+        passages = shuffled(load_passages(self.data, "held_out"), self.course.seed)
         mine, others = passages[: self.passages], passages[self.passages : 2 * self.passages]
         if not others:
             raise ValueError(
                 f"{self.data} has {len(passages)} passages, and {self.passages} were to be taught: lower --passages, "
                 "so that some are left to ask about what is not in the library"
             )
-        library = Library(self.library, course=self.course, compute=self.compute)
+        folder = self.library or Path("runs") / f"library-demo-{slug(Path(self.data).stem)}-{self.passages}"
+        library = Library(folder, course=self.course, compute=self.compute)
         library.add({p.id: Document(p.title, (Section(p.title, (p.context,)),)) for p in mine})
         results = measure(library, mine, others, seed=self.course.seed)
-        write_atomically(self.library / "measured.json", json.dumps(results, indent=1))
+        write_atomically(folder / "measured.json", json.dumps(results, indent=1))
         show(*(table_text(table) for table in results["tables"]))
 
 

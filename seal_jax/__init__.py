@@ -1,6 +1,7 @@
 """Self-adapting language models (SEAL, arXiv 2506.10943) in JAX. Start reading at `engine/inner.py`.
 
-`seal_jax.adapt(document, model)` teaches a model a document (`run/adapted.py`); importing this package loads no JAX.
+`seal_jax.adapt(document, model)` teaches a model a document (`run/adapted.py`), `seal_jax.Library(folder)` many
+(`run/library.py`); importing this package loads no JAX.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ __all__ = ["Adapted", "Answer", "Course", "Library", "Teaching", "adapt"]
 
 
 def __getattr__(name: str) -> Any:
-    """`adapt`, `Library` and their types, imported from `run/library.py` on first use."""
+    """`adapt`, `Library` and their types, imported on first use."""
     if name in __all__:
-        from seal_jax.run import library
+        from seal_jax.run import adapted, library
 
-        return getattr(library, name)
+        return getattr(library if name == "Library" else adapted, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

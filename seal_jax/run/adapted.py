@@ -44,9 +44,9 @@ from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.session import decided
 from seal_jax.run.terminal import show
-from seal_jax.seal.rewards import ask, gold_tokens
+from seal_jax.seal.rewards import ask
 from seal_jax.seal.rounds import Loop
-from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Taught, Teaching, chunk_of, passage_examples, teach
+from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Taught, Teaching, passage_examples, teach
 from seal_jax.types import (
     PROJECTIONS,
     Base,
@@ -146,6 +146,7 @@ def lesson_texts(prompt: str) -> list[Any]:
     return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
 
 
+AT_ONCE = 16  # answers that are written at a time
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 
 # For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
@@ -205,8 +206,6 @@ class Adapted:
     template: str  # of a question
     render: Callable[[str], str]
     answer_tokens: int
-    sizes: Shapes  # for several questions: those of the program that compared the candidates
-    at_once: Chunk  # of that program
     taught: Taught | None = None  # how it was taught, where it was here
 
     def ask(self, question: str, *, topic: str | None = None) -> Answer:
@@ -229,25 +228,11 @@ class Adapted:
         Raises:
             ValueError: one too long for the model's context.
         """
-        longest = max((len(self.lm.codec.encode(query.prompt)) for query in queries), default=0)
-        if longest + self.answer_tokens > self.model.context_length:
-            raise ValueError(
-                f"a question of {longest} tokens with its prompt; the model's context is {self.model.context_length}, "
-                f"and {self.answer_tokens} are kept for the answer"
-            )
-        gold = max((len(gold_tokens(self.lm.codec.encode_more, query)) for query in queries), default=0)
-        sizes, chunk = self.sizes, self.at_once
-        if len(queries) == 1 or longest > sizes.question_width or gold > sizes.gold_width:
-            sizes = sizes._replace(
-                questions=1 if len(queries) == 1 else TOGETHER,
-                question_width=batching.round_up(max(longest, 1), 64),  # few widths: each is a program to compile
-                gold_width=batching.round_up(max(gold, 1), 8),
-            )
-            chunk = Chunk(batching.round_up(2, lanes(self.lm.mesh)), say=chunk.say)
         both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
-        said = ask(self.lm, both, [queries, queries], sizes, max_tokens=self.answer_tokens, chunk=chunk)
-        questions = [query.question for query in queries]
-        return [Answer(*each) for each in zip(questions, *said.answers, *said.cut, strict=True)]
+        of = [0] * len(queries) + [1] * len(queries)
+        said = ask_each(self.lm, self.model, both, [*queries, *queries], of, max_tokens=self.answer_tokens)
+        pairs = zip(queries, said[: len(queries)], said[len(queries) :], strict=True)
+        return [Answer(query.question, before, after, cut, cut_too) for query, (before, cut), (after, cut_too) in pairs]
 
     def queries(self, questions: Sequence[Question], *, topic: str | None = None) -> list[Query]:
         """Questions with their answers, as the model reads them."""
@@ -286,6 +271,35 @@ class Adapted:
         if quantised.is_quantised(self.lm.params):
             raise ValueError("a quantised base keeps no full weights to merge into: save the adapter alone")
         return lora.merge(self.lm.params, self.adapter)
+
+
+def ask_each(
+    lm: LanguageModel,
+    model: ModelConfig,
+    adapters: Adapter,
+    queries: Sequence[Query],
+    of: Sequence[int],
+    *,
+    max_tokens: int,
+) -> list[tuple[str, bool]]:
+    """Greedy answers, each by the adapter of that number among E, and whether it was cut off: a row a question.
+
+    Raises:
+        ValueError: a question too long for the model's context.
+    """
+    longest = max((len(lm.codec.encode(query.prompt)) for query in queries), default=0)
+    if longest + max_tokens > model.context_length:
+        raise ValueError(
+            f"a question of {longest} tokens with its prompt; the model's context is {model.context_length}, and "
+            f"{max_tokens} are kept for the answer"
+        )
+    sizes = Shapes((8,), 1, 1, batching.round_up(max(longest, 1), 64), 8)  # few widths: each is a program to compile
+    chunk = Chunk(batching.round_up(min(AT_ONCE, len(queries)), lanes(lm.mesh)), "answers", show)
+    asked = [(query._replace(gold=""), e) for query, e in zip(queries, of, strict=True)]
+    groups = [[query for query, e in asked if e == each] for each in range(len(adapters.scale))]
+    said = ask(lm, adapters, groups, sizes, max_tokens=max_tokens, chunk=chunk)
+    rest = [zip(*own, strict=True) for own in zip(said.answers, said.cut, strict=True)]
+    return [next(rest[e]) for e in of]
 
 
 def stacked(adapters: Sequence[Adapter], blocks: dict[str, Any]) -> Adapter:
@@ -411,7 +425,7 @@ def teach_documents(
     return [
         Adapted(
             lm, model, course.model, taught.adapter, (), lesson.title, template, speaker.render, notes.answer_tokens,
-            shapes, chunk_of(lm, loop, course.teaching.candidates), taught,
+            taught,
         )
         for lesson, taught in zip(lessons, teach(lm, lessons, loop, course.teaching), strict=True)
     ]  # fmt: skip
@@ -426,6 +440,18 @@ class Asking(msgspec.Struct):
     max_new_tokens: int
 
 
+def read_asking(folder: Path, model: str | None = None) -> Asking:
+    """How a saved adapter is asked, over `model` where one is named. Raises as `load_adapted`."""
+    peft.require_files(folder)
+    asking, file = Asking(model or "", "", "", NOTES.answer_tokens), folder / ASKING
+    if file.is_file():
+        asking = records.decode(file.read_bytes(), Asking, str(file), "the file as it was saved")
+        asking.base_model = model or asking.base_model
+    if not asking.base_model:
+        raise ValueError(f"{folder}: no {ASKING} says which model the adapter is for: name it, --model NAME")
+    return asking
+
+
 def load_adapted(
     folder: str | Path, model: str | None = None, *, speaker: Speaker | None = None, compute: Compute = COMPUTE
 ) -> Adapted:
@@ -435,14 +461,8 @@ def load_adapted(
         FileNotFoundError, ValueError: no adapter; one without asking.json where no model is named; another model's.
     """
     folder = Path(folder).expanduser()
-    peft.require_files(folder)
-    file = folder / ASKING
-    asking = Asking(model or "", "", "", NOTES.answer_tokens)
-    if file.is_file():
-        asking = records.decode(file.read_bytes(), Asking, str(file), "the file as it was saved")
-    name = model or asking.base_model
-    if not name:
-        raise ValueError(f"{folder}: no {ASKING} says which model the adapter is for: name it, --model NAME")
+    asking = read_asking(folder, model)
+    name = asking.base_model
     if speaker is None:
         plain = squad.load_prompts(NOTES.prompt, "raw").question
         raw = asking.prompt == make_query(str, plain, asking.topic, "{question}", "").prompt
@@ -452,7 +472,7 @@ def load_adapted(
     template = squad.load_prompts(NOTES.prompt, speaker.style).question
     return Adapted(
         lm, shape, name, peft.load_peft(folder, shape, hub.names(name)), (), asking.topic, template, speaker.render,
-        asking.max_new_tokens, Shapes((8,), 1, TOGETHER, 64, 8), Chunk(batching.round_up(2, lanes(lm.mesh))),
+        asking.max_new_tokens,
     )  # fmt: skip
 
 

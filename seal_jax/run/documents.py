@@ -29,7 +29,7 @@ from seal_jax.run.session import Model, Prepared, Session
 from seal_jax.run.terminal import shell_command, show
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
-from seal_jax.seal.teaching import WRITING_QUESTIONS, Taught, chosen_by, chunk_of, figure
+from seal_jax.seal.teaching import WRITING_QUESTIONS, Taught, chosen_by, figure
 from seal_jax.types import SelfEdit, Verdict
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -109,8 +109,7 @@ def adapted_model(config: Any, here: Session, below: Sequence[Adapter], taught: 
     alone = here.lm._replace(hosts=None)  # process 0 asks it when the others have gone
     return Adapted(
         alone, here.speaker.model, config.model, taught.adapter, tuple(below), here.lesson.title,
-        squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens,
-        here.loop.trainer.shapes, chunk_of(alone, here.loop, config.teaching.candidates), taught,
+        squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens, taught,
     )  # fmt: skip
 
 

@@ -35,19 +35,16 @@ from seal_jax.domains import records
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import slug
 from seal_jax.domains.squad import load_prompts, make_query
-from seal_jax.engine import batching
-from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.training import Shapes
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import fingerprint, peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
-from seal_jax.nn.sharding import lanes
 from seal_jax.run.adapted import (
     COMPUTE,
     Adapted,
     Answer,
     Course,
+    ask_each,
     identity,
     lesson_texts,
     load_adapted,
@@ -59,13 +56,12 @@ from seal_jax.run.journal import RunFolder, as_json, differences, digest, read_j
 from seal_jax.run.retrieval import LEAST_SURE, Finder
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.terminal import show
-from seal_jax.seal.rewards import ask
 from seal_jax.seal.teaching import Teaching, figure
 from seal_jax.types import Compute, Query
 
 SCHEMA = 1  # of what a library's folder holds
 GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, together
-AT_ONCE, PIECE = 16, 64  # answers that are written at a time; questions whose adapters are in memory together
+PIECE = 64  # questions whose adapters are in memory together
 COURSE = Course(teaching=Teaching(candidates=1, questions=8))  # one adapter a document: none is chosen by questions
 ANYTHING = "Topic: {title}\n"  # of a question's prompt: left out where no document is found
 _NAME = re.compile(r"\w[\w.-]*")
@@ -246,24 +242,17 @@ class Library:
             return make_query(render, about, titles[name] if name else "", question, "")
 
         queries = [query(*each) for each in zip(questions, documents, strict=True)]
-        groups = [queries, *([q for q, own in zip(queries, documents, strict=True) if own == name] for name in names)]
-        longest, limit = max(len(lm.codec.encode(q.prompt)) for q in queries), self.course.notes.answer_tokens
-        if longest + limit > model.context_length:
-            raise ValueError(
-                f"a question of {longest} tokens with its prompt; the model's context is {model.context_length}, and "
-                f"{limit} are kept for the answer"
-            )
-        sizes = Shapes((8,), 1, 1, batching.round_up(longest, 64), 8)  # few widths: each is a program to compile
-        rows = min(AT_ONCE, len(queries) + sum(name is not None for name in documents))
-        chunk = Chunk(batching.round_up(rows, lanes(lm.mesh)), "answers", self.say)
-        said = ask(lm, adapters, groups, sizes, max_tokens=limit, chunk=chunk)
-        rest = {name: zip(said.answers[n], said.cut[n], strict=True) for n, name in enumerate(names, 1)}
-        answers = []
-        for n, (question, name) in enumerate(zip(questions, documents, strict=True)):
-            before, cut = said.answers[0][n], said.cut[0][n]
-            after, after_cut = next(rest[name]) if name else (before, cut)
-            answers.append(Answer(question, before, after, cut, after_cut, name))
-        return answers
+        found = [n for n, name in enumerate(documents) if name is not None]
+        of = [0] * len(queries) + [1 + names.index(documents[n]) for n in found]
+        rows, limit = [*queries, *(queries[n] for n in found)], self.course.notes.answer_tokens
+        said = ask_each(lm, model, adapters, rows, of, max_tokens=limit)
+        after = said[: len(queries)]
+        for n, own in zip(found, said[len(queries) :], strict=True):
+            after[n] = own
+        return [
+            Answer(questions[n], said[n][0], after[n][0], said[n][1], after[n][1], documents[n])
+            for n in range(len(questions))
+        ]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Add and remove
