@@ -205,7 +205,7 @@ def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage]
 
     def each(passages: Sequence[Passage], answers: Sequence[str]) -> list[float | None]:
         """The accuracy on each passage."""
-        rest, shares = iter(answers), []
+        rest, shares = iter(answers), list[float | None]()
         for passage in passages:
             queries = [Query(q.question, q.question, q.answer) for q in passage.questions]
             verdicts = grade_by_match(queries, [next(rest) for _ in queries])

@@ -230,8 +230,8 @@ def questions_table(taught: Taught) -> dict[str, Any]:
     for p, passage in enumerate(taught.passages):
         base, after = taught.base[p], taught.scores[p][taught.chosen]
         for q, question in enumerate(passage.questions):
-            cut = [q < len(score.cut) and score.cut[q] for score in (base, after)]
-            answer = Answer(question.question, base.answers[q], after.answers[q], *cut)
+            cut, cut_too = (q < len(score.cut) and score.cut[q] for score in (base, after))
+            answer = Answer(question.question, base.answers[q], after.answers[q], cut, cut_too)
             rows.append(compared(question, answer, (base.verdicts[q], after.verdicts[q])))
     title = "Questions that the model wrote, not trained on"
     return {"title": title, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}

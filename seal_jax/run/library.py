@@ -15,6 +15,7 @@ adds; only one process at a time adds or removes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import fcntl
 import json
@@ -242,8 +243,8 @@ class Library:
             return make_query(render, about, titles[name] if name else "", question, "")
 
         queries = [query(*each) for each in zip(questions, documents, strict=True)]
-        found = [n for n, name in enumerate(documents) if name is not None]
-        of = [0] * len(queries) + [1 + names.index(documents[n]) for n in found]
+        found = {n: 1 + names.index(name) for n, name in enumerate(documents) if name is not None}
+        of = [0] * len(queries) + list(found.values())
         rows, limit = [*queries, *(queries[n] for n in found)], self.course.notes.answer_tokens
         said = ask_each(lm, model, adapters, rows, of, max_tokens=limit)
         after = said[: len(queries)]
