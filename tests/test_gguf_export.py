@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from seal_jax.io import gguf_export
+from seal_jax.domains.passages import Question
+from seal_jax.io import gguf_export, hub, peft
 from seal_jax.io.weights import load_model, read_shape
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
