@@ -80,7 +80,7 @@ def test_llama_cpp_answers_as_we_do(tmp_path):
     llama = pytest.importorskip("xllamacpp")
     speaker = runtime.load("smollm2-135m", dtype="float32", style="auto", devices=1)
     config, params, base = speaker.model, speaker.lm.params, hub.find_model("smollm2-135m").path
-    adapter = adapter_of(config, params, scale=0.01)
+    adapter = adapter_of(config, params, scale=0.5)
     peft.save_peft(tmp_path / "peft", adapter, rank=3, base_model="HuggingFaceTB/SmolLM2-135M-Instruct")
     adapted = load_adapted(tmp_path / "peft", "smollm2-135m", speaker=speaker)
     gguf_export.save_adapter(tmp_path / "adapter.gguf", adapter, config, name="random")
