@@ -4,7 +4,7 @@
     python -m experiments.adapt --document notes.md --ask "Who keeps the lamp?" --save my-adapter --merged
     python -m experiments.adapt --document report.pdf --exam exam.json     # graded, on questions of your own
     python -m experiments.adapt large --document notes.md --model Qwen/Qwen2.5-7B --seal runs/squad-paper     # a GPU
-    python -m experiments.adapt --adapter my-adapter --ask "Who keeps the lamp?"      # nothing is trained
+    python -m experiments.adapt notes/ report.pdf        # many documents: a library (experiments/library.py)
 
 The document (.md, .txt, .pdf) is cut into passages. The model writes notes on each, and questions whose answers stand
 in it, which it is never trained on. Several candidate adapters, each trained on other notes of the whole document,
@@ -16,6 +16,7 @@ resumes a run that was killed, and goes straight to the questions of one that ha
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from seal_jax.run.session import Experiment, Place, Preset, Session
 from seal_jax.seal.teaching import Teaching, teach
 from seal_jax.types import PROJECTIONS, Compute
 
+from . import library
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Knowledge):
@@ -48,7 +51,7 @@ class Config(Knowledge):
     seal: Path | None = None
     """Begin with the model that this run folder of experiments.squad trained: it writes the notes, and learns."""
     adapter: Path | None = None
-    """Begin with a PEFT adapter from this folder; without --document it is asked as it is."""
+    """Begin with a PEFT adapter from this folder."""
     exam: Path | None = None
     """Questions of your own, asked before and after and graded: JSON, [{"question", "answer"}]. Never trained on."""
     ask: tuple[str, ...] = ()
@@ -108,10 +111,10 @@ PRESETS = {
 
 
 def run(here: Session, data: Material) -> dict[str, Any]:
-    """Teaches the document, unless there is only an adapter to ask; then saves and asks."""
-    config, lesson = data.config, here.lesson
+    """Teaches the document; then saves and asks."""
+    config = data.config
     below = documents.begin_with(config, here)
-    taught = teach(here.lm, lesson, here.loop, config.teaching) if lesson else None
+    (taught,) = teach(here.lm, [here.lesson], here.loop, config.teaching)
     adapted = documents.adapted_model(config, here, below, taught)
     results = documents.finish(config, here, data, adapted)
     here.afterwards.append(lambda: documents.afterwards(config, adapted, here.folder))
@@ -120,7 +123,7 @@ def run(here: Session, data: Material) -> dict[str, Any]:
 
 def execute(experiment: Experiment, config: Config, compute: Compute, place: Place, *, command: str) -> dict[str, Any]:
     """A run: what is done afterwards is no part of its identity."""
-    kept = dataclasses.replace(config, **AFTERWARDS, data=str(config.document or config.adapter))
+    kept = dataclasses.replace(config, **AFTERWARDS, data=str(config.document))
     whole = experiment._replace(read=lambda _: documents.read(config))
     return session.execute(whole, kept, compute, place, command=command)
 
@@ -137,10 +140,16 @@ EXPERIMENT = Experiment(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs a command line, in which the document may stand without its option: `adapt notes.md`."""
+    """Runs a command line, in which the document may stand without its option: `adapt notes.md`.
+
+    Several documents, or a folder of them, are taught as a library (experiments/library.py).
+    """
     words = list(arguments)
     first = 1 if words and words[0] in PRESETS else 0
-    if words[first:] and Path(words[first]).suffix.lower() in (".md", ".txt", ".pdf"):
+    given = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words[first:])]
+    if len(given) > 1 or (given and given[0].is_dir()):
+        return int(library.main(["add", *words[first:]]))
+    if given and given[0].suffix.lower() in (".md", ".txt", ".pdf"):
         words.insert(first, "--document")
     return command.main(EXPERIMENT, words)
 

@@ -15,13 +15,20 @@ from pathlib import Path
 
 from seal_jax.run import ends
 
+OF_A_LIBRARY = {  # subcommands of `library` that are names of their own
+    "ask": "Asks a library, or one adapter: answers with what was learned beside the base model's.",
+    "chat": "Questions to a library, or to one adapter, from the terminal.",
+    "export": "Writes what was learned for vLLM, SGLang, llama.cpp, Ollama or transformers.",
+}
+
 
 def available(folder: Path) -> dict[str, str]:
     """The experiments in a folder by name, each with the first line of its docstring."""
     files = {path.stem: path for path in folder.glob("[!_]*.py")}
     files |= {path.parent.name: path.with_name("__init__.py") for path in folder.glob("*/__main__.py")}
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in sorted(files.items())}
-    return {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in trees.items()}
+    found = {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in trees.items()}
+    return dict(sorted((found | OF_A_LIBRARY).items())) if "library" in found else found
 
 
 def main(arguments: Sequence[str] | None = None, package: str = "seal_jax.experiments") -> int:
@@ -48,6 +55,8 @@ def main(arguments: Sequence[str] | None = None, package: str = "seal_jax.experi
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         print(f"error: no experiment {name}: {hint}", file=sys.stderr)
         return 2
+    if chosen in OF_A_LIBRARY:
+        chosen, rest = "library", [chosen, *rest]
     program = f"{chosen}.__main__" if (folder / chosen).is_dir() else chosen
     module = importlib.import_module(f"{package}.{program}")
     if hasattr(module, "main"):

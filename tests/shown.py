@@ -34,7 +34,8 @@ from tests.judge_server import KEY, JudgeServer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITHOUT_PRESETS = {"benchmark", "grade", "parity", "report"}
+WITHOUT_PRESETS = {"benchmark", "grade", "library", "parity", "report"}
+READ_A_LIBRARY = ("ask", "chat", "export", "list", "remove")  # of the subcommands of `library`
 AS_SHOWN = {f"experiments.{name} smoke" for name in ("squad", "arc", "continual")}
 LEFT_OUT = {  # what is in a command that cannot be run here: why
     "experiments.parity": "left to make parity: it wants torch",
@@ -94,7 +95,13 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
             words[i] = model
         elif option in SMALLER and value.isdigit():
             words[i] = str(min(int(value), SMALLER[option]))
-    if module == "benchmark":
+    if module == "library" and words[0] in READ_A_LIBRARY:
+        words[1] = f"runs/library-{number}"
+    elif module == "library" or (module == "adapt" and words[0].endswith("/")):
+        words += [option for option in ("--library", f"runs/shown-{number}") if "--library" not in words]
+        words += ["--notes.sampling.max-tokens", "16", "--inner.epochs", "1"]
+        words += [] if "--model" in words else ["--model", model]
+    elif module == "benchmark":
         if "--dry-run" not in words and "--random" in words:
             words[words.index("--random") + 1] = "tiny"
         if words[0] == "bases" and "--model" not in words:
@@ -155,7 +162,9 @@ def made(folder: Path) -> str:
     ]
     for name in ("FILE", "answers.jsonl", "graded_answers_all.jsonl"):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "notes.md").write_text("# Isle\n\n" + passages[0]["context"] + "\n", encoding="utf-8")
+    (folder / "notes").mkdir()
+    for path, n in ((folder / "notes.md", 0), (folder / "notes" / "lamp.md", 0), (folder / "notes" / "ferry.md", 2)):
+        path.write_text("# Isle\n\n" + passages[n]["context"] + "\n", encoding="utf-8")
     (folder / "report.pdf").write_bytes(pdf(passages[1]["context"]))
     shutil.copytree(ROOT / "examples", folder / "examples")
     return str(tiny.model_folder(folder / "model", context_length=4096))
@@ -233,7 +242,13 @@ def main(arguments: Sequence[str]) -> int:
                     print(f"  as: python {shlex.join(ran.words)}", *last, sep="\n  ", flush=True)
 
         first = ["experiments.squad", "smoke", "--model", model, "--run-folder", "runs/squad-demo"]
-        run_all([("a run for the others to read", ["-m", *first])])
+        learn = ["experiments.library", "add", "notes/", "--library", "runs/notes"]
+        run_all(
+            [
+                ("a run for the others to read", ["-m", *first]),
+                ("a library for the others to read", ["-m", *small(shlex.join(learn), 0, model, server.url)]),
+            ]
+        )
         for name in ("mine", "one", "two", "squad-rewrite", "squad-paper", "cpt-paper-200"):
             shutil.copytree(folder / "runs" / "squad-demo", folder / "runs" / name)
         ungraded = {"question": "Who?", "gold": "Edda", "answer": "Edda"}
@@ -245,9 +260,9 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"skipped, {reasons[0]}: {command}", flush=True)
             else:
                 words["; ".join([command, *others])] = ["-m", *small(command, number, model, server.url)]
-        reads_adapter = [name for name in words if "--adapter " in name]  # which another command saves
-        run_all((name, words[name]) for name in words if name not in reads_adapter)
-        run_all((name, words[name]) for name in reads_adapter)
+                if command.split()[0] == "experiments.library" and command.split()[1] in READ_A_LIBRARY:
+                    shutil.copytree(folder / "runs" / "notes", folder / "runs" / f"library-{number}")
+        run_all(words.items())
         programs_by_file = {}
         for number, (name, text) in enumerate(programs().items()):
             if all(word in name for word in arguments):

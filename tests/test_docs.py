@@ -89,6 +89,12 @@ def settings_of(name: str) -> tuple[set[str], set[str]]:
         return options, {*get_args(get_type_hints(Settings)["command"]), "compile"}
     if name == "parity":
         return set(), set()
+    if name == "library":
+        commands = get_args(module.COMMANDS)
+        own = {f"--{field.name}" for command in commands for field in dataclasses.fields(command)}
+        return own | set(fields(module.COURSE)) | set(fields(Compute(), "compute")), {
+            c.__name__.lower() for c in commands
+        }
     if not hasattr(module, "EXPERIMENT"):
         config = getattr(module, "Config", None) or module.Command
         nested = {

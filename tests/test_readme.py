@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import adapt, grade, report
+from experiments import adapt, grade, library, report
 from experiments.benchmark import command as benchmark
 from seal_jax.run import session
 from seal_jax.run.command import parse
@@ -42,6 +42,10 @@ def test_a_command_that_is_shown_is_understood(command: str):
         benchmark.parse(arguments)
     elif module == "parity":
         assert not arguments
+    elif module == "library":
+        assert not arguments or library.parse(arguments)
+    elif module == "adapt" and arguments[0].endswith("/"):
+        assert library.parse(["add", *arguments])
     elif module in OWN_COMMAND_LINE and (arguments or module != "grade"):
         tyro.cli(OWN_COMMAND_LINE[module], args=arguments)
     elif module == "adapt" and Path(arguments[0]).suffix:  # the document may stand without its option

@@ -240,7 +240,7 @@ def test_the_same_call_gives_the_same_adapter_also_when_it_carries_on(adapted, d
         again = small(document, model, run_folder=folder)
         for a, b in zip(jax.tree.leaves(again.adapter), jax.tree.leaves(adapted.adapter), strict=True):
             np.testing.assert_array_equal(a, b)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["adapter"]  # the others are gone
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["adapters"]  # the others are gone
     with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
         small(document, model, run_folder=folder, seed=1)
 

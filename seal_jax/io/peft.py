@@ -86,7 +86,7 @@ def load_peft(folder: Path, config: ModelConfig, names: Collection[str] = ()) ->
             tensor that is missing, left over, not of numbers, or of another shape than `config` calls for.
     """
     require_files(folder)
-    file, about = folder / WEIGHTS, _read_config(folder / CONFIG)
+    file, about = folder / WEIGHTS, read_config(folder / CONFIG)
     rank = about.r
     scale = about.lora_alpha / (math.sqrt(rank) if about.use_rslora else rank)
     if _is_another(about.base_model_name_or_path, names):
@@ -164,7 +164,7 @@ def _is_another(base: str | None, names: Collection[str]) -> bool:
     return not any(model.startswith(other) or other.startswith(model) for other in others)
 
 
-def _read_config(file: Path) -> AdapterFields:
+def read_config(file: Path) -> AdapterFields:
     """The fields of adapter_config.json, once nothing else matters."""
     raw = records.decode(file.read_bytes(), dict[str, Any], str(file), ADAPTER.form)
     found = fields.read(ADAPTER, AdapterFields, raw, str(file))

@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import msgspec
 
 from seal_jax.domains import document as documents
-from seal_jax.domains import squad
+from seal_jax.domains import records, squad
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import Passage
 from seal_jax.domains.squad import Question, make_query
@@ -43,9 +44,9 @@ from seal_jax.run.journal import RunFolder, as_json, digest, write_atomically
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.session import decided
 from seal_jax.run.terminal import show
-from seal_jax.seal.rewards import ask, gold_tokens
+from seal_jax.seal.rewards import ask
 from seal_jax.seal.rounds import Loop
-from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Taught, Teaching, chunk_of, passage_examples, teach
+from seal_jax.seal.teaching import QUESTIONS, TOGETHER, Lesson, Taught, Teaching, passage_examples, teach
 from seal_jax.types import (
     PROJECTIONS,
     Base,
@@ -145,6 +146,7 @@ def lesson_texts(prompt: str) -> list[Any]:
     return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
 
 
+AT_ONCE = 16  # answers that are written at a time
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 
 # For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
@@ -155,6 +157,20 @@ INNER = FineTuning(projections=PROJECTIONS, rank=16, alpha=32.0, epochs=8)
 COMPUTE = Compute(width_cuts=(24, 32, 48, 96))
 
 
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How documents are taught, and what model: the identity of what comes of them."""
+
+    model: str = "smollm2-135m"  # as `--model`: embedded, a Hugging Face folder or id, or a GGUF file
+    teaching: Teaching = Teaching()
+    inner: FineTuning = INNER
+    notes: Notes = NOTES
+    style: Literal["auto", "raw", "chat"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    base: Base = "full"
+    seed: int = 0
+
+
 class Answer(NamedTuple):
     """A question to the model before and after it was taught."""
 
@@ -163,6 +179,8 @@ class Answer(NamedTuple):
     after: str
     before_cut: bool = False  # at the limit of tokens
     after_cut: bool = False
+    document: str | None = None  # of a library, that was found; None: none, and both answers are the base model's
+    sure: float | None = None  # that the document answers the question, 0 to 1 (run/library.py)
 
     @property
     def shown(self) -> tuple[str, str]:
@@ -188,8 +206,6 @@ class Adapted:
     template: str  # of a question
     render: Callable[[str], str]
     answer_tokens: int
-    sizes: Shapes  # for several questions: those of the program that compared the candidates
-    at_once: Chunk  # of that program
     taught: Taught | None = None  # how it was taught, where it was here
 
     def ask(self, question: str, *, topic: str | None = None) -> Answer:
@@ -212,25 +228,11 @@ class Adapted:
         Raises:
             ValueError: one too long for the model's context.
         """
-        longest = max((len(self.lm.codec.encode(query.prompt)) for query in queries), default=0)
-        if longest + self.answer_tokens > self.model.context_length:
-            raise ValueError(
-                f"a question of {longest} tokens with its prompt; the model's context is {self.model.context_length}, "
-                f"and {self.answer_tokens} are kept for the answer"
-            )
-        gold = max((len(gold_tokens(self.lm.codec.encode_more, query)) for query in queries), default=0)
-        sizes, chunk = self.sizes, self.at_once
-        if len(queries) == 1 or longest > sizes.question_width or gold > sizes.gold_width:
-            sizes = sizes._replace(
-                questions=1 if len(queries) == 1 else TOGETHER,
-                question_width=batching.round_up(max(longest, 1), 64),  # few widths: each is a program to compile
-                gold_width=batching.round_up(max(gold, 1), 8),
-            )
-            chunk = Chunk(batching.round_up(2, lanes(self.lm.mesh)), say=chunk.say)
         both = lora.stack([jax.tree.map(jnp.zeros_like, self.adapter), self.adapter])
-        said = ask(self.lm, both, [queries, queries], sizes, max_tokens=self.answer_tokens, chunk=chunk)
-        questions = [query.question for query in queries]
-        return [Answer(*each) for each in zip(questions, *said.answers, *said.cut, strict=True)]
+        of = [0] * len(queries) + [1] * len(queries)
+        said = ask_each(self.lm, self.model, both, [*queries, *queries], of, max_tokens=self.answer_tokens)
+        pairs = zip(queries, said[: len(queries)], said[len(queries) :], strict=True)
+        return [Answer(query.question, before, after, cut, cut_too) for query, (before, cut), (after, cut_too) in pairs]
 
     def queries(self, questions: Sequence[Question], *, topic: str | None = None) -> list[Query]:
         """Questions with their answers, as the model reads them."""
@@ -245,8 +247,7 @@ class Adapted:
         over a quantised base.
         """
         folder = Path(folder).expanduser()
-        if merged and quantised.is_quantised(self.lm.params):
-            raise ValueError("a quantised base keeps no full weights to merge into: save the adapter alone")
+        params = self.merged() if merged else None
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: a file; expected a folder to write into, or a name that is free")
         whole = stacked([*self.below, self.adapter], self.lm.params["blocks"])
@@ -260,11 +261,45 @@ class Adapted:
             "sampling": "greedy",
         }
         write_atomically(folder / ASKING, json.dumps(asking, indent=1) + "\n")
-        if merged:
-            params = lora.merge(self.lm.params, self.adapter)
+        if params is not None:
             text = tokenizer.load_tokenizer(hub.find_model(self.name))
             weights.save_model(folder / "merged", self.model, params, text, stop=self.lm.codec.stop)
         return folder
+
+    def merged(self) -> dict[str, Any]:
+        """The model's parameters with the adapter in them. Raises ValueError for a quantised base."""
+        if quantised.is_quantised(self.lm.params):
+            raise ValueError("a quantised base keeps no full weights to merge into: save the adapter alone")
+        return lora.merge(self.lm.params, self.adapter)
+
+
+def ask_each(
+    lm: LanguageModel,
+    model: ModelConfig,
+    adapters: Adapter,
+    queries: Sequence[Query],
+    of: Sequence[int],
+    *,
+    max_tokens: int,
+) -> list[tuple[str, bool]]:
+    """Greedy answers, each by the adapter of that number among E, and whether it was cut off: a row a question.
+
+    Raises:
+        ValueError: a question too long for the model's context.
+    """
+    longest = max((len(lm.codec.encode(query.prompt)) for query in queries), default=0)
+    if longest + max_tokens > model.context_length:
+        raise ValueError(
+            f"a question of {longest} tokens with its prompt; the model's context is {model.context_length}, and "
+            f"{max_tokens} are kept for the answer"
+        )
+    sizes = Shapes((8,), 1, 1, batching.round_up(max(longest, 1), 64), 8)  # few widths: each is a program to compile
+    chunk = Chunk(batching.round_up(min(AT_ONCE, len(queries)), lanes(lm.mesh)), "answers", show)
+    asked = [(query._replace(gold=""), e) for query, e in zip(queries, of, strict=True)]
+    groups = [[query for query, e in asked if e == each] for each in range(len(adapters.scale))]
+    said = ask(lm, adapters, groups, sizes, max_tokens=max_tokens, chunk=chunk)
+    rest = [zip(*own, strict=True) for own in zip(said.answers, said.cut, strict=True)]
+    return [next(rest[e]) for e in of]
 
 
 def stacked(adapters: Sequence[Adapter], blocks: dict[str, Any]) -> Adapter:
@@ -322,40 +357,122 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
       FileNotFoundError, ValueError: as `document.read_document` and `hub.find_model`; a document too long; divergence.
     """
     read = documents.read_document(document)
-    with_devices(compute.devices)
-    speaker = runtime.load(model, dtype=dtype, style=style, devices=compute.devices, base=base, mesh=compute.mesh)
-    lm, config = speaker.lm, speaker.model
-    assert config is not None  # it has been loaded
+    course = Course(model, teaching, inner, notes, style, dtype, base, seed)
+    speaker = load_speaker(course, compute)
     below: tuple[Adapter, ...] = ()
     if start is not None:
         start = Path(start).expanduser()
-        below = (peft.load_peft(start, config, hub.names(model)),)
-        lm = lm._replace(params=lora.merge(lm.params, below[0]))
-    lesson = make_lesson(read, speaker, grade_by_match, teaching, notes, compute)
-    sizes = Writing(teaching.candidates, lesson.prompt_width, notes.sampling.max_tokens, notes.answer_tokens)
-    wanted = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
-    settings = {
-        "inputs": digest([read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]),
-        "model": model, "weights": {"model": fingerprint.of_model(model)},
-        "teaching": as_json(teaching), "inner": as_json(inner), "notes": as_json(notes),
-        "style": speaker.style, "dtype": dtype, "base": base, "seed": seed,
-    }  # fmt: skip
+        assert speaker.model is not None  # it has been loaded
+        below = (peft.load_peft(start, speaker.model, hub.names(model)),)
+        speaker = speaker._replace(lm=speaker.lm._replace(params=lora.merge(speaker.lm.params, below[0])))
+    compute = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
+    what = [read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]
+    settings = identity(course, speaker, inputs=digest(what))
     with contextlib.ExitStack() as stack:
         journal: Journal = Memory()
         if run_folder is not None:
             folder = RunFolder(Path(run_folder).expanduser(), settings)
             journal = stack.enter_context(contextlib.closing(folder))
-        cut = decided(journal, partial(runtime.fit, config, inner, lesson.shapes, wanted, sizes, dtype, base, lm.mesh))
-        report = say or (lambda text: None)
-        loop = Loop(
-            lesson.domain, make_trainer(inner, lesson.shapes, cut, say=report), notes.sampling, lesson.prompt_width,
-            Chunk(cut.write_chunk or 1, "self-edits", report), notes.answer_tokens, seed, journal, Phases(report),
-        )  # fmt: skip
-        taught = teach(lm, lesson, loop, teaching)
+        (adapted,) = teach_documents([read], speaker, course, compute, journal, say or (lambda text: None))
+    return dataclasses.replace(adapted, below=below)
+
+
+def load_speaker(course: Course, compute: Compute) -> Speaker:
+    """The course's model, on the devices."""
+    with_devices(compute.devices)
+    return runtime.load(
+        course.model, dtype=course.dtype, style=course.style, devices=compute.devices, base=course.base,
+        mesh=compute.mesh,
+    )  # fmt: skip
+
+
+def identity(course: Course, speaker: Speaker, **more: Any) -> dict[str, Any]:
+    """What makes teaching the same: a run folder carries on only where all of it is."""
+    weights = {"model": fingerprint.of_model(course.model)}
+    return {**as_json(dataclasses.replace(course, style=speaker.style)), "weights": weights, **more}
+
+
+def teach_documents(
+    read: Sequence[Document],
+    speaker: Speaker,
+    course: Course,
+    compute: Compute,
+    journal: Journal,
+    report: Callable[[str], None],
+) -> list[Adapted]:
+    """D documents, an adapter each, trained together. `report` is called with the name of each phase.
+
+    Raises:
+        ValueError: a document too long, or every candidate of one diverged.
+    """
+    lm, model, notes, inner = speaker.lm, speaker.model, course.notes, course.inner
+    assert model is not None  # it has been loaded
+    lessons = [make_lesson(one, speaker, grade_by_match, course.teaching, notes, compute) for one in read]
+    all_shapes = [lesson.shapes for lesson in lessons]
+    shapes = max(all_shapes, key=lambda own: own.widths[-1])._replace(
+        capacity=max(own.capacity for own in all_shapes), question_width=max(own.question_width for own in all_shapes)
+    )
+    width = max(lesson.prompt_width for lesson in lessons)
+    sizes = Writing(course.teaching.candidates, width, notes.sampling.max_tokens, notes.answer_tokens)
+    cut = decided(
+        journal, partial(runtime.fit, model, inner, shapes, compute, sizes, course.dtype, course.base, lm.mesh)
+    )
+    loop = Loop(
+        lessons[0].domain, make_trainer(inner, shapes, cut, say=report), notes.sampling, width,
+        Chunk(cut.write_chunk or 1, "self-edits", report), notes.answer_tokens, course.seed, journal, Phases(report),
+    )  # fmt: skip
     template = squad.load_prompts(notes.prompt, speaker.style).question
+    return [
+        Adapted(
+            lm, model, course.model, taught.adapter, (), lesson.title, template, speaker.render, notes.answer_tokens,
+            taught,
+        )
+        for lesson, taught in zip(lessons, teach(lm, lessons, loop, course.teaching), strict=True)
+    ]  # fmt: skip
+
+
+class Asking(msgspec.Struct):
+    """asking.json."""
+
+    base_model: str
+    topic: str
+    prompt: str
+    max_new_tokens: int
+
+
+def read_asking(folder: Path, model: str | None = None) -> Asking:
+    """How a saved adapter is asked, over `model` where one is named. Raises as `load_adapted`."""
+    peft.require_files(folder)
+    asking, file = Asking(model or "", "", "", NOTES.answer_tokens), folder / ASKING
+    if file.is_file():
+        asking = records.decode(file.read_bytes(), Asking, str(file), "the file as it was saved")
+        asking.base_model = model or asking.base_model
+    if not asking.base_model:
+        raise ValueError(f"{folder}: no {ASKING} says which model the adapter is for: name it, --model NAME")
+    return asking
+
+
+def load_adapted(
+    folder: str | Path, model: str | None = None, *, speaker: Speaker | None = None, compute: Compute = COMPUTE
+) -> Adapted:
+    """An adapter that was saved, by `Adapted.save` or by PEFT, over its model: `speaker`, or `model` in float32.
+
+    Raises:
+        FileNotFoundError, ValueError: no adapter; one without asking.json where no model is named; another model's.
+    """
+    folder = Path(folder).expanduser()
+    asking = read_asking(folder, model)
+    name = asking.base_model
+    if speaker is None:
+        plain = squad.load_prompts(NOTES.prompt, "raw").question
+        raw = asking.prompt == make_query(str, plain, asking.topic, "{question}", "").prompt
+        speaker = load_speaker(Course(name, style="raw" if raw else "auto"), compute)
+    lm, shape = speaker.lm, speaker.model
+    assert shape is not None  # it has been loaded
+    template = squad.load_prompts(NOTES.prompt, speaker.style).question
     return Adapted(
-        lm, config, model, taught.adapter, below, lesson.title, template, speaker.render, notes.answer_tokens,
-        lesson.shapes, chunk_of(lm, loop, teaching.candidates), taught,
+        lm, shape, name, peft.load_peft(folder, shape, hub.names(name)), (), asking.topic, template, speaker.render,
+        asking.max_new_tokens,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,19 +18,18 @@ from seal_jax.domains import document as documents
 from seal_jax.domains import squad
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import Passage, Question, load_questions
-from seal_jax.engine.training import Shapes
 from seal_jax.io import hub, peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.run import passages, plan, pretraining
-from seal_jax.run.adapted import ASKING, Adapted, Answer, Notes, lesson_texts, make_lesson
+from seal_jax.run.adapted import Adapted, Answer, Notes, lesson_texts, make_lesson
 from seal_jax.run.journal import RunFolder, digest, write_atomically
 from seal_jax.run.plan import Most, Stage, section
 from seal_jax.run.session import Model, Prepared, Session
-from seal_jax.run.terminal import show
+from seal_jax.run.terminal import shell_command, show
 from seal_jax.seal import evaluation
 from seal_jax.seal.rewards import Score, Trial, mean
-from seal_jax.seal.teaching import TOGETHER, WRITING_QUESTIONS, Taught, chosen_by, chunk_of, figure
+from seal_jax.seal.teaching import WRITING_QUESTIONS, Taught, chosen_by, figure
 from seal_jax.types import SelfEdit, Verdict
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,7 +39,7 @@ from seal_jax.types import SelfEdit, Verdict
 class Material(NamedTuple):
     """All that a run reads from files."""
 
-    document: Document | None
+    document: Document
     exam: tuple[Question, ...]
     config: Any  # with what is done afterwards, which is no part of what a run is
     inputs: list[Any]
@@ -52,12 +51,12 @@ def read(config: Any) -> Material:
     """The document and the exam.
 
     Raises:
-        FileNotFoundError, ValueError: nothing to teach or ask, a file that is not what it should be.
+        FileNotFoundError, ValueError: nothing to teach, a file that is not what it should be.
     """
-    if config.document is None and config.adapter is None:
+    if config.document is None:
         raise ValueError(
-            "nothing to teach: name a document, --document notes.md (.md, .txt or .pdf); or an adapter that is to be "
-            "asked as it is, --adapter FOLDER"
+            "nothing to teach: name a document, --document notes.md (.md, .txt or .pdf). An adapter is asked as it is "
+            f"by {shell_command('library', 'ask', str(config.adapter or 'FOLDER'), 'A question?')}"
         )
     if config.merged and config.save is None:
         raise ValueError("--merged writes into the folder of --save: name one, --save my-adapter --merged")
@@ -70,10 +69,9 @@ def read(config: Any) -> Material:
         raise ValueError(f"--save {config.save}: a file; expected a folder to write into, or a name that is free")
     if config.adapter is not None:
         peft.require_files(config.adapter)
-        topic_of(config)
     if any(not question.strip() for question in config.ask):
         raise ValueError('--ask "": an empty question; expected a sentence')
-    document = None if config.document is None else documents.read_document(config.document)
+    document = documents.read_document(config.document)
     exam = () if config.exam is None else load_questions(config.exam, f"--exam {config.exam}")
     everything: list[Any] = [document, lesson_texts(config.prompt)]
     if config.seal is not None:
@@ -81,12 +79,11 @@ def read(config: Any) -> Material:
     if config.adapter is not None:
         everything.append(peft.fingerprint(config.adapter))
     how, lines, stages = config.teaching, [f"adapter {config.adapter}"] if config.adapter else [], list[Stage]()
-    if document is not None:
-        lines.append(f"{config.document}: {document.words:,} words")
-        lines.append(f"{how.candidates} candidates, chosen by up to {how.questions} self-written questions")
-        stages.append(Stage("questions", (WRITING_QUESTIONS,)))
-        stages += [Stage(f"self-edits {n}", (plan.WRITE,)) for n in range(1, how.edits + 1)]
-        stages += [Stage("", ("base model",)), Stage("candidates", ("training", "questions"), how.candidates)]
+    lines.append(f"{config.document}: {document.words:,} words")
+    lines.append(f"{how.candidates} candidates, chosen by up to {how.questions} self-written questions")
+    stages.append(Stage("questions", (WRITING_QUESTIONS,)))
+    stages += [Stage(f"self-edits {n}", (plan.WRITE,)) for n in range(1, how.edits + 1)]
+    stages += [Stage("", ("base model",)), Stage("candidates", ("training", "questions"), how.candidates)]
     if exam:
         lines.append(f"{len(exam)} questions of an exam: {config.exam}")
         stages.append(Stage("", ("exam",)))
@@ -94,11 +91,8 @@ def read(config: Any) -> Material:
 
 
 def prepare(config: Any, data: Material, model: Model) -> Prepared:
-    """The lesson; without a document, what asking an adapter takes."""
+    """The lesson, and the sizes of all programs."""
     speaker, how = model.speaker, config.teaching
-    if data.document is None:
-        domain = squad.make_domain(squad.load_prompts(config.prompt, speaker.style), speaker.render, model.judge.grade)
-        return Prepared(domain, Shapes((8,), 1, TOGETHER, 64, 8), 8, Most(1, 1, 1))
     notes = Notes(config.prompt, config.max_sequences, config.sampling, config.answer_tokens)
     lesson = make_lesson(data.document, speaker, model.judge.grade, how, notes, model.compute)
     most = Most(lesson.shapes.capacity, lesson.shapes.capacity * config.sampling.max_tokens, how.passage_tokens)
@@ -109,45 +103,25 @@ def prepare(config: Any, data: Material, model: Model) -> Prepared:
     )  # fmt: skip
 
 
-def adapted_model(config: Any, here: Session, below: Sequence[Adapter], taught: Taught | None) -> Adapted:
-    """The session's model with what it was taught; without a document, with the adapter that `--adapter` names."""
+def adapted_model(config: Any, here: Session, below: Sequence[Adapter], taught: Taught) -> Adapted:
+    """The session's model with what it was taught."""
     assert here.speaker.model is not None
     alone = here.lm._replace(hosts=None)  # process 0 asks it when the others have gone
     return Adapted(
-        alone, here.speaker.model, config.model, taught.adapter if taught else peft_adapter(config, here),
-        tuple(below), here.lesson.title if here.lesson else topic_of(config),
-        squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens,
-        here.loop.trainer.shapes, chunk_of(alone, here.loop, config.teaching.candidates), taught,
+        alone, here.speaker.model, config.model, taught.adapter, tuple(below), here.lesson.title,
+        squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens, taught,
     )  # fmt: skip
 
 
 def begin_with(config: Any, here: Session) -> list[Adapter]:
     """Merges what the run begins with into the session's model, and returns those adapters in order."""
     below = [] if config.seal is None else pretraining.seal_rounds(config, here.lm)
-    if config.adapter is not None and config.document is not None:  # without a document it is what is asked
-        below.append(peft_adapter(config, here))
+    if config.adapter is not None:
+        assert here.speaker.model is not None
+        below.append(peft.load_peft(config.adapter, here.speaker.model, hub.names(config.model)))
     for adapter in below:
         here.lm = here.lm._replace(params=lora.merge(here.lm.params, adapter))
     return below
-
-
-def peft_adapter(config: Any, here: Session) -> Adapter:
-    """The adapter that `--adapter` names."""
-    assert config.adapter is not None
-    assert here.speaker.model is not None
-    return peft.load_peft(config.adapter, here.speaker.model, hub.names(config.model))
-
-
-def topic_of(config: Any) -> str:
-    """What an adapter that was saved here is about; nothing for others."""
-    assert config.adapter is not None
-    file = config.adapter / ASKING
-    if not file.is_file():
-        return ""
-    try:
-        return str(json.loads(file.read_text(encoding="utf-8")).get("topic", ""))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: not as it was saved ({error}); save the adapter again, or remove it") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,24 +130,22 @@ def topic_of(config: Any) -> str:
 
 def finish(config: Any, here: Session, inputs: Material, adapted: Adapted) -> dict[str, Any]:
     """results.json and the page: base model and kept adapter, every candidate, every question before and after."""
-    taught, rows, tables = adapted.taught, [], []
-    parts: dict[str, Any] = {}
-    if taught is not None:
-        asked = [p for p, passage in enumerate(taught.passages) if passage.questions]
-        passages = [taught.passages[p] for p in asked]
-        questions = sum(len(passage.questions) for passage in passages)
-        if questions:
-            rows = evaluation.rows(stages(taught, asked), passages, questions, seed=config.seed)
-            rows = [row | counted(scores) for row, scores in zip(rows, scores_of(taught, asked), strict=True)]
-            tables.append(questions_table(taught))
-        else:
-            here.closing.append(
-                "The model wrote no question whose answer stands in the document: the candidate with the lowest last "
-                "loss was kept. Ask it yourself before you trust it, or use a larger model."
-            )
-        tables.insert(0, candidates_table(config, taught))
-        record(here, taught)
-        parts["chosen_candidate"] = taught.chosen
+    taught, rows = adapted.taught, []
+    assert taught is not None
+    tables, parts = [candidates_table(config, taught)], dict[str, Any](chosen_candidate=taught.chosen)
+    asked = [p for p, passage in enumerate(taught.passages) if passage.questions]
+    passages = [taught.passages[p] for p in asked]
+    questions = sum(len(passage.questions) for passage in passages)
+    if questions:
+        rows = evaluation.rows(stages(taught, asked), passages, questions, seed=config.seed)
+        rows = [row | counted(scores) for row, scores in zip(rows, scores_of(taught, asked), strict=True)]
+        tables.append(questions_table(taught))
+    else:
+        here.closing.append(
+            "The model wrote no question whose answer stands in the document: the candidate with the lowest last "
+            "loss was kept. Ask it yourself before you trust it, or use a larger model."
+        )
+    record(here, taught)
     if inputs.exam:
         parts["exam"], table = examine(here, adapted, inputs.exam)
         tables.append(table)
@@ -258,8 +230,8 @@ def questions_table(taught: Taught) -> dict[str, Any]:
     for p, passage in enumerate(taught.passages):
         base, after = taught.base[p], taught.scores[p][taught.chosen]
         for q, question in enumerate(passage.questions):
-            cut = [q < len(score.cut) and score.cut[q] for score in (base, after)]
-            answer = Answer(question.question, base.answers[q], after.answers[q], *cut)
+            cut, cut_too = (q < len(score.cut) and score.cut[q] for score in (base, after))
+            answer = Answer(question.question, base.answers[q], after.answers[q], cut, cut_too)
             rows.append(compared(question, answer, (base.verdicts[q], after.verdicts[q])))
     title = "Questions that the model wrote, not trained on"
     return {"title": title, "columns": COLUMNS, "widths": WIDTHS, "rows": rows}
@@ -352,9 +324,17 @@ def afterwards(config: Any, adapted: Adapted, folder: RunFolder) -> None:
         show('No terminal, so no question is read; to ask, give the command again with --ask "..." "..."')
 
 
-def converse(adapted: Adapted, folder: RunFolder) -> None:
-    """Questions from the terminal until an empty line, the end of input, or Ctrl-C."""
-    show(f"Ask about {adapted.topic or 'anything'}; an empty line ends.")
+class Asked(Protocol):
+    """What answers questions: an `Adapted`, or a library."""
+
+    @property
+    def topic(self) -> str: ...
+    def ask(self, question: str) -> Answer: ...
+
+
+def converse(asked: Asked, folder: RunFolder | None = None) -> None:
+    """Questions from the terminal until an empty line, the end of input, or Ctrl-C. A run folder keeps the answers."""
+    show(f"Ask about {asked.topic or 'anything'}; an empty line ends.")
     while True:
         try:
             question = input("? ").strip()
@@ -364,8 +344,9 @@ def converse(adapted: Adapted, folder: RunFolder) -> None:
         if not question:
             return
         try:
-            answer = adapted.ask(question)
-            keep_answers(folder, [answer])
+            answer = asked.ask(question)
+            if folder is not None:
+                keep_answers(folder, [answer])
             show(side_by_side([answer]))
         except ValueError as error:
             show(f"error: {error}")
@@ -381,6 +362,7 @@ def side_by_side(answers: Sequence[Answer], width: int | None = None) -> str:
     lines = []
     for answer in answers:
         cells = [textwrap.wrap(text or "(nothing)", half) for text in answer.shown]
-        lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | after"]
+        after = "after" if answer.sure is None else f"{answer.document or 'no document'} ({answer.sure:.0%} sure)"
+        lines += ["", *textwrap.wrap(answer.question, columns), f"  {'before':<{half}} | {after}"]
         lines += [f"  {a:<{half}} | {b}".rstrip() for a, b in itertools.zip_longest(*cells, fillvalue="")]
     return "\n".join(lines)

@@ -3,18 +3,20 @@
 The document is cut into passages. On each the model writes self-edits, and questions whose answers stand in it; the
 questions are never trained on. A candidate is one adapter over the whole document: its own share of the self-edits of
 every passage, the passages, and their sentences one by one. All candidates train at once, rows of one adapter axis, and
-the one that answers the questions best is kept. `teach` reads as that list. `run/adapted.py` begins with a file's name.
+the one that answers the questions best is kept. `teach` reads as that list, for one document or for many at once.
+`run/adapted.py` begins with a file's name, `run/library.py` with many.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from seal_jax.engine import batching, training
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import normalise
+from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.sharding import lanes
 from seal_jax.seal.outer.rest_em import select
@@ -39,6 +42,7 @@ GROUNDED_QUESTION = 0.5  # of a question's longer words, so many must stand in i
 QUESTIONS = Path(squad.PROMPT_FOLDER).parent / "document" / "questions.toml"
 WRITING_QUESTIONS = "writing questions"  # what the display says
 TOGETHER = 8  # questions asked of an adapter at a time; more are asked in groups
+T = TypeVar("T")
 ANSWER_WORDS = 12  # of a self-written question, at most: longer ones are sentences, not answers
 
 
@@ -97,42 +101,64 @@ class Taught(NamedTuple):
 # Teaching
 
 
-def teach(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> Taught:
-    """The lines of the module's docstring, one after another. Each is a piece of `loop.journal`, or several.
+def teach(lm: LanguageModel, lessons: Sequence[Lesson], loop: Loop, teaching: Teaching) -> list[Taught]:
+    """The lines of the module's docstring, one after another, for D documents at once: all their candidates are rows of
+    one adapter axis, and neighbours change nothing of what a document's learn. Each line is a piece of `loop.journal`,
+    or several. `loop.trainer.shapes` and `loop.prompt_width` have room for every lesson.
 
     Raises:
-        ValueError: every candidate diverged.
+        ValueError: every candidate of a document diverged.
     """
-    passages = write_questions(lm, lesson, loop, teaching)
+    each, passages = teaching.candidates, [passage for lesson in lessons for passage in lesson.passages]
+    asked = write_questions(lm, lessons, loop, teaching)
     written = [
-        write_self_edits(lm, lesson.passages, loop, samples=teaching.candidates, name=f"self-edits {n}")
-        for n in range(1, teaching.edits + 1)
+        write_self_edits(lm, passages, loop, samples=each, name=f"self-edits {n}") for n in range(1, teaching.edits + 1)
     ]
-    edits = [[[part[p][c] for part in written] for c in range(teaching.candidates)] for p in range(len(passages))]
-    at_once = chunk_of(lm, loop, teaching.candidates)
+    edits = by_document(
+        [[[part[p][c] for part in written] for c in range(each)] for p in range(len(passages))], lessons
+    )
+    queries = [list(map(lesson.domain.queries, own)) for lesson, own in zip(lessons, asked, strict=True)]
+    at_once = chunk_of(lm, loop, each * len(lessons))
 
     def untaught() -> Adapter:
         return training.untrained(lm, 1, loop.trainer._replace(chunk=Chunk(1)))
 
-    (base,) = compare(lm, untaught, passages, loop, at_once, piece="base", shown="base model")
+    everything = [[own for document in queries for own in document]]
+    (known,) = compare(lm, untaught, everything, loop, at_once, rows=1, piece="base", shown="base model")
     settings = candidate_settings(teaching, loop.trainer.config)
     sequences = [
-        [batching.tokenize(example, lm.codec) for example in candidate_examples(lesson.passages, edits, c, teaching)]
-        for c in range(teaching.candidates)
+        [batching.tokenize(example, lm.codec) for example in candidate_examples(lesson.passages, own, c, teaching)]
+        for lesson, own in zip(lessons, edits, strict=True)
+        for c in range(each)
     ]
-    candidates, losses = train_candidates(lm, sequences, settings, loop, at_once)
-    scores = compare(lm, candidates, passages, loop, at_once, piece="candidates/scores", shown="candidates: questions")
-    chosen = choose(scores, losses, teaching)
+    candidates, losses = train_candidates(lm, sequences, settings * len(lessons), loop, at_once)
+    of_rows = [own for own in queries for _ in range(each)]
+    scores = compare(
+        lm, candidates, of_rows, loop, at_once, rows=each, piece="candidates/scores", shown="candidates: questions"
+    )
+    places = [slice(d * each, (d + 1) * each) for d in range(len(lessons))]
+    chosen = [choose(scores[own], losses[own], teaching) for own in places]
 
     def keep() -> Adapter:
-        return jax.tree.map(lambda leaf: leaf[chosen], candidates())
+        rows = np.array([own.start + c for own, c in zip(places, chosen, strict=True)])
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], candidates())
 
-    adapter = restored(loop.journal.once_tree("adapter", keep, like=training.adapter_shapes(lm, loop.trainer.config)))
+    like = training.adapter_shapes(lm, loop.trainer.config, len(lessons))
+    adapters = restored(loop.journal.once_tree("adapters", keep, like=like))
     loop.journal.forget_tree("candidates")  # the others are not asked for again
-    return Taught(
-        adapter, chosen, passages, edits, settings, [size_of(own) for own in sequences], losses, base,
-        [[own[p] for own in scores] for p in range(len(passages))],
-    )  # fmt: skip
+    return [
+        Taught(
+            lora.take(adapters, d), chosen[d], asked[d], edits[d], settings, [size_of(s) for s in sequences[own]],
+            losses[own], base, [list(row) for row in zip(*scores[own], strict=True)],
+        )
+        for d, (own, base) in enumerate(zip(places, by_document(known, lessons), strict=True))
+    ]  # fmt: skip
+
+
+def by_document(values: Sequence[T], lessons: Sequence[Lesson]) -> list[list[T]]:
+    """One value a passage of all documents, in order -> [D][P]."""
+    rest = iter(values)
+    return [list(itertools.islice(rest, len(lesson.passages))) for lesson in lessons]
 
 
 def train_candidates(
@@ -142,7 +168,7 @@ def train_candidates(
     loop: Loop,
     at_once: Chunk,
 ) -> tuple[Callable[[], Adapter], list[list[float]]]:
-    """C adapters, trained together, and their losses. The adapters are read only where something asks for them."""
+    """E adapters, trained together, and their losses. The adapters are read only where something asks for them."""
     tokens = sum(chosen.epochs * size_of(own)[1] for chosen, own in zip(settings, sequences, strict=True))
     loop.display.phase("candidates: training", len(sequences), "adapters")
 
@@ -172,21 +198,30 @@ def train_candidates(
 def compare(
     lm: LanguageModel,
     adapters: Callable[[], Adapter],
-    passages: Sequence[Passage],
+    queries: Sequence[Sequence[Sequence[Query]]],
     loop: Loop,
     at_once: Chunk,
     *,
+    rows: int,
     piece: str,
     shown: str,
 ) -> list[list[Score]]:
-    """Every question to each of C adapters: [C][P]. The display calls it `shown`, and has the best one's accuracy."""
-    asked = sum(len(passage.questions) for passage in passages)
+    """What each of E adapters answers to its queries, [E][P][Q], graded: [E][P].
+
+    The display calls it `shown`, and has the mean accuracy of the best of each `rows` adapters, those of a document.
+    """
+    asked = sum(len(own) for passages in queries[::rows] for own in passages)
     loop.display.phase(shown, asked, "questions")
     resumed = loop.journal.has(piece)
-    rows = loop.journal.once(piece, lambda: score_all(lm, adapters(), passages, loop, at_once))
-    scores = [[Score(**values) for values in row] for row in rows]
+
+    def ask() -> list[list[Score]]:
+        shapes, grade = loop.trainer.shapes, loop.domain.grade
+        return score_tasks(lm, adapters(), queries, grade, shapes, max_tokens=loop.answer_tokens, chunk=at_once)
+
+    scores = [[Score(**values) for values in row] for row in loop.journal.once(piece, ask)]
     accuracies = [figure(own, "accuracy") for own in scores]
-    best = max((value for value in accuracies if value is not None), default=None)
+    groups = (accuracies[start : start + rows] for start in range(0, len(accuracies), rows))
+    best = mean(max((value for value in group if value is not None), default=None) for group in groups)
     loop.display.advance(asked, accuracy=best, resumed=resumed)
     return scores
 
@@ -196,27 +231,30 @@ def size_of(sequences: Sequence[batching.Tokens]) -> tuple[int, int]:
     return len(sequences), sum(len(own.ids) for own in sequences)
 
 
-def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Teaching) -> list[Passage]:
-    """The passages with self-written questions: those whose answer stands in the passage, spread evenly over passages.
+def write_questions(
+    lm: LanguageModel, lessons: Sequence[Lesson], loop: Loop, teaching: Teaching
+) -> list[list[Passage]]:
+    """The passages, [D][P], with self-written questions: those whose answer stands in the passage, spread evenly over
+    the passages of a document.
 
     Drawn as often as self-edits are, with the same program.
     """
+    first = lessons[0]
     domain = Domain(
-        lesson.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain.grade
+        first.questions_prompt, lambda passage, text: SelfEdit(text, ()), lambda passage: [], loop.domain.grade
     )
-    asking = loop._replace(domain=domain)
     written = write_self_edits(
-        lm, lesson.passages, asking, samples=teaching.candidates, name="questions", shown=WRITING_QUESTIONS
-    )
-    begun = lesson.questions_prompt(lesson.passages[0]).rstrip().endswith("Question:")  # the first one, by the prompt
+        lm, [passage for lesson in lessons for passage in lesson.passages], loop._replace(domain=domain),
+        samples=teaching.candidates, name="questions", shown=WRITING_QUESTIONS,
+    )  # fmt: skip
+    begun = first.questions_prompt(first.passages[0]).rstrip().endswith("Question:")  # the first one, by the prompt
     width, gold_width = loop.trainer.shapes.question_width, loop.trainer.shapes.gold_width
 
     def fits(query: Query) -> bool:
         gold = len(gold_tokens(lm.codec.encode_more, query))
         return len(lm.codec.encode(query.prompt)) <= width and 0 < gold <= gold_width
 
-    found: list[list[Question]] = []
-    for passage, row in zip(lesson.passages, written, strict=True):
+    def asked_of(lesson: Lesson, passage: Passage, row: Sequence[SelfEdit]) -> list[Question]:
         own: dict[str, Question] = {}
         for edit in row:
             for question in parse_questions(f"Question: {edit.completion}" if begun else edit.completion):
@@ -224,12 +262,19 @@ def write_questions(lm: LanguageModel, lesson: Lesson, loop: Loop, teaching: Tea
                     own.setdefault(normalise(question.question), question)
         asked = passage._replace(questions=tuple(own.values()))
         queries = lesson.domain.queries(asked)
-        found.append([q for q, query in zip(asked.questions, queries, strict=True) if fits(query)])
-    kept = spread([len(own) for own in found], teaching.questions)
-    return [
-        passage._replace(questions=tuple(own[:count]))
-        for passage, own, count in zip(lesson.passages, found, kept, strict=True)
-    ]
+        return [q for q, query in zip(asked.questions, queries, strict=True) if fits(query)]
+
+    asked = []
+    for lesson, rows in zip(lessons, by_document(written, lessons), strict=True):
+        found = [asked_of(lesson, passage, row) for passage, row in zip(lesson.passages, rows, strict=True)]
+        kept = spread([len(own) for own in found], teaching.questions)
+        asked.append(
+            [
+                passage._replace(questions=tuple(own[:count]))
+                for passage, own, count in zip(lesson.passages, found, kept, strict=True)
+            ]
+        )
+    return asked
 
 
 def spread(counts: Sequence[int], most: int) -> list[int]:
@@ -294,15 +339,6 @@ def candidate_examples(
         lines = [example for edit in row[c] for example in edit.examples if example != own[-1]]
         chosen |= dict.fromkeys([*lines, *own])
     return list(chosen)
-
-
-def score_all(
-    lm: LanguageModel, adapters: Adapter, passages: Sequence[Passage], loop: Loop, at_once: Chunk
-) -> list[list[Score]]:
-    """Every question to each of C adapters, graded: [C][P]."""
-    queries = [[loop.domain.queries(passage) for passage in passages]] * len(adapters.scale)
-    shapes, grade = loop.trainer.shapes, loop.domain.grade
-    return score_tasks(lm, adapters, queries, grade, shapes, max_tokens=loop.answer_tokens, chunk=at_once)
 
 
 def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:

@@ -1,0 +1,293 @@
+"""A library of your documents: each learned by an adapter of its own, and questions that find their document.
+
+    python -m experiments.library add notes/ report.pdf --library runs/notes     # 2 CPU cores: minutes a page
+    python -m experiments.library ask runs/notes "Who keeps the lamp?" "What does the ferry cost?"
+    python -m experiments.library chat runs/notes
+    python -m experiments.library list runs/notes
+    python -m experiments.library export runs/notes --to vllm --out served
+    python -m experiments.library demo --data squad --passages 200     # how well it works, measured: hours
+
+Documents (.md, .txt, .pdf) are taught many at a time, all adapters in one batch; each is on disk once it is done, and
+the same command carries on after a kill. Adding or removing some leaves the others as they are. `seal-jax adapt
+notes/`, `ask`, `chat` and `export` are short for these; the last three also take an adapter that `adapt` saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import tyro
+
+from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap
+from seal_jax.domains.document import Document, Section
+from seal_jax.domains.passages import Passage, load_passages, shuffled, slug
+from seal_jax.graders.lexical import grade_by_match
+from seal_jax.run import ends, exports
+from seal_jax.run.adapted import COMPUTE, Adapted, Answer, Course, load_adapted, read_asking
+from seal_jax.run.documents import converse, side_by_side
+from seal_jax.run.exports import Form
+from seal_jax.run.journal import write_atomically
+from seal_jax.run.library import COURSE, Library
+from seal_jax.run.runtime import describe_machine
+from seal_jax.run.session import table_text
+from seal_jax.run.terminal import shell_command, show
+from seal_jax.types import Compute, Query, require_at_least
+
+Unnamed = tyro.conf.arg(name="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Add:
+    """Teaches documents: files, or folders of them. The same command carries on; a changed file is taught again."""
+
+    documents: tyro.conf.Positional[tuple[Path, ...]]
+    """.md, .txt or .pdf files, and folders of such."""
+    library: Path | None = None
+    """The library's folder (default: runs/ and the name of the first document or folder)."""
+    course: Annotated[Course, Unnamed] = COURSE
+    compute: Compute = COMPUTE
+
+    def run(self) -> None:
+        folder = self.library or Path("runs") / (slug(self.documents[0].resolve().stem) or "library")
+        library = Library(folder, course=None if self.course == COURSE else self.course, compute=self.compute)
+        taught = library.add(self.documents)
+        rows = [[e.name, e.title, len(e.questions), e.before, e.after] for e in library.entries() if e.name in taught]
+        show(*([table_text({"title": "Taught", "columns": COLUMNS, "rows": rows, "note": NOTE})] if rows else []))
+        show(f"{library!r}\nAsk it: {shell_command('library', 'ask', str(folder), 'A question?')}")
+
+
+COLUMNS = ["document", "title", "its own questions", "right before", "right after"]
+NOTE = "Questions are the model's own, on what it was taught: accuracy on them is no measure of what others ask."
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """Answers questions: each by the adapter of the document it is about, beside the base model's answer."""
+
+    source: tyro.conf.Positional[Path]
+    """A library, or the folder of one adapter."""
+    questions: tyro.conf.Positional[tuple[str, ...]]
+    """Each in quotes."""
+    model: str | None = None
+    """For an adapter that does not say which model it is for."""
+    json: bool = False
+    """Print a line of JSON a question instead."""
+
+    def run(self) -> None:
+        _, answer = opened(self.source, self.model)
+        answers = answer(self.questions)
+        show(*([json.dumps(a._asdict()) for a in answers] if self.json else [side_by_side(answers)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Questions from the terminal, or a pipe, one a line, until an empty line; each is answered by itself."""
+
+    source: tyro.conf.Positional[Path]
+    """A library, or the folder of one adapter."""
+    model: str | None = None
+    """For an adapter that does not say which model it is for."""
+
+    def run(self) -> None:
+        topic, answer = opened(self.source, self.model)
+        converse(SimpleNamespace(topic=topic, ask=lambda question: answer([question])[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """The documents of a library."""
+
+    library: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        entries = existing(self.library).entries()
+        rows = [[e.name, e.title, len(e.questions), e.before, e.after, e.source] for e in entries]
+        show(table_text({"title": f"{len(rows)} documents", "columns": [*COLUMNS, "from"], "rows": rows, "note": NOTE}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove:
+    """Removes documents from a library; the others stay as they are."""
+
+    library: tyro.conf.Positional[Path]
+    names: tyro.conf.Positional[tuple[str, ...]]
+
+    def run(self) -> None:
+        library = existing(self.library)
+        library.remove(self.names)
+        show(repr(library))
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes what was learned for another program, and prints the command that serves it."""
+
+    source: tyro.conf.Positional[Path]
+    """A library, or the folder of one adapter."""
+    to: Form
+    """vllm, sglang: adapters over the base model; gguf: the same for llama.cpp and Ollama; merged-gguf, merged: whole
+    models, as GGUF and in Hugging Face's layout."""
+    out: Path
+    """The folder that is written."""
+    documents: tuple[str, ...] = ()
+    """Only these of the library."""
+    model: str | None = None
+    """For an adapter that does not say which model it is for."""
+
+    def run(self) -> None:
+        load: Callable[[str], Adapted]
+        if is_library(self.source):
+            library = existing(self.source)
+            names = self.documents or tuple(entry.name for entry in library.entries())
+            folders, model = {name: library.path(name) for name in names}, library.course.model
+            load = library.adapted
+        else:
+            folders = {self.source.resolve().name: self.source}
+            model, load = read_asking(self.source, self.model).base_model, lambda name: load_adapted(self.source, model)
+        if not folders:
+            raise ValueError(f"{self.source}: an empty library; add documents first")
+        if self.to in ("vllm", "sglang"):
+            commands = [exports.for_server(self.to, folders, model, self.out)]
+        elif self.to in ("gguf", "merged-gguf"):
+            commands = exports.for_llama_cpp(self.to, folders, load, self.out)
+        else:
+            saved = [load(name).save(self.out / name, merged=True) / "merged" for name in folders]
+            commands = [f'AutoModelForCausalLM.from_pretrained("{folder}")' for folder in saved]
+        show(f"Written to {self.out}", *commands)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Measures a library on passages with questions: a document each, and as many passages that are not in it."""
+
+    data: str = "invented"
+    """invented, squad, or a JSON file of passages."""
+    passages: int = 10
+    library: Path | None = None
+    """The library's folder (default: in runs/, after the data and the number of passages)."""
+    course: Annotated[Course, Unnamed] = COURSE
+    compute: Compute = COMPUTE
+
+    def __post_init__(self) -> None:
+        require_at_least(1, passages=self.passages)
+
+    def run(self) -> None:
+        passages = shuffled(load_passages(self.data, "held_out"), self.course.seed)
+        mine, others = passages[: self.passages], passages[self.passages : 2 * self.passages]
+        if not others:
+            raise ValueError(
+                f"{self.data} has {len(passages)} passages, and {self.passages} were to be taught: lower --passages, "
+                "so that some are left to ask about what is not in the library"
+            )
+        folder = self.library or Path("runs") / f"library-demo-{slug(Path(self.data).stem)}-{self.passages}"
+        library = Library(folder, course=self.course, compute=self.compute)
+        library.add({p.id: Document(p.title, (Section(p.title, (p.context,)),)) for p in mine})
+        results = measure(library, mine, others, seed=self.course.seed)
+        write_atomically(folder / "measured.json", json.dumps(results, indent=1))
+        show(*(table_text(table) for table in results["tables"]))
+
+
+def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage], *, seed: int) -> dict[str, Any]:
+    """Accuracy with the right adapter, with the one found, and with none, over passages; what it takes."""
+    asked = [question.question for passage in mine for question in passage.questions]
+    right = [passage.id for passage in mine for _ in passage.questions]
+    given, started = library.ask_of(asked, right), time.monotonic()
+    found = library.ask(asked)
+    seconds = (time.monotonic() - started) / len(asked)
+    foreign = library.ask([question.question for passage in others for question in passage.questions])
+
+    def each(passages: Sequence[Passage], answers: Sequence[str]) -> list[float | None]:
+        """The accuracy on each passage."""
+        rest, shares = iter(answers), list[float | None]()
+        for passage in passages:
+            queries = [Query(q.question, q.question, q.answer) for q in passage.questions]
+            verdicts = grade_by_match(queries, [next(rest) for _ in queries])
+            shares.append(sum(map(bool, verdicts)) / len(verdicts))
+        return shares
+
+    none, unlike = each(mine, [a.before for a in given]), each(others, [a.before for a in foreign])
+    rows = [
+        ("no adapter", mine, none, none),
+        ("the right one, given", mine, each(mine, [a.after for a in given]), none),
+        ("the one found", mine, each(mine, [a.after for a in found]), none),
+        ("other passages, no adapter", others, unlike, unlike),
+        ("other passages, the library", others, each(others, [a.after for a in foreign]), unlike),
+    ]
+    accuracy = {
+        "title": "Accuracy, %",
+        "columns": ["", "passages", "questions", "right", "against no adapter, points"],
+        "rows": [
+            [label, len(of), sum(len(p.questions) for p in of), bootstrap_mean(own, seed=seed, within=SHARE).text(),
+             "" if own is base else paired_bootstrap(base, own, seed=seed, within=GAIN).text(form="+.1f")]
+            for label, of, own, base in rows
+        ],
+        "note": "95 % intervals, paired by passage. No adapter: asked under the passage's title.",
+    }  # fmt: skip
+    entries = [entry for entry in library.entries() if entry.name in set(right)]
+    sizes = [sum(f.stat().st_size for f in library.path(e.name).iterdir()) for e in entries]
+    facts = {
+        "questions whose document was found": sum(a.document == of for a, of in zip(found, right, strict=True)),
+        "questions given another document": sum(
+            a.document not in (None, of) for a, of in zip(found, right, strict=True)
+        ),
+        "of": len(asked),
+        "questions on other passages given a document": sum(a.document is not None for a in foreign),
+        "of as many as": len(foreign),
+        "seconds to teach a document": sum(e.seconds for e in entries) / len(entries),
+        "MB of a document": sum(sizes) / len(sizes) / 1e6,
+        "seconds a question, of many at once": seconds,
+    }
+    costs = {"title": "Found, and what it takes", "columns": ["", ""], "rows": [list(pair) for pair in facts.items()]}
+    return {
+        "tables": [accuracy, costs],
+        "machine": describe_machine(),
+        "rows": [[label, own] for label, _, own, _ in rows],
+    }
+
+
+def is_library(folder: Path) -> bool:
+    """Whether a folder is a library's."""
+    return (folder.expanduser() / "library.json").is_file()
+
+
+def existing(folder: Path) -> Library:
+    """The library in a folder. Raises FileNotFoundError where there is none."""
+    if not is_library(folder):
+        raise FileNotFoundError(
+            f"{folder}: no library (it has no library.json); make one: {shell_command('library', 'add')}"
+        )
+    return Library(folder)
+
+
+def opened(source: Path, model: str | None) -> tuple[str, Callable[[Sequence[str]], list[Answer]]]:
+    """What a library, or the folder of an adapter, is about; and its answers."""
+    if is_library(source) or not source.expanduser().is_dir():
+        library = existing(source)
+        return f"{len(library.entries())} documents", library.ask
+    adapted = load_adapted(source, model)
+    return adapted.topic, adapted.ask_all
+
+
+COMMANDS: Any = Add | Ask | Chat | List | Remove | Export | Demo
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """One of the commands above. Exits with a suggestion at a typo."""
+    return tyro.cli(COMMANDS, prog=shell_command("library"), args=arguments, description=__doc__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
+    command = parse(arguments)
+    return ends.ended(command.run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
