@@ -278,7 +278,7 @@ def test_text_is_always_escaped(tmp_path):
             return {k if k in fixed or k not in hostile_keys else k + HOSTILE: poisoned(v) for k, v in value.items()}
         return value
 
-    hostile_keys = {"empty completion", "inner", "platform", "round 1", "top_k"}
+    hostile_keys = {"empty completion", "inner", "platform", "round 1", "top_k", *(f"passage-{n}" for n in range(12))}
     results, self_edits = sample_run()
     clean = Page(write_report(write_sample_run(tmp_path / "clean", results, self_edits)))
     hostile = Page(write_report(write_sample_run(tmp_path / "hostile", poisoned(results), poisoned(self_edits))))
