@@ -27,6 +27,7 @@ from experiments import squad
 from seal_jax.domains.passages import INVENTED
 from seal_jax.graders.choose import Grader
 from seal_jax.run import command, passages, runtime, session
+from seal_jax.run.command import parse
 from seal_jax.run.journal import SCHEMA, RunFolder
 from tests import tiny
 
@@ -164,7 +165,10 @@ def test_a_run_leaves_all_that_is_promised(undisturbed):
     assert all(edit["sequences"] and edit["answers"] and edit["losses"] for edit in edits)
 
     assert (folder / "report.html").read_text(encoding="utf-8").count("<html") == 1
-    assert {entry["phase"] for entry in lines(folder / "metrics.jsonl")} >= {*stages[1:], "round 1"}
+    curves = {(entry["phase"], entry["step"]) for entry in lines(folder / "metrics.jsonl")}
+    assert curves >= {("passage", 0), ("self_edits", 0), ("self_edits", 1), ("rounds", 1)}
+    assert "smoke: " in printed.partition("\n")[0]
+    assert parse(squad.EXPERIMENT, ["--config", str(folder / "run.toml")])[0].outer.samples == 3
     assert list((folder / "tensorboard").glob("events*"))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["round_1"]
     claimed = json.loads((folder / "config.json").read_text(encoding="utf-8"))

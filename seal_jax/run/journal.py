@@ -271,7 +271,9 @@ class RunFolder:
     def close(self) -> None:
         """Releases the folder for another process. One that was made here and holds nothing finished is removed."""
         finished = self._trees or any(name.partition("/")[0] != PLAN for name in self._pieces)
-        if self._made and not finished and {path.name for path in self.path.iterdir()} <= EMPTY:
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        kept = {path.name for path in there if path.name != "judge.jsonl" or path.stat().st_size}
+        if self._made and not finished and kept <= EMPTY:
             shutil.rmtree(self.path, ignore_errors=True)
             for parent in self.path.parents[: self._made - 1]:
                 with contextlib.suppress(OSError):  # another run is there
