@@ -254,6 +254,14 @@ def test_the_domain_is_learned(example):
     assert rewards[-1] > 0.8, rewards
 
 
+def test_the_domain_learns_other_words(monkeypatch):
+    """Whatever a reader calls doors and colours."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    domain = load(EXAMPLES / "domain.py")
+    domain.DOORS = [domain.Door("cellar", "ochre"), domain.Door("attic", "violet")]
+    assert domain.main()[-1] > 0.8
+
+
 def test_the_outer_loop_improves_the_reward(example):
     rewards = example("outer_loop")
     assert rewards[-1] > rewards[0] + 0.2, rewards
