@@ -258,7 +258,8 @@ def test_the_domain_learns_other_words(monkeypatch):
     """Whatever a reader calls doors and colours."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     domain = load(EXAMPLES / "domain.py")
-    domain.DOORS = [domain.Door("cellar", "ochre"), domain.Door("attic", "violet")]
+    doors = [domain.Door("cellar", "ochre"), domain.Door("attic", "violet")]
+    monkeypatch.setattr(domain, "DOORS", doors)
     assert domain.main()[-1] > 0.8
 
 

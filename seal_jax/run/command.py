@@ -89,8 +89,9 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Comput
 
 def _sentence(said: str) -> str:
     """What tyro says in a box, as one sentence, with the option's name."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in said.splitlines()][1:]  # without the box's title
-    text = re.sub(r" (Argument|For full) helptext.*", "", " ".join(filter(None, lines)))
+    lines = [line.strip("│| ") for line in said.splitlines()[1:]]  # without the box's title
+    text = " ".join(line for line in lines if line.strip("─-+╭╮╰╯ "))
+    text = re.sub(r" (Argument|For full) helptext.*", "", text)
     found = re.match(r"Unrecognized options: ([^\s,]+)(?:.*?Perhaps you meant: (--[^\s,]+))?", text)
     if found:
         return f"no option {found[1]}" + (f": did you mean {found[2]}?" if found[2] else "")
