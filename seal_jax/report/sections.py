@@ -61,15 +61,8 @@ TERMINAL = 100  # columns of a terminal
 SHOWN_SELF_EDITS = 3  # best, and as many worst
 SHOWN_GRIDS, OPEN_GRIDS = 24, 4  # puzzles of a part of `grids`; those that are open at first
 DEMONSTRATION_SIDE, TEST_SIDE = 120, 180  # CSS pixels of a grid at most
-RECORDS = (
-    "results.json",
-    "self_edits.jsonl",
-    "ungraded.jsonl",
-    "metrics.jsonl",
-    "run.toml",
-    "config.json",
-    "results.csv",
-)
+MADE = {"seal_jax": "seal_jax ", "commit": "commit ", "date": ""}  # of the machine's facts, those at the top
+RECORDS = ("results.json", "results.csv", "self_edits.jsonl", "ungraded.jsonl", "metrics.jsonl", "run.toml")
 WRITING: dict[str, tuple[str, Callable[[float | None], str]]] = {  # a round's figures of what was written
     "mean_words": ("Words", lambda value: decimal(value, 1)),
     "mean_sequences": ("Training sequences", lambda value: decimal(value, 1)),
@@ -97,8 +90,7 @@ def contents(runs: Sequence[Run], beside: Path) -> dict[str, Any]:
         for one in told[: MOST_NAMED if of_one or len(told) <= MOST_NAMED else 0]
     ]
     machine = first.machine if of_one else {}
-    made = [f"{name} {machine[name]}" for name in ("seal_jax", "commit") if machine.get(name)]
-    made += [str(machine[name]) for name in ("date",) if machine.get(name)]
+    made = [f"{said}{machine[name]}" for name, said in MADE.items() if machine.get(name)]
     parts = [first.name, first.preset, first.data] if of_one else ["comparison"]
     seed = [f"seed {first.seed}"] if of_one and first.seed is not None else []
     return {
@@ -430,14 +422,11 @@ def _changed(results: Results, self_edits: Sequence[SelfEdit]) -> Iterator[Secti
         dots = figures.scatter(f"Accuracy of each {task}, before and after RL", known, "before RL", "after RL")
         ways = [sum(x < y for x, y in known.values()), sum(x > y for x, y in known.values())]
         said = f"A dot a held-out {task}, a number where several coincide: {ways[0]} better after RL, {ways[1]} worse."
-        told = sorted(
-            (name for name in known if all(name in of for of in edits)), key=lambda n: known[n][1] - known[n][0]
-        )
+        shared = [name for name in known if all(name in of for of in edits)]
+        told = sorted(shared, key=lambda name: known[name][1] - known[name][0])
         chosen = list(dict.fromkeys([*told[-1:], *told[:1], *told[len(told) // 2 :][:1]]))
         cards = [Block("change", _pair(*(of[name] for of in edits)) | {"open": not n}) for n, name in enumerate(chosen)]
-        texts = (
-            "The most gained, the most lost, and the one in the middle, with what was answered after each self-edit."
-        )
+        texts = "The most gained, the most lost, and the one in the middle, with what was then answered."
         blocks += [Block("text", said), dots] if dots else []
         blocks += [Block("heading", "Self-edits side by side"), Block("text", texts), *cards] if cards else []
     yield Section("What changed through RL", "", [*blocks, *_writing(results)])
@@ -448,10 +437,8 @@ def _pair(before: SelfEdit, after: SelfEdit) -> dict[str, Any]:
     answers = []
     for one, other in zip(before.answers, after.answers, strict=False):
         tried = [("Base", _mark(one.before_correct), one.before, one.before_cut)]
-        tried += [
-            (when, _mark(of.after_correct), of.after, of.after_cut)
-            for when, of in (("Before RL", one), ("After RL", other))
-        ]
+        for when, of in (("Before RL", one), ("After RL", other)):
+            tried.append((when, _mark(of.after_correct), of.after, of.after_cut))
         answers.append((one, tried))
     gained = None if before.reward is None or after.reward is None else after.reward - before.reward
     voted = {verdict for _, tried in answers for _, verdict, *_ in tried} == {"missing"}

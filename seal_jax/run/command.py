@@ -41,7 +41,7 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Comput
     asked, typed = ours.parse_known_args(list(arguments))
     in_file = settings.read(asked.config, experiment.name) if asked.config else {}
     named = typed.pop(0) if typed and not typed[0].startswith("-") else None
-    chosen = in_file.pop("preset", named or next(iter(presets)))
+    chosen = str(in_file.pop("preset", named or next(iter(presets))))
     if named not in (None, chosen):
         raise ValueError(
             f"--config {asked.config} is of preset {chosen}, the command says {named}: leave one of them out"

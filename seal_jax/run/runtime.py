@@ -32,19 +32,7 @@ from seal_jax.types import Base, Compute, Hosts, LanguageModel, MeshShape, Style
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
 MAX_CPU_DEVICES = 4  # each holds a copy of the weights
-PACKAGES = (
-    "seal_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "tyro",
-    "qwix",
-    "torch",
-    "peft",
-)
+PACKAGES = ("seal_jax", "jax", "jaxlib", "flax", "optax", "transformers", "orbax-checkpoint", "qwix", "torch", "peft")
 CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 

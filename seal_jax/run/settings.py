@@ -16,7 +16,7 @@ from seal_jax.run.terminal import nearest
 
 FILE = "run.toml"
 HEAD = "# What this run was set to. The same again: --config with this file; options that are typed beside it count.\n"
-WIDTH, NAMES = 100, 28  # columns of the short help, and of its names
+WIDTH, NAMES = 100, 30  # columns of the short help, and of its names
 
 
 def write(folder: Path, experiment: str, config: Any, compute: Any) -> None:
@@ -88,27 +88,23 @@ def short_help(parser: Any) -> str:
     """The options of a run, a line each, and of the groups of further ones their names and defaults."""
     lines, groups = [], []
     for group in parser._action_groups:
-        known = []
-        for action in group._group_actions:
-            name, (what, default) = action.option_strings[0], _parted(action.help or "")
-            known.append((name, what.split(". ")[0], default)) if default is not None else None
+        said = [(action.option_strings[0], _parted(action.help or "")) for action in group._group_actions]
+        known = [(name, *match.groups()) for name, match in said if match]
         if group.title == "options":
-            room = WIDTH - NAMES - 2
-            own = [
-                (f"{name} {default}", textwrap.shorten(what, room, placeholder=" ...")) for name, what, default in known
-            ]
-            lines += [f"  {name:<{NAMES - 1}} {what}" for name, what in own]
+            for name, what, default in known:
+                short = textwrap.shorten(what.split(". ")[0], WIDTH - NAMES, placeholder=" ...")
+                lines.append(f"  {name + ' ' + default:<{NAMES - 3}} {short}")
         elif known:
             start = known[0][0].rpartition(".")[0] + "."
             names = " ".join(f"{name.removeprefix(start)}={default.replace(' ', ',')}" for name, _, default in known)
-            groups.append(f"  {start:<{NAMES - 1}} {(group.description or '').split('. ')[0]}")
+            groups.append(f"  {start:<{NAMES - 3}} {(group.description or '').split('. ')[0]}")
+            indent = " " * 6
             groups += textwrap.wrap(
-                names, WIDTH, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+                names, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
             )
     return "\n".join([*lines, "", "More, by group:", "", *groups])
 
 
-def _parted(said: str) -> tuple[str, str | None]:
+def _parted(said: str) -> re.Match[str] | None:
     """What tyro says of an option, and its default."""
-    match = re.fullmatch(r"(.*?)\s*\(default: ([^()]*)\)", said, re.DOTALL)
-    return (match[1], match[2]) if match else (said, None)
+    return re.fullmatch(r"(.*?)\s*\(default: ([^()]*)\)", said, re.DOTALL)
