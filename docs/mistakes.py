@@ -57,6 +57,7 @@ settings of another experiment | squad --config cpt.toml
 no such run | report runs/mine
 a format that is not read | adapt --document notes.docx
 an empty document | adapt empty.md
+a package that is not installed | adapt report.pdf
 nothing to learn | adapt
 nothing to compare | evaluate_edits demo
 no such ARC data | arc demo --data arc-agi-3
@@ -82,7 +83,13 @@ def made() -> list[Mistake]:
 def _make(what: str, typed: str, folder: Path) -> Mistake:
     words = shlex.split(typed)
     own = {name: text for name, text in os.environ.items() if not name.startswith(("XLA_", "HF_", "OPENAI_"))}
-    own |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": "hub", "COLUMNS": "1000", "JAX_PLATFORMS": "cpu"}
+    own |= {
+        "PYTHONPATH": f"without{os.pathsep}{ROOT}",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": "hub",
+        "COLUMNS": "1000",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "experiments", *words], cwd=folder, env=own, capture_output=True, text=True, check=False,
         stdin=subprocess.DEVNULL,
@@ -101,7 +108,8 @@ def _folder(folder: Path) -> Iterator[None]:
         "mine.json": json.dumps([passage]), "broken.json": '[{"title": "Lamp",', "prompt.toml": 'raw = "{title}"\n',
         "no-answer.json": json.dumps([{**passage, "questions": [{"question": "Who?"}]}]),
         "pickled/config.json": "{}", "pickled/pytorch_model.bin": "", "typo.toml": "outer.ronds = 2\n",
-        "cpt.toml": 'experiment = "cpt"\n',
+        "cpt.toml": 'experiment = "cpt"\n', "report.pdf": "%PDF-1.4",
+        "without/pypdf.py": 'raise ModuleNotFoundError("No module named pypdf")\n',
     }  # fmt: skip
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
