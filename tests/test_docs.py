@@ -208,7 +208,9 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), NOTEBOOK], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), NOTEBOOK],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_links_lead_somewhere(path: Path):
     text = path.read_text(encoding="utf-8")
