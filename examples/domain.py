@@ -45,7 +45,7 @@ DOMAIN = Domain(prompt, parse, queries, by_query(lambda asked, said: [q.gold == 
 
 def main() -> list[float]:
     """Four rounds: prints and returns the mean rewards."""
-    lm, rewards = make_model(), []
+    lm, rewards = make_model(*(word for door in DOORS for word in door)), []
     loop = make_loop(lm, DOMAIN, DOORS, INNER, Sampling(max_tokens=1), longest=8, capacity=1, answer_tokens=1)
     outer = rest_em.outer_loop(ReSTEM(reward_seeds=1, select="improved", sft=SFT))
     for state in rounds(lm, [DOORS] * 4, outer, loop, samples=16):

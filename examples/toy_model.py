@@ -1,4 +1,4 @@
-"""The model of the other examples: two layers, nine words, random weights. `run.runtime.load` loads a real one."""
+"""The model of the other examples: two layers, a few words, random weights. `run.runtime.load` loads a real one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from seal_jax.types import PROJECTIONS, Codec, LanguageModel
 WORDS = ("<end>", "describe", "colour", "?", "north", "south", "red", "blue", "green")
 
 
-def encode(text: str) -> list[int]:
-    """One token per word."""
-    return [WORDS.index(word) for word in text.split()]
+def make_model(*further: str) -> LanguageModel:
+    """Random weights: at first it writes every word about equally often, so any later preference was learned.
 
+    Its words are `WORDS` and `further` ones.
+    """
+    words = list(dict.fromkeys([*WORDS, *further]))
 
-def decode(ids: Sequence[int]) -> str:
-    """Words separated by spaces, without `<end>`."""
-    return " ".join(WORDS[i] for i in ids if i)
+    def encode(text: str) -> list[int]:
+        """One token per word."""
+        return [words.index(word) for word in text.split()]
 
+    def decode(ids: Sequence[int]) -> str:
+        """Words separated by spaces, without `<end>`."""
+        return " ".join(words[i] for i in ids if i)
 
-def make_model() -> LanguageModel:
-    """Random weights: at first it writes every word about equally often, so any later preference was learned."""
     shape = transformer.ModelConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(words),
         hidden_size=64,
         num_layers=2,
         num_heads=2,

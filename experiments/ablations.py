@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from seal_jax.analysis import grid
 from seal_jax.analysis.ablations import Metric, compare
-from seal_jax.run import cells, command, search, session
+from seal_jax.run import cells, command, search, session, settings
 from seal_jax.run.cells import Part, Settings
 from seal_jax.run.jobs import Jobs
 from seal_jax.run.journal import RunFolder, as_json, require_room
@@ -114,6 +114,7 @@ def execute(experiment: Experiment, config: Config, compute: Compute, place: Pla
     require_room(place.run_folder, needed=session.ROOM * len(parts))
     identity = {"experiment": experiment.name, **as_json(settings_of(config))}
     with contextlib.closing(RunFolder(place.run_folder, identity)) as folder:
+        settings.write(folder.path, experiment.name, config, compute)
         folder.clock = lambda: {"total": time.monotonic() - started}
         spent = list(search.run(parts, folder, config.jobs, compute, place))
         outcomes = search.outcomes(parts, folder)

@@ -117,13 +117,14 @@ def run(here: Session, data: Split) -> dict[str, Any]:
         row(f"entigraph_{kind}", label, f"entigraph {kind}", written)
 
     validated: list[float | None] = []  # accuracy on the validation passages, before RL and after each round
-    records, learner = [], here.lm if config.writer else None
+    records, texts, learner = [], [], here.lm if config.writer else None
+    prompts = [loop.domain.prompt(passage) for passage in held_out]
     method = outer.make(data.recorded)
     for state in rounds(here.writer.lm, data.rounds, method, loop, samples=outer.samples, learner=learner):
         number, here.lm = state.number, state.learner
         if state.log:
-            prompts = [loop.domain.prompt(row[0].task) for row in state.log.trials]
-            records.append(evaluation.round_record(number, state.log, prompts))
+            read = [loop.domain.prompt(row[0].task) for row in state.log.trials]
+            records.append(evaluation.round_record(number, state.log, read))
             here.record(f"round {number}", state.log.trials, state.log.keep, state.log.losses)
         if data.validation:
             validated.append(passages.validate(here, state, data.validation))
@@ -131,10 +132,11 @@ def run(here: Session, data: Split) -> dict[str, Any]:
         edits = write_self_edits(state.writer, held_out, loop, samples=test.samples, name=stage)
         label = f"SEAL, after RL round {number}" if number else "Trained on its self-edits, before RL"
         row(f"self_edits_round_{number}", label, stage, edits)
+        texts.append(evaluation.written_record(stage, edits, prompts))
 
     stages, chosen = passages.choose_round(stages, validated, len(data.validation))
     rows = evaluation.rows(stages, held_out, passages.questions_of(held_out), seed=config.seed)
-    return here.finish(rows, rounds=records, **chosen)
+    return here.finish(rows, rounds=records, written=texts, **chosen)
 
 
 EXPERIMENT = Experiment("squad", __doc__ or "", PRESETS, passages.split, prepare, run)

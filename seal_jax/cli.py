@@ -1,4 +1,4 @@
-"""The console script: `seal-jax squad demo`, `seal-jax adapt FILE`, `seal-jax report RUN`.
+"""The console script: `seal-jax squad demo`, `seal-jax adapt FILE`, `seal-jax report RUN`, `seal-jax env`.
 
 Without arguments it lists the experiments, without importing JAX. In a clone, `python -m experiments` does the same.
 """
@@ -6,7 +6,6 @@ Without arguments it lists the experiments, without importing JAX. In a clone, `
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seal_jax.run import ends
+from seal_jax.run.terminal import nearest
 
 OF_A_LIBRARY = {  # subcommands of `library` that are names of their own
     "ask": "Asks a library, or one adapter: answers with what was learned beside the base model's.",
@@ -49,11 +49,13 @@ def main(arguments: Sequence[str] | None = None, package: str = "seal_jax.experi
         start, width = ("seal-jax" if package.startswith("seal_jax") else f"python -m {package}"), max(map(len, known))
         print(f"usage: {start} NAME ...     ({start} NAME --help shows its options)\n")
         print(*(f"  {experiment:<{width}}  {text}" for experiment, text in known.items()), sep="\n")
+        print(f"\n  {'env':<{width}}  Versions and devices, for a report of a bug.")
+        return 0
+    if name == "env":
+        print(importlib.import_module("seal_jax.run.runtime").environment())
         return 0
     if (chosen := name.replace("-", "_")) not in known:
-        near = difflib.get_close_matches(chosen, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        print(f"error: no experiment {name}: {hint}", file=sys.stderr)
+        print(f"error: no experiment {name}: {nearest(chosen, known)}", file=sys.stderr)
         return 2
     if chosen in OF_A_LIBRARY:
         chosen, rest = "library", [chosen, *rest]

@@ -122,6 +122,7 @@ def test_a_tree_is_made_once_and_returns_exactly(tmp_path, dtype):
 
 
 def test_a_folder_with_nothing_but_a_plan_bars_nobody_and_its_plan_goes(tmp_path):
+    (tmp_path / "run").mkdir()  # or it would go with the plan
     first = RunFolder(tmp_path / "run", {"a": 1})
     assert first.once("memory", lambda: [4]) == [4]
     first.close()

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 def test_the_list_names_every_experiment_and_loads_no_jax():
     script = "import sys; from seal_jax.cli import main; main([], 'experiments'); assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()[2:]}
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()[2:] if line}
+    assert listed.pop("env")
     assert listed == cli.available(ROOT / "experiments")
     assert {"squad", "adapt", "report", "benchmark"} <= set(listed)
     assert listed["squad"].startswith("Knowledge incorporation (paper table 2)")

@@ -214,7 +214,9 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), NOTEBOOK], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")), NOTEBOOK],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_links_lead_somewhere(path: Path):
     text = path.read_text(encoding="utf-8")
@@ -258,6 +260,15 @@ def test_the_domain_is_learned(example):
     assert len(rewards) == 4
     assert rewards[0] < 0.3
     assert rewards[-1] > 0.8, rewards
+
+
+def test_the_domain_learns_other_words(monkeypatch):
+    """Whatever a reader calls doors and colours."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    domain = load(EXAMPLES / "domain.py")
+    doors = [domain.Door("cellar", "ochre"), domain.Door("attic", "violet")]
+    monkeypatch.setattr(domain, "DOORS", doors)
+    assert domain.main()[-1] > 0.8
 
 
 def test_the_outer_loop_improves_the_reward(example):

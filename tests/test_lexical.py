@@ -172,7 +172,7 @@ def test_any_text_is_read(text: str):
 
 @pytest.mark.skipif(not GRADED.exists(), reason=f"needs {GRADED}; SEAL_DATA names its folder")
 def test_agreement_with_the_recorded_judge():
-    """The figures of README, on passages the rule was not tuned on."""
+    """The figures of docs/results.md, on passages the rule was not tuned on."""
     _, held_out = split(read_answers(GRADED))
     queries = [Query(row["question"], "", row["gold"]) for row in held_out]
     found = agreement(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import shlex
 from pathlib import Path
 
@@ -15,9 +16,17 @@ from experiments import adapt, grade, library, report
 from experiments.benchmark import command as benchmark
 from seal_jax.run import session
 from seal_jax.run.command import parse
-from tests.shown import commands
+from tests.shown import ROOT, commands
 
 OWN_COMMAND_LINE = {"grade": grade.Config, "report": report.Command}  # their files are looked for when they run
+
+
+def test_readme_is_one_screen_and_shows_the_tests_that_ci_runs():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.encode()) <= 8_192
+    shown, ci = (set(re.findall(r"^make (\w+)", text, re.M)) for text in (readme, (ROOT / ".ci/run").read_text()))
+    assert shown == {"demo", "check"}
+    assert shown <= ci
 
 
 def is_small(command: str) -> bool:

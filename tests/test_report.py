@@ -23,6 +23,7 @@ from seal_jax.report import figures
 from seal_jax.report.blocks import holds
 from seal_jax.report.page import write_report
 from seal_jax.report.results import Estimate
+from seal_jax.report.sections import RECORDS
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> </style> {{ 7 * 7 }} & "quotes" $x^2$ \u202e'
 
@@ -88,7 +89,7 @@ def sample_run(rounds: int = 1, seed: int = 0) -> tuple[dict, list[dict]]:
         completion = "" if stage == "passage" else COMPLETION.format(place=place)
         return {
             "stage": stage,
-            "passage": f"{stage}-{passage}",
+            "passage": f"{stage}-{passage}" if stage.startswith("round") else f"passage-{passage}",
             "title": place,
             "context": CONTEXT.format(place=place),
             "sample": sample,
@@ -220,6 +221,7 @@ def test_page_has_every_part(tmp_path):
     words = page.words()
     headings = [
         "Accuracy",
+        "What changed through RL",
         "Rewards",
         "Loss",
         "helped most",
@@ -238,9 +240,9 @@ def test_page_has_every_part(tmp_path):
     assert "diverged" not in words  # counted zero times
     assert "q proj, v proj" in words or "q_proj, v_proj" in words
     assert "python -m experiments.squad demo --seed 0" in words
-    assert sum(tag == "article" for tag, _ in page.elements) == 6
+    assert sum(tag == "article" for tag, _ in page.elements) == 3 + 6
     drawn = [attributes["aria-label"] for tag, attributes in page.elements if tag == "figure"]
-    assert [title.split()[0] for title in drawn] == ["Accuracy", "Distribution", "Loss", "Loss"]
+    assert [title.split()[0] for title in drawn] == ["Accuracy", "Accuracy", "Distribution", "Loss", "Loss"]
     assert sum(tag == "polyline" for tag, _ in page.elements) == 6 + 2  # stages of the inner loop, rounds of SFT
 
 
@@ -260,7 +262,7 @@ def test_page_needs_nothing_from_outside_and_no_script(tmp_path):
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in ("href", "xlink:href", "src"):
-                assert value.startswith("#")
+                assert value.startswith("#") or value in RECORDS
     assert "http" not in page.source and "@import" not in page.source
     assert all(match.startswith("#") for match in re.findall(r"url\(([^)]*)\)", page.source))
 
@@ -276,7 +278,7 @@ def test_text_is_always_escaped(tmp_path):
             return {k if k in fixed or k not in hostile_keys else k + HOSTILE: poisoned(v) for k, v in value.items()}
         return value
 
-    hostile_keys = {"empty completion", "inner", "platform", "round 1", "top_k"}
+    hostile_keys = {"empty completion", "inner", "platform", "round 1", "top_k", *(f"passage-{n}" for n in range(12))}
     results, self_edits = sample_run()
     clean = Page(write_report(write_sample_run(tmp_path / "clean", results, self_edits)))
     hostile = Page(write_report(write_sample_run(tmp_path / "hostile", poisoned(results), poisoned(self_edits))))
@@ -523,9 +525,47 @@ def test_a_round_says_what_was_written_as_far_as_it_knows(tmp_path):
     results["rounds"][0] |= {"mean_words": 61.25, "distinct_2": 0.71, "similarity": None}
     results["rounds"][1] |= {"mean_words": None}
     words = Page(write_report(write_sample_run(tmp_path / "some", results, []))).words()
-    assert "Round Words Distinct pairs of words Round 1 61.2 71.0 % Round 2 — —" in words
+    assert "Self-edits Words Distinct pairs of words Round 1, to learn from 61.2 71.0 % Round 2, to learn" in words
     assert "Training sequences" not in words and "Words two of them share" not in words
     assert "What was written" not in Page(write_report(write_sample_run(tmp_path / "no", *sample_run()))).words()
+
+
+def test_a_run_says_what_changed_through_rl(tmp_path):
+    """A dot a passage, what was written, and the self-edits of a passage before and after side by side."""
+    results, self_edits = sample_run(rounds=2)
+    before, after = (next(r for r in results["rows"] if r["name"] == f"self_edits_round_{n}") for n in (0, 2))
+    before["per_passage"] = {f"passage-{n}": 0.4 for n in range(12)}
+    after["per_passage"] = before["per_passage"] | {"passage-3": 1.0, "passage-5": 0.0}
+    for edit in self_edits:
+        edit["completion"] += f" written in {edit['stage']}"
+    results["written"] = [{"label": "Held-out, before RL", "mean_words": 12.5}]
+    page = Page(write_report(write_sample_run(tmp_path, results, self_edits)))
+    words = page.words()
+    changed = words.split("What changed through RL")[1].split("Rewards")[0]
+    assert "1 better after RL, 1 worse" in changed
+    dots = [inside for tag, inside in page.elements if tag == "b"]
+    assert [(dot["class"], dot["title"]) for dot in dots if dot["class"]] == [
+        ("up", "passage-3"),
+        ("down", "passage-5"),
+    ]
+    assert "left: 40.0%; bottom: 100.0%" in [dot["style"] for dot in dots]
+    assert "Held-out, before RL 12.5" in changed
+    first = changed.split("Written before RL")[1]
+    assert "written in self_edits_round_0" in first.split("Written after RL")[0]
+    assert "written in self_edits_round_2" in first.split("Written after RL")[1]
+    assert changed.count("Written before RL") == 3
+    assert {"Base", "Before RL", "After RL"} <= set(re.findall(r"Base|Before RL|After RL", changed))
+    none = Page(write_report(write_sample_run(tmp_path / "none", *sample_run(rounds=0))))
+    assert "What changed through RL" not in none.words()
+
+
+def test_the_page_says_how_it_was_made(tmp_path):
+    results, _ = sample_run()
+    results["machine"] |= {"seal_jax": "0.1.0", "commit": "12ab", "date": "2026-01-02 03:04 UTC"}
+    page = Page(write_report(write_sample_run(tmp_path, results, [])))
+    assert "seed 0 · seal_jax 0.1.0 · commit 12ab · 2026-01-02 03:04 UTC" in page.words()
+    links = [inside["href"] for tag, inside in page.elements if tag == "a"]
+    assert links == ["results.json", "self_edits.jsonl"]  # what there is, of the records
 
 
 def test_a_validated_run_says_which_round_was_chosen(tmp_path):

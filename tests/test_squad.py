@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.error import URLError
 
+import huggingface_hub
 import pytest
 
 from seal_jax.domains import passages as passages_module
 from seal_jax.domains import squad
-from seal_jax.domains.passages import EMBEDDED, Passage, Question, Split, load_passages, shuffled
+from seal_jax.domains.passages import (
+    EMBEDDED,
+    STAND_IN,
+    NotFetched,
+    Passage,
+    Question,
+    Split,
+    load_passages,
+    shuffled,
+)
 from seal_jax.domains.squad import load_prompts, make_domain, parse, passage_only, prompt_variants
 from seal_jax.graders.lexical import grade_by_match, normalise
 from seal_jax.types import Example, SelfEdit
@@ -308,6 +318,7 @@ def test_squad_from_a_stand_in_hugging_face_data_set(monkeypatch: pytest.MonkeyP
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(passages_module, "urlopen", lambda request, timeout: io.BytesIO())
     check_grouped(load_passages("squad", split))
 
 
@@ -352,10 +363,20 @@ def test_no_network_and_nothing_cached(monkeypatch: pytest.MonkeyPatch):
         raise ConnectionError("Couldn't reach 'rajpurkar/squad' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(FileNotFoundError) as error:
+    monkeypatch.setattr(passages_module, "urlopen", no_network)
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    with pytest.raises(NotFetched) as error:
         load_passages("squad", "train")
     for part in ("rajpurkar/squad", "Couldn't reach", datasets.config.HF_CACHE_HOME, "python -c", "--data FILE"):
         assert str(part) in str(error.value)
+    assert huggingface_hub.constants.HF_HUB_OFFLINE  # it is not asked again and again
+
+
+def test_stand_ins_are_passages_like_any_others():
+    found = load_passages(STAND_IN, "train")
+    assert len({passage.id for passage in found}) == len(found) > 4_000
+    assert max(len(passage.context.split()) for passage in found) == 600
 
 
 def test_no_network_for_tensorflow_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

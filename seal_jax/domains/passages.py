@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from urllib.error import HTTPError
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
@@ -30,6 +31,13 @@ SPLIT_SOURCES = (*EMBEDDED, "squad", "tfds:squad")  # all of them come with held
 PUBLISHED_SPLITS = {"train": "train", "held_out": "validation"}  # what SQuAD's publishers call our splits
 FORM = "[{title, context, questions: [{question, answer}], completions?: [text]}]"
 TFDS_DOWNLOADS_FROM = "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v1.1.json"
+
+
+STAND_IN = "stand-in"  # a source for plans, where the real one is not on this machine
+
+
+class NotFetched(FileNotFoundError):
+    """A published data set that is neither on this machine nor could be fetched."""
 
 
 class Question(NamedTuple):
@@ -96,7 +104,7 @@ def load_passages(source: str, split: Split) -> list[Passage]:
       split: `train` or `held_out`. A file has no splits: it is returned whole, so slice it (see `shuffled`).
 
     Raises:
-      FileNotFoundError: no such file, or the data set is neither cached nor can be downloaded.
+      FileNotFoundError: no such file; NotFetched, one of them: the data set is neither cached nor can be downloaded.
       ValueError: the file is not as expected; says the path in it, what was found and what was expected.
     """
     if split not in PUBLISHED_SPLITS:
@@ -104,6 +112,8 @@ def load_passages(source: str, split: Split) -> list[Passage]:
     if source in EMBEDDED:
         files = [decode(path.read_bytes(), list[_InventedRecord], source, FORM) for path in EMBEDDED[source]]
         return _passages([record for records in files for record in records if record.split == split], source)
+    if source == STAND_IN:
+        return _stand_ins()
     if source in SPLIT_SOURCES:
         return _group_by_context(_squad(source, PUBLISHED_SPLITS[split]), source)
     return _passages(decode(_find_file(source).read_bytes(), list[_PassageRecord], source, FORM), source)
@@ -217,6 +227,18 @@ def _passages(records: Sequence[_PassageRecord], source: str) -> list[Passage]:
     return passages
 
 
+def _stand_ins() -> list[Passage]:
+    """As many, and about as long, as SQuAD's: 130 words on average, one in fifty 600, with 5 questions each."""
+    found = []
+    for number in range(2 * 2_067):
+        length = 600 if number % 50 == 0 else 20 + number % 200
+        asked = tuple(
+            Question(f"question {n} of stand-in {number}, some ten words long", "a short answer") for n in range(5)
+        )
+        found.append(Passage(f"stand-in-{number}", f"Stand-in {number}", " ".join(["word"] * length), asked))
+    return found
+
+
 def _questions(records: Sequence[_QuestionRecord]) -> tuple[Question, ...]:
     return tuple(Question(record.question.strip(), record.answer.strip()) for record in records)
 
@@ -246,7 +268,14 @@ def _squad(source: str, split: str) -> Iterable[Mapping[str, Any]]:
     """SQuAD's rows as published, through Hugging Face datasets or tensorflow-datasets."""
     if source == "squad":
         import datasets
+        import huggingface_hub
 
+        try:
+            urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=20).close()
+        except HTTPError:  # it is there
+            pass
+        except OSError:  # else it retries for half a minute before it looks into its cache
+            huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         name, cache = "rajpurkar/squad", datasets.config.HF_CACHE_HOME
     else:
         try:
@@ -268,7 +297,7 @@ def _squad(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         return builder.as_data_source(split)
     except Exception as error:  # the hubs, their caches and http each raise their own, unrelated classes
         reason = str(error).strip().split("\n")[0] or "no reason given"
-        raise FileNotFoundError(
+        raise NotFetched(
             f"{name} could be neither read from the cache {cache} nor downloaded ({type(error).__name__}: {reason}). "
             'Either run once where there is a network, python -c "from seal_jax.domains.passages import load_passages; '
             f"load_passages('{source}', 'train')\", and copy {cache} here; or use your own JSON file, --data FILE; "

@@ -57,7 +57,7 @@ def normalise(text: str) -> str:
 def grade_by_match(queries: Sequence[Query], answers: Sequence[str]) -> list[Verdict]:
     """Right if the answer says what the gold answer says and contradicts none of its numbers; see `matches`.
 
-    It stands in for the paper's judge, GPT-4.1; README says how far the two agree. Every verdict is True or False.
+    It stands in for the paper's judge, GPT-4.1; docs/results.md has their agreement. Every verdict is True or False.
 
     Raises:
         ValueError: not one answer for each query.

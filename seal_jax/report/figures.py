@@ -6,7 +6,7 @@ So a figure fits a phone and a desktop, takes its colours from the page, and its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,20 @@ def dots(title: str, rows: Sequence[tuple[str, Estimate, str]], highest: float |
         for label, value, colour in rows
     ]
     return Figure("dots", title, drawn, [(100 * x / top, f"{round(100 * x, 2):g}{NO_BREAK}%") for x in scale])
+
+
+def scatter(title: str, pairs: Mapping[str, tuple[float, float]], across: str, up: str) -> Figure | None:
+    """A dot for each pair of shares, by name: the first across, the second up; equal ones lie on the diagonal."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for name, pair in pairs.items():
+        places.setdefault(pair, []).append(name)
+    dots = [
+        {"x": round(100 * x, 1), "y": round(100 * y, 1), "names": ", ".join(names), "count": len(names)}
+        | {"way": "up" if y > x else "down" if y < x else ""}
+        for (x, y), names in places.items()
+    ]
+    marks = [(100 * x, f"{100 * x:g}{NO_BREAK}%") for x in ticks(1.0)]
+    return Figure("scatter", title, [across, up, dots], marks) if dots else None
 
 
 def histograms(title: str, rows: Sequence[tuple[str, Sequence[float], str]]) -> Figure:

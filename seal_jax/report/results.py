@@ -77,14 +77,10 @@ class Row(Record, frozen=True):
         return f"{self.solved} of {self.tried}" if self.solved is not None and self.tried else ""
 
 
-class Round(Record, frozen=True):
-    round: int | str | None = None
-    passages: int | None = None
-    self_edits: int | None = None
-    kept: int | None = None
-    mean_reward: float | None = None
-    mean_best_reward: float | None = None
-    mean_base_reward: float | None = None
+class Written(Record, frozen=True):
+    """What a writer's self-edits are like (`analysis.diversity.figures`)."""
+
+    label: str = ""
     mean_words: float | None = None
     mean_sequences: float | None = None
     distinct_1: float | None = None
@@ -95,6 +91,16 @@ class Round(Record, frozen=True):
     distinct_4_across: float | None = None
     similarity: float | None = None
     copied: float | None = None
+
+
+class Round(Written, frozen=True):
+    round: int | str | None = None
+    passages: int | None = None
+    self_edits: int | None = None
+    kept: int | None = None
+    mean_reward: float | None = None
+    mean_best_reward: float | None = None
+    mean_base_reward: float | None = None
     problems: dict[str, int] = {}
     sft_losses: Losses = []
 
@@ -149,6 +155,7 @@ class Results(Record, frozen=True):
     seed: int | None = None
     rows: list[Row] = []
     rounds: list[Round] = []
+    written: list[Written] = []  # on held-out tasks, before RL and after each round
     validation: Validation = Validation()
     tables: list[Table] = []
     matrices: list[Matrix] = []

@@ -51,15 +51,18 @@ from seal_jax.report.results import (
     Row,
     Run,
     SelfEdit,
+    Written,
     difference,
     read_self_edits,
 )
-from seal_jax.report.story import MOST_NAMED, asked, headline, row_labels, story, unit_of
+from seal_jax.report.story import AFTER_ROUND, BEFORE_RL, MOST_NAMED, asked, headline, row_labels, story, unit_of
 
 TERMINAL = 100  # columns of a terminal
 SHOWN_SELF_EDITS = 3  # best, and as many worst
 SHOWN_GRIDS, OPEN_GRIDS = 24, 4  # puzzles of a part of `grids`; those that are open at first
 DEMONSTRATION_SIDE, TEST_SIDE = 120, 180  # CSS pixels of a grid at most
+MADE = {"seal_jax": "seal_jax ", "commit": "commit ", "date": ""}  # of the machine's facts, those at the top
+RECORDS = ("results.json", "results.csv", "self_edits.jsonl", "ungraded.jsonl", "metrics.jsonl", "run.toml")
 WRITING: dict[str, tuple[str, Callable[[float | None], str]]] = {  # a round's figures of what was written
     "mean_words": ("Words", lambda value: decimal(value, 1)),
     "mean_sequences": ("Training sequences", lambda value: decimal(value, 1)),
@@ -86,10 +89,13 @@ def contents(runs: Sequence[Run], beside: Path) -> dict[str, Any]:
         )
         for one in told[: MOST_NAMED if of_one or len(told) <= MOST_NAMED else 0]
     ]
+    machine = first.machine if of_one else {}
+    made = [f"{said}{machine[name]}" for name, said in MADE.items() if machine.get(name)]
     parts = [first.name, first.preset, first.data] if of_one else ["comparison"]
+    seed = [f"seed {first.seed}"] if of_one and first.seed is not None else []
     return {
         "title": " · ".join(filter(None, [*parts[:1], first.model if of_one else ", ".join(names), "SEAL report"])),
-        "eyebrow": " · ".join(filter(None, ["SEAL", *parts])),
+        "eyebrow": " · ".join(filter(None, ["SEAL", *parts, *seed, *made])),
         "headline": headline(runs, told),
         "asked": f"{asked(first.rows)}. {_intervals(_rows(runs))}" if told else "",
         "story": cards,
@@ -280,6 +286,7 @@ def _of_one(run: Run) -> Iterator[Section]:
         yield Section(matrix.title or "Matrix", matrix.note, [figures.heat_map(matrix)])
     for given in results.tables:
         yield Section(given.title or "Table", given.note, [as_it_is(given)])
+    yield from _changed(results, self_edits)
     yield _rewards(results, self_edits)
     yield _losses(results, self_edits, labels)
     yield from map(_grids, results.grids)
@@ -298,8 +305,14 @@ def _kept(runs: Sequence[Run]) -> list[Section]:
     return [
         Section("Problems", "", [Block("list", _problems(runs))] if _problems(runs) else []),
         Section("Settings", "", [_settings(runs[0].results)] if of_one else []),
-        Section("Time", "", [time, *(own if of_one else [])]),
+        Section("Time", "", [time, *([*own, *_records(runs[0])] if of_one else [])]),
     ]
+
+
+def _records(run: Run) -> list[Block]:
+    """Links to what else lies in the run folder."""
+    there = [name for name in RECORDS if (run.folder / name).is_file()]
+    return [Block("links", [(name, name) for name in there])] if there else []
 
 
 def _problems(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -320,7 +333,8 @@ def _settings(results: Results) -> Block:
     nested = {name: value for name, value in settings.items() if isinstance(value, dict)}
     groups = {"run": {name: value for name, value in settings.items() if name not in nested}} | nested
     this = [("name", results.name)] * bool(results.name) + list(results.identity.items())
-    return Block("lists", [("this run", this), *((name, flat(values)) for name, values in groups.items() if values)])
+    listed = [("this run", this), *((name, flat(values)) for name, values in groups.items() if values)]
+    return Block("folded", ("All settings", listed))
 
 
 # Rounds
@@ -362,7 +376,7 @@ def _rewards(results: Results, self_edits: Sequence[SelfEdit]) -> Section:
         "below each distribution is its mean."
     )
     distributions = figures.histograms("Distribution of rewards in each round", drawn) if drawn else None
-    blocks = [distributions, table(columns, rows), _validation(results), *_writing(results)]
+    blocks = [distributions, table(columns, rows), _validation(results)]
     return Section("Rewards", note, blocks if rows else [])
 
 
@@ -384,14 +398,51 @@ def _validation(results: Results) -> Block | None:
 
 def _writing(results: Results) -> list[Block]:
     """Length and diversity of the self-edits, a row a round; figures that no round has are left out."""
-    rows = [
-        (f"Round {entry.round}", [Cell(text(getattr(entry, name))) for name, (_, text) in WRITING.items()])
-        for entry in results.rounds
-    ]
+    entries: list[tuple[str, Written]] = [(entry.label, entry) for entry in results.written]
+    entries += [(f"Round {entry.round}, to learn from", entry) for entry in results.rounds]
+    rows = [(of, [Cell(text(getattr(entry, name))) for name, (_, text) in WRITING.items()]) for of, entry in entries]
     repeats = "what is distinct, or shared, is so among those of one"
-    note = f"Means over a round's self-edits; {repeats} {_task(results)} but for “all together”."
-    written = table(["Round", *(title for title, _ in WRITING.values())], rows, sparse=True)
+    note = f"Means over the self-edits of a row; {repeats} {_task(results)} but for “all together”."
+    written = table(["Self-edits", *(title for title, _ in WRITING.values())], rows, sparse=True)
     return [Block("heading", "What was written"), Block("text", note), written] if written.body["columns"][1:] else []
+
+
+def _changed(results: Results, self_edits: Sequence[SelfEdit]) -> Iterator[Section]:
+    """What RL did: each task's accuracy before and after, what was written, and self-edits side by side."""
+    rows, task = {row.name: row for row in results.rows}, _task(results)
+    rounds = [row for row in results.rows if row.name.startswith(AFTER_ROUND) and row.name != BEFORE_RL]
+    blocks: list[Block | Figure | None] = []
+    if rounds and BEFORE_RL in rows:
+        before, after = rows[BEFORE_RL].per_passage, rounds[-1].per_passage
+        known = {name: (x, y) for name, x in before.items() if x is not None and (y := after.get(name)) is not None}
+        edits = [
+            {e.passage: e for e in self_edits if e.stage == name and not e.sample}
+            for name in (BEFORE_RL, rounds[-1].name)
+        ]
+        dots = figures.scatter(f"Accuracy of each {task}, before and after RL", known, "before RL", "after RL")
+        ways = [sum(x < y for x, y in known.values()), sum(x > y for x, y in known.values())]
+        said = f"A dot a held-out {task}, a number where several coincide: {ways[0]} better after RL, {ways[1]} worse."
+        shared = [name for name in known if all(name in of for of in edits)]
+        told = sorted(shared, key=lambda name: known[name][1] - known[name][0])
+        chosen = list(dict.fromkeys([*told[-1:], *told[:1], *told[len(told) // 2 :][:1]]))
+        cards = [Block("change", _pair(*(of[name] for of in edits)) | {"open": not n}) for n, name in enumerate(chosen)]
+        texts = "The most gained, the most lost, and the one in the middle, with what was then answered."
+        blocks += [Block("text", said), dots] if dots else []
+        blocks += [Block("heading", "Self-edits side by side"), Block("text", texts), *cards] if cards else []
+    yield Section("What changed through RL", "", [*blocks, *_writing(results)])
+
+
+def _pair(before: SelfEdit, after: SelfEdit) -> dict[str, Any]:
+    """Two self-edits of a task, with each question's answers: of the base model, after the one, after the other."""
+    answers = []
+    for one, other in zip(before.answers, after.answers, strict=False):
+        tried = [("Base", _mark(one.before_correct), one.before, one.before_cut)]
+        for when, of in (("Before RL", one), ("After RL", other)):
+            tried.append((when, _mark(of.after_correct), of.after, of.after_cut))
+        answers.append((one, tried))
+    gained = None if before.reward is None or after.reward is None else after.reward - before.reward
+    voted = {verdict for _, tried in answers for _, verdict, *_ in tried} == {"missing"}
+    return {"before": before, "after": after, "answers": answers, "gain": gained, "voted": voted}
 
 
 def _losses(results: Results, self_edits: Sequence[SelfEdit], labels: dict[str, str]) -> Section:

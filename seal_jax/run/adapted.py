@@ -193,7 +193,7 @@ def mark_cut(answer: str, was_cut: bool) -> str:
     return f"{answer} … (cut off)" if was_cut else answer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Adapted:
     """A model that was taught something: it can be asked, and saved."""
 
@@ -207,6 +207,10 @@ class Adapted:
     render: Callable[[str], str]
     answer_tokens: int
     taught: Taught | None = None  # how it was taught, where it was here
+
+    def __repr__(self) -> str:
+        rank = next(iter(self.adapter.a.values())).shape[-1]
+        return f"Adapted({self.name}, taught {self.topic!r}, adapter of rank {rank} on {', '.join(self.adapter.a)})"
 
     def ask(self, question: str, *, topic: str | None = None) -> Answer:
         """One question, to the model before and after."""

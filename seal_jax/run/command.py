@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
 import re
-import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from seal_jax.run import ends, hosts, runtime
+from seal_jax.domains.passages import STAND_IN, NotFetched
+from seal_jax.run import ends, hosts, runtime, settings
 from seal_jax.run.hosts import Distributed
 from seal_jax.run.journal import as_json, differences, digest, explained
-from seal_jax.run.session import Experiment, Place, Preset, describe, execute, table_text
-from seal_jax.run.terminal import shell_command, show
+from seal_jax.run.session import Experiment, Place, describe, execute, table_text
+from seal_jax.run.terminal import nearest, shell_command, show
 from seal_jax.run.trackers import Tracker
 from seal_jax.seal import evaluation
 from seal_jax.types import Compute
@@ -26,10 +28,31 @@ LONGEST_NAME = 120  # characters of a run folder's name
 
 
 def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Compute, Place]:
-    """Settings, compute and place. Without a preset, the first. Exits with a suggestion at a typo."""
-    presets = experiment.presets
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments = [next(iter(presets)), *arguments]
+    """Settings, compute and place. Without a preset, the first.
+
+    Raises:
+        ValueError: no such preset, option or value, or a --config file that is not of this experiment.
+    """
+    presets, prog = experiment.presets, shell_command(experiment.name)
+    ours = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False)
+    ours.add_argument("--config", type=Path)
+    ours.add_argument("--help", "-h", action="store_true")
+    ours.add_argument("--help-all", action="store_true")
+    asked, typed = ours.parse_known_args(list(arguments))
+    in_file = settings.read(asked.config, experiment.name) if asked.config else {}
+    named = typed.pop(0) if typed and not typed[0].startswith("-") else None
+    chosen = str(in_file.pop("preset", named or next(iter(presets))))
+    if named not in (None, chosen):
+        raise ValueError(
+            f"--config {asked.config} is of preset {chosen}, the command says {named}: leave one of them out"
+        )
+    if chosen not in presets:
+        raise ValueError(f"{prog}: no preset {chosen}: {nearest(chosen, presets)}")
+    if asked.help and named is None:
+        listed = "\n".join(f"  {name:<12} {preset.text}" for name, preset in presets.items())
+        show(f"usage: {prog} [PRESET] [--OPTION VALUE ...]\n\n{experiment.description}\npresets:\n{listed}\n")
+        show(f"options: {prog} {chosen} --help, or --help-all; --config FILE reads them from a run.toml")
+        raise SystemExit(0)
     config_type = type(next(iter(presets.values())).config)
     unnamed = tyro.conf.arg(name="")
     command = dataclasses.make_dataclass(
@@ -42,41 +65,40 @@ def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Comput
         frozen=True,
     )
 
-    def default(preset: Preset) -> Any:
-        return command(preset.config, preset.compute)
-
-    prog, (first, *rest) = shell_command(experiment.name), arguments
+    preset, prog = presets[chosen], f"{prog} {chosen}"
+    default: Any = command(preset.config, preset.compute)
+    if asked.help or in_file:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            parser = tyro.extras.get_parser(command, default=default)
+        if asked.help:
+            show(f"usage: {prog} [--OPTION VALUE ...]\n\n{preset.text}\n", settings.short_help(parser))
+            show(f"\n{prog} --help-all explains every option; --config FILE reads them from a run.toml")
+            raise SystemExit(0)
+        typed = [*settings.words(in_file, parser._option_string_actions, str(asked.config)), *typed]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            if first in presets:  # parsed by itself, so that a suggestion is of this one and not of all
-                preset = presets[first]
-                parsed: Any = tyro.cli(
-                    command, default=default(preset), prog=f"{prog} {first}", args=rest, description=preset.text
-                )
-            else:
-                commands = tyro.extras.subcommand_type_from_defaults(
-                    {name: default(preset) for name, preset in presets.items()},
-                    {name: preset.text for name, preset in presets.items()},
-                )
-                parsed = tyro.cli(
-                    commands, prog=prog, args=arguments,
-                    description=f"{experiment.description}\nAll options: {prog} {next(iter(presets))} --help",
-                )  # fmt: skip
-    finally:
-        sys.stderr.write(_readable(said.getvalue()))
+            words = ["--help"] if asked.help_all else typed
+            parsed: Any = tyro.cli(command, default=default, prog=prog, args=words, description=preset.text)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_sentence(said.getvalue())} ({prog} --help)") from None
     return parsed.config, parsed.compute, parsed.place
 
 
-def _readable(said: str) -> str:
-    """What tyro says of a value that a config refuses, with the option's name; the box stays one."""
-    lines = []
-    for line in said.splitlines():
-        plain = line.replace("Error parsing config.", "Error parsing --").replace("Error parsing config:", "Error:")
-        if plain != line and plain.endswith("│"):
-            plain = plain.removesuffix("│").ljust(len(line) - 1) + "│"
-        lines.append(f"{plain}\n")
-    return "".join(lines)
+def _sentence(said: str) -> str:
+    """What tyro says in a box, as one sentence, with the option's name."""
+    lines = [line.strip("│| ") for line in said.splitlines()[1:]]  # without the box's title
+    text = " ".join(line for line in lines if line.strip("─-+╭╮╰╯ "))
+    text = re.sub(r" (Argument|For full) helptext.*", "", text)
+    found = re.match(r"Unrecognized options: ([^\s,]+)(?:.*?Perhaps you meant: (--[^\s,]+))?", text)
+    if found:
+        return f"no option {found[1]}" + (f": did you mean {found[2]}?" if found[2] else "")
+    text = re.sub(r"^Error parsing (?:config|place)\.", "--", text)
+    text = re.sub(r"^Error parsing (?:(?:config|compute|place): )?", "", text)
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", text)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is no number", text)
 
 
 def folder_name(experiment: Experiment, config: Any) -> str:
@@ -121,7 +143,7 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
                     place, run_folder=folder / f"seed-{seed}" if many and place.run_folder else folder
                 )
                 if place.dry_run:
-                    show((experiment.describe or describe)(experiment, one, compute, here))
+                    show(_planned(experiment, one, compute, here))
                     continue
                 if apart is not None:
                     here = dataclasses.replace(here, run_folder=apart / str(seed), tracker=Tracker("none"))
@@ -131,6 +153,19 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
             show(table_text(evaluation.spread(found)))
 
     return ends.ended(work)
+
+
+def _planned(experiment: Experiment, config: Any, compute: Compute, place: Place) -> str:
+    """The plan of a run; over stand-ins for passages that cannot be fetched here, which is said."""
+    plan_of = experiment.describe or describe
+    try:
+        return plan_of(experiment, config, compute, place)
+    except NotFetched as missing:
+        shown = plan_of(experiment, dataclasses.replace(config, data=STAND_IN), compute, place)
+        return (
+            f"Planned with stand-ins for the passages of --data {config.data}: 130 words and 5 questions each, one in "
+            f"fifty of 600 words. {missing}\n\n{shown}"
+        )
 
 
 def _run(experiment: Experiment, config: Any, compute: Compute, place: Place, called: str) -> dict[str, Any]:

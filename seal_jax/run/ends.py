@@ -80,7 +80,8 @@ def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
         try:
             work()
         except (ValueError, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.filename is None else None
+            said = error.strerror if isinstance(error, OSError) else None
+            said = f"{error.filename}: {said}" if said and error.filename is not None else said  # type: ignore[union-attr]
             show(f"error: {said or error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

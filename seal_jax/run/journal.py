@@ -11,6 +11,7 @@ silence. After a line that was altered nothing is read: what it held and what wa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -32,6 +33,14 @@ from seal_jax.types import by_name
 
 SCHEMA = 3  # of what a run folder holds: a folder of another one is refused by name, never misread
 PLAN = "memory"  # a piece of this name, or under it, is a plan of the work and none of it
+EMPTY = {
+    "config.json",
+    "journal.jsonl",
+    "run.toml",
+    "metrics.jsonl",
+    "tensorboard",
+    "tracker.json",
+}  # of a run before it works
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 CHECK = 16  # hexadecimal digits of a line's checksum
 
@@ -69,6 +78,7 @@ class RunFolder:
         self._counted: Mapping[str, float] = {}  # of this one
         with explained(self.path):
             self._refuse_strangers()
+            self._made = sum(not path.exists() for path in (self.path, *self.path.parents))
             self.path.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what a full disk refuses must not lie in a buffer and be written later.
             self._journal = self._journal_file.open("ab+", buffering=0)
@@ -259,7 +269,15 @@ class RunFolder:
         shutil.rmtree(self.path / "checkpoints" / name, ignore_errors=True)
 
     def close(self) -> None:
-        """Releases the folder for another process."""
+        """Releases the folder for another process. One that was made here and holds nothing finished is removed."""
+        finished = self._trees or any(name.partition("/")[0] != PLAN for name in self._pieces)
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        kept = {path.name for path in there if path.name != "judge.jsonl" or path.stat().st_size}
+        if self._made and not finished and kept <= EMPTY:
+            shutil.rmtree(self.path, ignore_errors=True)
+            for parent in self.path.parents[: self._made - 1]:
+                with contextlib.suppress(OSError):  # another run is there
+                    parent.rmdir()
         self._journal.close()
 
 

@@ -18,6 +18,7 @@ from seal_jax.run.plan import Most, Stage
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.session import Model, Prepared, RunConfig, Session
 from seal_jax.seal import evaluation
+from seal_jax.seal.outer import best_of_n
 from seal_jax.seal.rewards import mean
 from seal_jax.seal.rounds import Round, best_round, write_self_edits
 from seal_jax.types import PROJECTIONS, Domain, LanguageModel, SelfEdit, require_at_least
@@ -205,9 +206,11 @@ def split(config: Any) -> Split:
     """Seeded shuffles, cut so that no passage is used twice. `config` is experiments.squad's.
 
     Raises:
-        ValueError: fewer passages than the run needs, or an external file that lacks one.
+        ValueError: fewer passages than the run needs, an external file that lacks one, no judge for best-of-n.
     """
     outer, size, asked = config.outer, config.outer.passages, config.evaluation.passages
+    if outer.method == "best_of_n" and config.grader.kind not in ("model", "endpoint"):
+        raise ValueError(best_of_n.NO_JUDGE)
     need = outer.rounds * size + outer.validation
     inputs: list[Any] = prompt_texts(config)
     inputs.append(squad.load_passages(config.data, "train"))

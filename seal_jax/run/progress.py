@@ -56,7 +56,7 @@ class _Stage:
         fresh = self.task.completed - self.resumed
         if self.task.total is not None and self.task.stop_time is None and fresh > 0:
             left = (self.task.total - self.task.completed) * self.counted / fresh
-            facts.append(f"{_clock(max(0.0, left - (seconds - self.counted)))} left")  # falls between two counts, too
+            facts.append(f"{clock(max(0.0, left - (seconds - self.counted)))} left")  # falls between two counts, too
         done, of = self.training
         if done < of and self.task.stop_time is None:
             facts.append(f"training {100 * done / of:.0f} %")
@@ -197,12 +197,12 @@ class Progress:
         if stage is None:
             return
         self._display.stop_task(stage.task.id)
-        facts = [f"{how} after {_clock(stage.task.elapsed or 0.0)}", str(stage), *stage.facts()]
+        facts = [f"{how} after {clock(stage.task.elapsed or 0.0)}", str(stage), *stage.facts()]
         self._print(f"{stage.task.description}: {', '.join(filter(None, facts))}")
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._last_line = self._clock()
-        line = f"[{_clock(self._last_line - self._started)}] {plain(text)}"
+        line = f"[{clock(self._last_line - self._started)}] {plain(text)}"
         self._console.print(line, style=style, markup=False, highlight=False, emoji=False, soft_wrap=not self._live)
 
 
@@ -215,7 +215,8 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` under an hour."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import logging
 import os
 import platform
+import resource
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,11 +26,13 @@ from seal_jax.io.hub import cache_folder
 from seal_jax.nn import quantised, sharding, transformer
 from seal_jax.nn.transformer import Attention, ModelConfig
 from seal_jax.run import hosts
+from seal_jax.run.terminal import CLONE
 from seal_jax.types import Base, Compute, Hosts, LanguageModel, MeshShape, Style, mesh_sizes, opens_thought
 
 # A CPU's cores become devices of one thread each: adapters are split over them, which beats one device of many threads
 # (docs/log.md) and adds nothing up in an order that depends on timing. It has to be said before JAX starts.
 MAX_CPU_DEVICES = 4  # each holds a copy of the weights
+PACKAGES = ("seal_jax", "jax", "jaxlib", "flax", "optax", "transformers", "orbax-checkpoint", "qwix", "torch", "peft")
 CPU_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
 
@@ -230,10 +237,19 @@ def machine(
     )  # fmt: skip
 
 
+def device_name(devices: int | None) -> str:
+    """`1 x NVIDIA H200`; of a CPU the processor's name."""
+    count, kind = device_count(devices), jax.devices()[0].device_kind
+    return f"{count} x {_processor() if kind == 'cpu' else kind}"
+
+
 def describe_machine() -> dict[str, Any]:
-    """What the figures of a run were measured on."""
+    """What the figures of a run were measured on, by which version, and when; memory is this process's."""
     devices, group = jax.devices(), hosts.joined()
     processes = f"{group.count} processes, each with " if group else ""
+    on_device = max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    at_peak = f"{resident / 2**30:.1f} GiB"
     return {
         "platform": platform.platform(),
         "processor": _processor(),
@@ -241,7 +257,41 @@ def describe_machine() -> dict[str, Any]:
         "devices": f"{processes}{len(devices)} x {devices[0].device_kind}",
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "seal_jax": versions().get("seal_jax"),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "memory at the peak": at_peak + (f", {on_device / 2**30:.1f} GiB on a device" if on_device else ""),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run's figures or errors may depend on, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def environment() -> str:
+    """Versions, devices and folders, for a person to copy into a report."""
+    start(None)
+    try:
+        devices = device_name(None)
+    except ValueError as error:
+        devices = str(error)
+    lines = {"python": f"{platform.python_version()}, {sys.executable}", "platform": platform.platform()}
+    lines |= versions() | {"commit": _commit() or "no clone", "devices": devices, "models": str(cache_folder())}
+    return "\n".join(f"{name:<18}{text}" for name, text in lines.items())
+
+
+def _commit() -> str | None:
+    """Of the clone that runs, `-dirty` where files were changed; None where it is no clone."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(CLONE.parent), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+        if CLONE.is_file():
+            return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
 
 
 def _cores() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,12 +28,12 @@ from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.graders.choose import Connection, Judge
 from seal_jax.io import fingerprint
 from seal_jax.report.page import write_report
-from seal_jax.run import hosts, plan, runtime
+from seal_jax.run import hosts, plan, runtime, settings
 from seal_jax.run.hosts import Distributed
 from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
 from seal_jax.run.judges import make_judge
 from seal_jax.run.plan import Most, Stage
-from seal_jax.run.progress import Progress
+from seal_jax.run.progress import Progress, clock
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.terminal import shell_command, show
 from seal_jax.run.trackers import MetricsWriter, Tracker, require
@@ -41,6 +42,7 @@ from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import Loop, try_base, try_self_edits
 from seal_jax.types import Base, Compute, Domain, Journal, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
+TERMINAL = 100  # columns that a table is made to fit
 ROOM = 256 * 2**20  # bytes a run folder wants free: its checkpoints (one adapter a round), journal and report
 
 
@@ -234,7 +236,7 @@ class Session:
             for step, loss in enumerate(sft):
                 self.metrics.write(f"{stage}/sft", step, {"loss": loss})
             accuracy, likely = (mean(getattr(t, f) for r in trials for t in r) for f in ("accuracy", "log_likelihood"))
-            self.metrics.write(stage, 0, {"accuracy": accuracy, "log_likelihood": likely})
+            self.metrics.write(*curve(stage), {"accuracy": accuracy, "log_likelihood": likely})
 
         self.folder.once(f"{stage}/metrics", record_metrics)  # not again when a run carries on
 
@@ -268,7 +270,8 @@ class Session:
         shown = [evaluation.summary(rows)] if rows else []
         shown += [table_text(table) for table in parts.get("tables", ()) if not table.get("page_only")]
         said = self.judge.report()
-        self.closing += ["\n\n".join(shown), *([said] if said else []), *self._missing(), f"Report: {page}"]
+        took = f"Time in all: {clock(self.folder.timings.get('total', 0.0))}"
+        self.closing += ["\n\n".join(shown), *([said] if said else []), *self._missing(), took, f"Report: {page}"]
         return results
 
     def _missing(self) -> list[str]:
@@ -296,6 +299,8 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
     require_room(place.run_folder, needed=ROOM)
     what = {"experiment": experiment.name, **identity(config, data), "weights": weights_of(config)}
     with contextlib.closing(RunFolder(place.run_folder, what)) as folder:
+        settings.write(folder.path, experiment.name, config, compute)
+        show(opening(experiment.name, config, compute, place.run_folder))
         load = speaker_of(config, compute)
         speaker = load(config.model)
         stages = [shown for stage in data.stages for shown in stage.shown()]
@@ -330,6 +335,13 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
     for last in [] if hosts.follows() else session.afterwards:
         last()
     return results
+
+
+def opening(name: str, config: RunConfig, compute: Compute, folder: Path) -> str:
+    """The line that a run begins with: what is run on what, and where it is kept."""
+    precision = config.dtype if config.base == "full" else f"{config.base}, all else {config.dtype}"
+    read, devices = f" on {config.data}" if config.data else "", runtime.device_name(compute.devices)
+    return f"{name} {config.preset}: {config.model} ({precision}){read}; {devices}; seed {config.seed}; {folder}"
 
 
 def describe(experiment: Experiment, config: Any, compute: Compute, place: Place) -> str:
@@ -420,6 +432,12 @@ def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
+def curve(stage: str) -> tuple[str, int]:
+    """The phase and the step of a stage's figures: those of all rounds are one curve, a step a round."""
+    match = re.fullmatch(r"(.*), (?:before RL|after round (\d+))|(.*?)[ _]?round[ _](\d+)", stage)
+    return (match[1] or match[3] or "rounds", int(match[2] or match[4] or 0)) if match else (stage, 0)
+
+
 def cut(text: str, width: int) -> str:
     """A text on one line, shortened at a word where it is long, within one that is longer than all."""
     short = textwrap.shorten(text, width, placeholder=" ...")
@@ -427,19 +445,40 @@ def cut(text: str, width: int) -> str:
 
 
 def table_text(table: Mapping[str, Any]) -> str:
-    """A table of results.json, for a terminal: cells cut to the table's `widths`, if it has some."""
+    """A table of results.json, for a terminal: cells cut to the table's `widths`, if it has some.
+
+    Where it is wider than `TERMINAL`, names of columns take several lines, and where that is not enough what a row is
+    stands above its figures.
+    """
 
     def text(cell: Any) -> str:
         return "" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
-    lines = [[str(name) for name in table["columns"]], *([text(cell) for cell in row] for row in table["rows"])]
+    names, *rows = [list(map(str, table["columns"])), *([text(cell) for cell in row] for row in table["rows"])]
     if most := table.get("widths"):
-        lines = [[cut(cell, width) for cell, width in zip(line, most, strict=True)] for line in lines]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    shown = [
-        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))])
-        for first, *rest in lines
-    ]
-    return "\n".join(
-        [table["title"], *(line.rstrip() for line in shown), *([table["note"]] if table.get("note") else [])]
-    )
+        names, *rows = [[cut(cell, width) for cell, width in zip(row, most, strict=True)] for row in [names, *rows]]
+    head, labels, note = [names], list[str](), [table["note"]] if table.get("note") else []
+    if _width([names, *rows]) > TERMINAL:
+        note = [textwrap.fill(line, TERMINAL) for line in note]
+        folded = [textwrap.wrap(name, max([10, *(len(row[i]) for row in rows)])) for i, name in enumerate(names)]
+        deep = max(map(len, folded))
+        head = [list(line) for line in zip(*([""] * (deep - len(name)) + name for name in folded), strict=True)]
+    if _width([*head, *rows]) > TERMINAL:
+        labels = [row[0] for row in rows]
+        head, rows = ([["", *row[1:]] for row in part] for part in (head, rows))
+    shown = _columns([*head, *rows])
+    if labels:
+        body = zip(labels, shown[len(head) :], strict=True)
+        shown = [*shown[: len(head)], *(line for pair in body for line in pair)]
+    return "\n".join([table["title"], *shown, *note])
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    return max(map(len, _columns(rows)))
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    parts = ([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows)
+    return ["  ".join(part).rstrip() for part in parts]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -36,3 +38,9 @@ def shell_command(experiment: str, *arguments: str) -> str:
         ["seal-jax", experiment] if by_script or not CLONE.is_file() else ["python", "-m", f"experiments.{experiment}"]
     )
     return shlex.join([*start, *arguments])
+
+
+def nearest(name: str, known: Collection[str], others: str = "") -> str:
+    """What to say of a name that is not known: the one most like it, or else `others`, by default all there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else others or f"expected one of {', '.join(known)}"

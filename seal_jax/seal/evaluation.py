@@ -237,6 +237,14 @@ def round_record(number: int, log: RoundLog, prompts: Sequence[str]) -> dict[str
     }
 
 
+def written_record(stage: str, edits: Sequence[Sequence[SelfEdit]], prompts: Sequence[str]) -> dict[str, Any]:
+    """What the self-edits of a stage are like, as results.json holds it; `prompts` are those of its tasks."""
+    texts = [[edit.completion for edit in row] for row in edits]
+    mean_sequences = mean(len(edit.examples) for row in edits for edit in row)
+    label = stage[:1].upper() + stage[1:]
+    return {"label": label, **diversity.figures(texts, prompts), "mean_sequences": mean_sequences}
+
+
 def ungraded(task: Task, queries: Sequence[Query], score: Score, **where: Any) -> list[dict[str, Any]]:
     """The answers that a judge failed to grade, as lines of ungraded.jsonl: `experiments.grade` reads them."""
     return [

@@ -38,6 +38,9 @@ def outer_loop(sft: FineTuning = SFT) -> OuterLoop:
     return OuterLoop(try_edits, learn)
 
 
+NO_JUDGE = "best-of-n needs a judge that rates texts: --grader.kind model or endpoint"
+
+
 def rate_self_edits(
     tasks: Sequence[Task], edits: Sequence[Sequence[SelfEdit]], base: Sequence[Score], loop: Loop, *, name: str
 ) -> list[list[Trial]]:
@@ -47,7 +50,7 @@ def rate_self_edits(
         ValueError: there is no judge that can rate.
     """
     if loop.rate is None:
-        raise ValueError("best-of-n needs a judge that rates texts: --grader.kind model or endpoint")
+        raise ValueError(NO_JUDGE)
     loop.display.phase(f"{name}: ratings", len(tasks))
     trials = []
     for p, (task, row) in enumerate(zip(tasks, edits, strict=True)):
