@@ -25,6 +25,8 @@ from seal_jax.seal import rounds
 from seal_jax.types import Compute
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 COMPUTE = Compute(chunk=4, write_chunk=20, width_cuts=(), devices=1)
 TWELVE = ("inner.learning_rate=1e-2,3e-2", "inner.rank=1,2,4", "inner.epochs=1,3")
 

@@ -20,6 +20,8 @@ from seal_jax.seal.outer import Outer
 from seal_jax.types import Compute
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ROWS = ["base", "fixed", "self_edits_round_0", "self_edits_round_1"]
 

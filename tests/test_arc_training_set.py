@@ -296,6 +296,7 @@ def test_with_all_tokens_the_loss_is_on_every_one(embedded, tasks: dict[str, Tas
     assert weight.sum(axis=1).tolist() == [len(sequence.ids) for sequence in sequences]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["3eda0437", "903d1b4a"])
 def test_what_is_longer_in_the_models_own_tokens_is_dropped(name: str, embedded, tasks: dict[str, Task]):
     codec, _ = embedded

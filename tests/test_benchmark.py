@@ -342,6 +342,7 @@ def check_schema(file: Path, stages_run: set[str]) -> dict:
     return result
 
 
+@pytest.mark.slow
 def test_everything_compared_runs_with_little_installed(tmp_path):
     file = tmp_path / "out.json"
     done = run(tmp_path, *SMALL, "--json", str(file), absent=ABSENT)

@@ -217,6 +217,7 @@ def test_a_constraint_that_forbids_nothing_changes_nothing(model):
     assert not any(re.fullmatch(LIST, text) for text in read_back(free))  # left free, this model keeps to no pattern
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_neighbours_or_on_when_it_is_left_alone(model, listing, mesh):
     sampling, many = Sampling(16), adapters(model, 8)
     keys = row_keys(5, np.arange(8)[:, None, None], np.arange(2))
@@ -252,6 +253,7 @@ def smollm2():
     return loaded, tokenizer.make_codec(loaded, files)
 
 
+@pytest.mark.slow
 def test_every_self_edit_of_a_random_model_parses():
     loaded, codec = smollm2()
     bounds, pieces = Bounds(learning_rate=(3e-5, 2e-3), epochs=(1, 12)), tokenizer.vocabulary(loaded)

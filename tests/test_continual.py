@@ -161,6 +161,7 @@ def test_neighbours_and_chunks_change_no_stream(lm, plain, tmp_path):
         assert [s.answers for s in step.scores] == [s.answers for s in expected.scores]
 
 
+@pytest.mark.slow
 def test_two_devices_give_what_one_does(lm, plain, mesh, tmp_path):
     streams, _ = plain
     spread = lm._replace(
@@ -209,6 +210,7 @@ def test_streams_must_be_of_one_length(lm, tmp_path):
         try_base(lm, [CALM, CALM[:2]], loop, name="x")
 
 
+@pytest.mark.slow
 def test_a_stream_of_one_task_is_one_inner_loop(lm, tmp_path):
     streams, _ = run(lm, tmp_path, [[CALM[0]]])
     assert streams[0].steps[0].scores[0].accuracy == 1
@@ -234,6 +236,7 @@ def test_replay_of_one_draws_one_and_never_what_was_not_merged(lm, tmp_path):
     assert outcomes(streams) == [[DIVERGED, MERGED, MERGED], [MERGED] * 3]
 
 
+@pytest.mark.slow
 def test_a_penalty_on_change_holds_on_to_the_model_before(lm, plain, tmp_path):
     held, _ = run(lm, tmp_path, [CALM, OTHER], Retention(kl=30.0))
     for stream, free in zip(held, plain[0], strict=False):
@@ -250,6 +253,7 @@ def test_a_penalty_on_change_holds_on_to_the_model_before(lm, plain, tmp_path):
 # Killed and carried on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, *range(3, 28, 4)])
 def test_killed_after_any_piece_it_ends_as_if_undisturbed(lm, tmp_path_factory, killed_after, after):
     """Two groups of streams with a penalty and replay; the folder is opened again after the kill."""

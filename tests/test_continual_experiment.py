@@ -19,6 +19,8 @@ from seal_jax.seal.continual import Retention
 from seal_jax.types import PROJECTIONS, Compute
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("none", "replay", "replay+kl")
 
 

@@ -305,6 +305,7 @@ def test_mistakes_end_as_a_sentence(command, tmp_path, capsys):
             assert word in said.err + said.out
 
 
+@pytest.mark.slow
 def test_an_adapter_that_diverges_is_no_result(command, tmp_path, capsys):
     assert command(tmp_path / "run", "--inner.learning-rate", "inf") == 2
     assert "continued pre-training on passage diverged at learning rate inf" in capsys.readouterr().err

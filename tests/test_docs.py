@@ -255,6 +255,7 @@ def example(monkeypatch):
     return lambda name: load(EXAMPLES / f"{name}.py").main()
 
 
+@pytest.mark.slow
 def test_the_domain_is_learned(example):
     rewards = example("domain")
     assert len(rewards) == 4

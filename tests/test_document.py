@@ -125,6 +125,7 @@ def test_marks_that_are_never_closed_are_read_in_seconds(text):
     assert parse(f"{text}\n\nEnd.", name="a", markdown=True).sections[-1].units[-1] == "End."
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_million_lines_are_read_and_cut_in_seconds():
     document = parse("word\n" * 1_000_000, name="a", markdown=False)

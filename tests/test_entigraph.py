@@ -139,6 +139,7 @@ def test_one_entity_has_no_relation():
 # Self-edits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "triples"])
 def test_a_self_edit_is_a_text_for_each_relation_and_the_passage(lm, tmp_path, kind):
     edits = written(lm, [GATE, TARN], make_loop(tmp_path / "run"), kind=kind)
@@ -175,6 +176,7 @@ def test_prompts_are_in_the_models_form(lm, tmp_path):
     assert any("in two or three full sentences" in prompt for prompt in read)
 
 
+@pytest.mark.slow
 def test_samples_differ_and_a_passage_has_its_own_draws(lm, tmp_path):
     draws = [
         written(lm, passages, make_loop(tmp_path / str(i), chunk=chunk, seed=seed), name=name)
@@ -199,6 +201,7 @@ def test_without_entities_nothing_is_trained(lm, tmp_path):
     assert not any(edit.examples for edit in edits)
 
 
+@pytest.mark.slow
 def test_sequences_keep_within_the_capacity(lm, tmp_path):
     edits = written(lm, [GATE], make_loop(tmp_path / "run", capacity=3), kind="triples", samples=6)
     assert max(len(edit.examples) for edit in edits[0]) == 3

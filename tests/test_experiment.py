@@ -496,6 +496,7 @@ def test_a_device_that_is_not_there_is_named(platform, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_jax_ends_at_the_first_nan_says_why(program, monkeypatch, capsys, tmp_path):
     """JAX_DEBUG_NANS, and an adapter that diverges: without the flag it would be left out."""
     monkeypatch.setattr(runtime, "start", lambda devices: None)

@@ -104,6 +104,7 @@ def test_it_is_adamw_over_the_gradient_of_every_weight(tiny, alone):
     assert alone[1][-1] < alone[1][0] - 0.2
 
 
+@pytest.mark.slow
 def test_an_untied_head_is_trained_too(make_tiny):
     untied = make_tiny(tie_embeddings=False, qkv_bias=True, qk_norm=True)
     config = dataclasses.replace(CONFIG, epochs=1)
@@ -112,6 +113,7 @@ def test_an_untied_head_is_trained_too(make_tiny):
     assert np.abs(params["lm_head"]["kernel"] - untied.params["lm_head"]["kernel"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one_and_share_the_state(tiny, alone, mesh):
     assert_same(trained(tiny, mesh=mesh), alone)
     start = full_training._start(tiny.params, optimiser=CONFIG.optimiser, mesh=mesh, steps=4)
@@ -133,6 +135,7 @@ def test_how_a_step_is_cut_changes_nothing(tiny, alone):
     assert_same(trained(tiny, compute=Compute(accumulate=2, remat=True, loss_chunk=256)), alone)
 
 
+@pytest.mark.slow
 def test_accumulation_on_two_devices(tiny, mesh):
     config = dataclasses.replace(CONFIG, batch_size=4, epochs=1)
     cut = dataclasses.replace(COMPUTE, accumulate=2)
@@ -171,6 +174,7 @@ def test_the_model_given_stays_as_it_is_and_may_lie_on_the_host(tiny, alone):
 # Killed and carried on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_kill_loses_at_most_one_epoch(tiny, alone, mesh, tmp_path, devices):
     over = mesh if devices == 2 else None
@@ -248,6 +252,7 @@ def test_too_little_memory_is_said(tiny):
 # Memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers", "width", "config", "compute"),
     [

@@ -105,6 +105,7 @@ def test_chunks_are_divided_and_come_together(total: int):
     assert sorted(i for _, mine in found for i in mine) == list(range(total))
 
 
+@pytest.mark.slow
 def test_adapters_are_divided_and_are_what_one_process_trains(tiny, mesh):
     """Two groups of one device, against one process of two: the same lanes, so the same bits."""
     rng = np.random.default_rng(0)

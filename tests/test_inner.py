@@ -160,6 +160,7 @@ def test_two_devices_train_what_one_does(tiny, mixed, mesh):
     assert_close((adapters, metrics), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_two_devices_share_the_rows_of_a_single_adapter(tiny, mesh, accumulate):
     """As in the outer SFT. Three rows a step, the last of an epoch smaller: devices have unequal shares of tokens."""
@@ -383,6 +384,7 @@ def test_two_devices_train_on_top_of_each_ones_own(tiny, on_top, mesh):
     )
 
 
+@pytest.mark.slow
 def test_dropout_spares_what_is_fixed(tiny):
     """With a B that has not moved, only the adapter below says anything: dropping inputs must not change it."""
     one, below = row(fresh(tiny, hparams()), 0), row(earlier(tiny), 0)
@@ -412,6 +414,7 @@ def penalised(tiny, weights, adapter, tokens, mask, kl, below):
     return jnp.sum(mask[:, 1:] * (kl * divergence - gold)) / jnp.sum(mask[:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_fixed", [False, True])
 def test_the_penalty_is_the_divergence_of_whole_predictions(tiny, with_fixed):
     """Against JAX's own derivative of the plain formula, and against differences."""
@@ -448,6 +451,7 @@ def test_micro_batches_share_the_penalty(tiny):
     assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_a_heavier_penalty_keeps_the_adapter_closer(tiny):
     below = earlier(tiny)
     trained = [
@@ -578,6 +582,7 @@ def squeezed(tiny, monkeypatch, room: int, *, mesh=None, message: str = "RESOURC
     return memory, said, lambda: training.train(lm, lessons().sequences, trainer, seed=0)
 
 
+@pytest.mark.slow
 def test_the_precision_that_the_caller_asks_for_is_that_of_the_steps(tiny, monkeypatch):
     """JAX keeps it for each thread by itself, and a device's ticks have a thread of their own."""
     found, tick = set(), inner.tick

@@ -49,6 +49,7 @@ def fail() -> None:
     raise ValueError("a rank of nothing")
 
 
+@pytest.mark.slow
 def test_results_come_back_from_other_processes_one_at_a_time(job_environment, tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     said = []
@@ -58,6 +59,7 @@ def test_results_come_back_from_other_processes_one_at_a_time(job_environment, t
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_and_does_not_stop_the_others(job_environment, tmp_path):
     done = {}
     with pytest.raises(OSError, match=r"1 of 2 jobs failed: bad \(ValueError: a rank of nothing; its log: .*\.err\)"):
@@ -110,6 +112,7 @@ def test_a_clone_whose_path_has_a_blank_is_found_by_a_cluster(tmp_path, monkeypa
         assert (said.stdout, said.stderr) == (f"{clone}{after}", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_local_jobs_end_with_the_program_that_sent_them(job_environment, tmp_path, number):
     """At once where it is asked to end, soon where it is killed: none is left that holds a run folder."""

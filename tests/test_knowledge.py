@@ -17,6 +17,8 @@ from seal_jax.run import runtime, session
 from tests import judge_server, tiny
 from tests.test_experiment import pieces
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., int]
 
 

@@ -60,6 +60,7 @@ def alone(lm: LanguageModel, prompt: str, max_tokens: int) -> str:
     return lm.codec.decode(np.asarray(out.tokens)[0, 0, 0, : int(out.lengths[0, 0, 0])].tolist())
 
 
+@pytest.mark.slow
 def test_a_reply_is_what_the_model_says_to_that_prompt_alone(lm):
     prompts = [*PROMPTS, *OTHERS]
     expected = [alone(lm, prompt, 6) for prompt in prompts]
@@ -68,6 +69,7 @@ def test_a_reply_is_what_the_model_says_to_that_prompt_alone(lm):
     assert make_ask(lm, chunk=Chunk(8))(prompts[::-1]) == expected[::-1]
 
 
+@pytest.mark.slow
 def test_replies_are_the_same_on_two_devices(lm, mesh):
     both = lm._replace(params=sharding.placed(lm.params, mesh), mesh=mesh)
     assert make_ask(both, chunk=Chunk(2))(PROMPTS) == make_ask(lm)(PROMPTS)
@@ -105,6 +107,7 @@ def test_verdicts_of_a_model(lm):
     assert grade_with(make_ask(lm))(QUERIES, ANSWERS) == expected
 
 
+@pytest.mark.slow
 def test_a_model_by_name_is_loaded_once_and_only_when_something_new_is_asked(tmp_path, monkeypatch):
     folder = tiny.model_folder(tmp_path / "model")
     loads: list[str] = []

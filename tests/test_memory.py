@@ -82,6 +82,7 @@ def compiled_tick(name, layers, adapters, width, config, compute, base="full", m
     return shapes, inner.tick.lower(model, params, bank, rows, recipe=recipe, mesh=mesh).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers", "adapters", "width", "config", "compute", "base"),
     [*((*case, "full") for case in TRAINING), (*TRAINING[0], "nf4"), (*TRAINING[3], "nf4"), (*TRAINING[5], "int8")],
@@ -93,6 +94,7 @@ def test_training_needs_what_was_planned(name, layers, adapters, width, config, 
     assert planned == pytest.approx(assigned(compiled), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [MeshShape(1, fsdp=2), MeshShape(1, tensor=2)])
 def test_a_device_of_two_that_share_a_model_needs_what_was_planned(where):
     config, compute = FineTuning(projections=PROJECTIONS), Compute(tick_tokens=ALL)
@@ -114,6 +116,7 @@ def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
     assert more.adapters - less.adapters == 3 * memory._adapter(NAMED["smollm2-135m"], FineTuning(), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers", "prompts", "samples", "config", "base"),
     [

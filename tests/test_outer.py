@@ -114,6 +114,7 @@ def test_on_policy_the_gradient_is_that_of_the_weighted_likelihood():
         assert (np.sign(slope) == np.sign(far)).all(), "what the divergence does not allow is pulled back"
 
 
+@pytest.mark.slow
 @LOSSES
 def test_two_devices_that_share_the_rows_of_a_step_learn_the_same(tiny, mesh, loss):
     """A step of one pair: one device has it whole, the other an empty one."""

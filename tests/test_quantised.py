@@ -65,6 +65,7 @@ def logits(params):
     return decoder.logits(decoder(jnp.arange(20)[None] % 7)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", [Compute(chunk=3), Compute(chunk=2, remat=True), Compute(chunk=3, unroll=True)])
 def test_it_trains_as_its_dequantised_weights_do(pair, compute):
     """Through the stack of layers, recomputed ones and unrolled ones, under vmap over adapters."""
@@ -78,6 +79,7 @@ def test_it_trains_as_its_dequantised_weights_do(pair, compute):
     assert all(np.abs(b).max() > 1e-2 for b in found.b.values())
 
 
+@pytest.mark.slow
 def test_rounds_lie_over_it_as_one_adapter_that_equals_those_merged(pair):
     few, full = (lm.params for lm in pair)
     before = few

@@ -106,6 +106,7 @@ def test_the_base_model_answers_as_it_does_without_an_adapter(lm):
     assert all(s.losses == [] and s.problem is None for s in scores)
 
 
+@pytest.mark.slow
 def test_two_devices_answer_as_one(lm, adapters, mesh):
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     spread = lm._replace(params=jax.device_put(lm.params, whole), mesh=mesh)

@@ -136,6 +136,7 @@ def probability_of_best(lm: LanguageModel) -> np.ndarray:
 # A world whose best self-edit is known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

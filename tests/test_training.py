@@ -162,6 +162,7 @@ def plainly(lm, edits):
     return by(lm, edits, Compute(chunk=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compute", "widths"),
     [

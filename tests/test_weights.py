@@ -622,6 +622,7 @@ print(sum(float(np.abs(w).sum(dtype=np.float64)) for w in jax.tree.leaves(jax.de
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory so")
 def test_a_checkpoint_larger_than_a_limit_is_loaded_under_it(tmp_path):
     """All memory counts that the process takes, its eight devices' too; not the file's pages, which the system drops
