@@ -11,6 +11,7 @@ Words are cut at blanks and marks, and English endings left out: a language with
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import bm25s
 import numpy as np
 
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
 LEAST_SURE = 0.5  # below, the base model answers
 _FIT = (-4.4, 9.5, 3.2, -0.4)  # 1, share of the question, lead over the next document, log of the number of passages
 _ENDING = re.compile(r"(?:ing|edly|ed|es|s|ly)$")
