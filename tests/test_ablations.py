@@ -72,6 +72,7 @@ def losses(folder: Path, label: str) -> list[list[float]]:
 def without_times(results: dict) -> dict:
     results = json.loads(json.dumps(results))
     assert results.pop("timings")
+    assert results.pop("machine")
     return results
 
 

@@ -146,7 +146,7 @@ def test_mistakes_end_as_one_sentence_and_others_do_not(capsys):
 
     for error, said in (
         (ValueError("rank is 0"), "error: rank is 0\n"),
-        (FileNotFoundError(2, "No such file", "a.md"), "error: [Errno 2] No such file: 'a.md'\n"),
+        (FileNotFoundError(2, "No such file", "a.md"), "error: a.md: No such file\n"),
         (OSError(errno.ENOSPC, "/run: the disk is full. Make room"), "error: /run: the disk is full. Make room\n"),
         (ValueError("a\x1b[31mred"), "error: ared\n"),
     ):
