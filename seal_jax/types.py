@@ -38,6 +38,7 @@ class Example(NamedTuple):
     prompt: str  # "" where every token is trained on
     completion: str
     weight: float = 1.0  # of its tokens in the loss; negative: made less likely; 0 still takes its optimiser step
+    view: str | None = None  # what an in_context teacher (nn/losses.py) reads in place of `prompt`
 
 
 class Settings(NamedTuple):

@@ -53,7 +53,7 @@ def plain_loop(tiny, config: FullTuning, sequences=SEQUENCES) -> tuple[dict, lis
     order = batching.order(len(sequences), epochs=config.epochs, batch_size=config.batch_size, seed=3)
     longest = max(len(s.ids) for s in sequences)
     tokens, kept = np.zeros((len(sequences), longest), np.int32), np.zeros((len(sequences), longest), bool)
-    for n, (ids, start, _) in enumerate(sequences):
+    for n, (ids, start, *_) in enumerate(sequences):
         tokens[n, : len(ids)] = ids
         kept[n, max(start, 1) : len(ids)] = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -14,10 +15,12 @@ from flax import nnx
 from seal_jax.engine import batching
 from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe, adapt_each
 from seal_jax.engine.schedule import Room
-from seal_jax.engine.training import init_adapters
+from seal_jax.engine.teachers import States
+from seal_jax.engine.training import FineTuning, Shapes, init_adapters, make_trainer, train
 from seal_jax.nn import lora
-from seal_jax.nn.losses import Head, Loss, kl_to_base, next_token, token_losses
-from seal_jax.types import Compute, HParams
+from seal_jax.nn.losses import Head, Loss, distillation, kl_to_base, mixed, next_token, token_losses
+from seal_jax.types import Compute, Example, HParams, LanguageModel
+from tests import tiny as tiny_models
 
 B, T, D, V = 3, 7, 8, 31
 KL = 0.7
@@ -44,6 +47,12 @@ def held(logits, targets, teacher, numbers):
     return cross_entropy(logits, targets, teacher, numbers) + numbers["kl"] * jnp.sum(q * jnp.log(q / p), axis=-1)
 
 
+def divergence(logits, targets, teacher, numbers):
+    """From the teacher, by its definition."""
+    p, q = jax.nn.softmax(logits), jax.nn.softmax(teacher)
+    return jnp.sum(q * jnp.log(q / p), axis=-1)
+
+
 def smoothed(logits, targets, teacher, numbers):
     """Weighted cross-entropy with smoothed labels, by optax."""
     labels = optax.smooth_labels(jax.nn.one_hot(targets, logits.shape[-1]), numbers["smoothing"])
@@ -59,9 +68,9 @@ def _smoothed(logits, targets, teacher, numbers):
 
 
 OWN = Loss(_smoothed)  # as a user would write one
-PLAIN = {next_token: cross_entropy, kl_to_base: held, OWN: smoothed}
+PLAIN = {next_token: cross_entropy, kl_to_base: held, distillation: divergence, OWN: smoothed}
 NUMBERS = {"kl": KL, "weight": 1.5, "smoothing": 0.2}
-LOSSES = pytest.mark.parametrize("loss", PLAIN, ids=["next_token", "kl_to_base", "own"])
+LOSSES = pytest.mark.parametrize("loss", PLAIN, ids=["next_token", "kl_to_base", "distillation", "own"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,7 +134,7 @@ def with_gradients(losses, argnums, *args):
 @LOSSES
 def test_the_head_in_pieces_is_the_whole(loss, axes, train_head):
     """Pieces of one token, that divide 21 and do not, and one that exceeds it; with a teacher if the loss has one."""
-    head, teacher = HEADS[axes], TAUGHT if loss.teacher == "base" else None
+    head, teacher = HEADS[axes], None if loss.teacher == "none" else TAUGHT
     argnums = (0, 1) if train_head else (1,)
     expected = with_gradients(partial(whole, loss), argnums, head, HIDDEN, teacher)
     for chunk in (1, 4, 7, 1000):
@@ -235,3 +244,101 @@ def test_a_users_own_loss_trains_many_adapters_as_a_plain_loop_would(tiny):
             np.testing.assert_allclose(losses[s], value, rtol=1e-5)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), (mine.a, mine.b), weights)
         assert max(np.abs(w).max() for w in mine.b.values()) > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A teacher with the passage in view
+
+SEEN = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [2, 7, 1, 8]]  # what the teacher of each of two adapters reads first
+
+
+def lessons(tiny, loss, rng) -> list[list[batching.Tokens]]:
+    """Of two adapters: a sequence that is trained on whole, and one with a prompt, for which the view stands."""
+    found = []
+    for seen in SEEN:
+        own = rng.integers(1, 61, 9).tolist()
+        prompt, rest = rng.integers(1, 61, 3).tolist(), rng.integers(1, 61, 6).tolist()
+        found.append([batching.Tokens(own, 0, 1.0, seen + own), batching.Tokens(prompt + rest, 3, 1.0, seen + rest)])
+    return found
+
+
+def taught_plainly(tiny, loss, sequence: batching.Tokens, number: int, seed: int) -> np.ndarray:
+    """The teacher's logits [T, V] at a sequence's tokens, without any piece of the code under test."""
+    with_view = tiny.logits(np.array([sequence.view]))[0][-len(sequence.ids) :]
+    without = tiny.logits(np.array([sequence.ids]))[0]
+    coins = np.random.default_rng([seed, number]).random(len(sequence.ids)) < loss.in_view
+    return np.where(coins[:, None], with_view, without)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("loss", [distillation, mixed], ids=["distillation", "mixed"])
+def test_distillation_trains_as_a_plain_loop_would_alone_and_beside_others(tiny, loss, accumulate):
+    """Two adapters through `train`, each again by itself, and each by optax on whole rows of both models' logits."""
+    rng, config = np.random.default_rng(0), FineTuning(("q_proj", "down_proj"), 4, 8.0, 3e-3, epochs=3, batch_size=2)
+    config = dataclasses.replace(config, optimiser=Optimiser(eps=1e-5))
+    edits, shapes, seeds = lessons(tiny, loss, rng), Shapes((16,), 2, 0, 0, 0), [5, 6]
+    lm = LanguageModel(tiny.model, tiny.params, None)
+    trainer = make_trainer(config, shapes, Compute(chunk=2, loss_chunk=5, accumulate=accumulate), loss=loss)
+    trained, losses = train(lm, edits, trainer, seed=seeds)
+    for e in range(2):
+        alone, its_losses = train(lm, edits[e : e + 1], trainer, seed=seeds[e])
+        same = partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+        jax.tree.map(same, lora.take(alone, 0), lora.take(trained, e))
+        np.testing.assert_allclose(its_losses[0], losses[e], rtol=1e-5)
+
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(eps=1e-5))
+
+    @jax.jit
+    def step(weights, moments, tokens, kept, teacher, scale, rate):
+        def value(weights):
+            decoder = nnx.merge(tiny.model, tiny.params)
+            logits = decoder.logits(decoder(tokens, adapter=lora.Adapter(*weights, scale))[0])
+            each = divergence(logits[:, :-1], None, teacher[:, :-1], {})
+            return jnp.sum(kept[:, 1:] * each) / jnp.sum(kept[:, 1:])
+
+        loss, grads = jax.value_and_grad(value)(weights)
+        updates, moments = adam.update(grads, moments, weights)
+        return jax.tree.map(lambda w, u: w - rate * u, weights, updates), moments, loss
+
+    for e in range(2):
+        mine, steps = lora.take(trained, e), 3
+        zero = train(lm, edits[e : e + 1], trainer._replace(config=dataclasses.replace(config, learning_rate=0.0)),
+                     seed=seeds[e])[0]  # fmt: skip
+        weights, order = (zero.a, zero.b), batching.order(2, epochs=3, batch_size=2, seed=seeds[e])
+        weights = jax.tree.map(lambda w: w[0], weights)
+        moments = adam.init(weights)
+        for s in range(steps):
+            tokens, kept = batching.pad_rows(edits[e], order[s], 16)
+            teacher = np.zeros((2, 16, 61), np.float32)
+            for b, n in enumerate(order[s]):
+                own = taught_plainly(tiny, loss, edits[e][n], int(n), seeds[e])
+                teacher[b, : len(own)] = own
+            rate = config.learning_rate * (1 - s / steps)
+            weights, moments, value = step(weights, moments, tokens, kept, teacher, mine.scale, rate)
+            np.testing.assert_allclose(losses[e][s], value, rtol=1e-4, atol=1e-6)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), (mine.a, mine.b), weights)
+        assert max(np.abs(w).max() for w in mine.b.values()) > 1e-3
+
+
+def test_a_teacher_that_sees_nothing_more_teaches_nothing(tiny):
+    """Its view is the sequence itself: there is no divergence."""
+    own, config = [3, 1, 4, 1, 5], FineTuning(("q_proj",), 4, 8.0, epochs=1)
+    trainer = make_trainer(config, Shapes((8,), 1, 0, 0, 0), Compute(chunk=1), loss=distillation)
+    lm = LanguageModel(tiny.model, tiny.params, None)
+    _, (losses,) = train(lm, [[batching.Tokens(own, 0, 1.0, own)]], trainer, seed=0)
+    np.testing.assert_allclose(losses, 0, atol=1e-6)
+
+
+def test_a_view_takes_the_place_of_the_prompt():
+    codec = tiny_models.word_codec([*"abcdefg"])
+    begins = codec._replace(encode=lambda text: [99, *codec.encode(text)])  # with a token that begins a sequence
+    found = batching.tokenize(Example("a", "b c", view="d e f"), begins)
+    assert (found.ids, found.loss_from, found.view) == ([99, 1, 2, 3], 2, [99, 4, 5, 6, 2, 3])
+    assert batching.tokenize(Example("", "b c", view="d"), begins) == ([99, 2, 3], 0, 1.0, [99, 4, 2, 3])
+    assert not batching.tokenize(Example("a", "b"), begins).view
+
+
+def test_a_sequence_without_a_view_is_refused(tiny):
+    lm = LanguageModel(tiny.model, tiny.params, None)
+    with pytest.raises(ValueError, match=r"self-edit 0, sequence 1: .* an Example with a `view`"):
+        States(lm, [[batching.Tokens([1], 0, 1.0, [1]), batching.Tokens([1], 0)]], [0], distillation)

@@ -20,14 +20,18 @@ class Tokens(NamedTuple):
     ids: list[int]
     loss_from: int  # the first id that is trained on (predicted)
     weight: float = 1.0  # in the loss, of each id from there on
+    view: Sequence[int] = ()  # what an in_context teacher reads: it ends as `ids` do
 
 
 def tokenize(example: Example, codec: Codec) -> Tokens:
     """Prompt and completion are encoded apart, so that the boundary falls where it will at sampling time."""
+    view: Sequence[int] = ()
+    if example.view is not None:
+        view = codec.encode(example.view) + codec.encode_more(example.completion)
     if not example.prompt:
-        return Tokens(codec.encode(example.completion), 0, example.weight)
+        return Tokens(codec.encode(example.completion), 0, example.weight, view)
     prompt = codec.encode(example.prompt)
-    return Tokens(prompt + codec.encode_more(example.completion), len(prompt), example.weight)
+    return Tokens(prompt + codec.encode_more(example.completion), len(prompt), example.weight, view)
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -66,7 +70,7 @@ def pad_rows(
     tokens, loss_weight = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.float32)
     for b, n in enumerate(rows):
         if n >= 0:
-            ids, loss_from, weight = sequences[n]
+            ids, loss_from, weight, _ = sequences[n]
             tokens[b, : len(ids)] = ids
             loss_weight[b, loss_from : len(ids)] = weight
     return tokens, loss_weight

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from operator import itemgetter
@@ -119,19 +119,24 @@ def loss_and_gradient(
     compute: Compute,
     rows_axis: str | None = None,
     train_head: bool = False,
+    taught: Float[AnyArray, "B T D"] | None = None,
 ) -> tuple[Float[Array, ""], Weights]:
     """A step's loss (`Loss.total`), a mean over the tokens with a weight or over groups, and its gradient in `weights`.
 
     Where the batch's rows are split over devices, `rows_axis` names the mesh axis: both are then this device's share,
-    to be summed over it. `train_head` differentiates in the output head too.
+    to be summed over it. `train_head` differentiates in the output head too. `taught` are the hidden states of a
+    teacher that is not read in this step.
     """
     counted = loss_weight[:, 1:] != 0
     if loss.rows > 1:
         counted = jnp.any(counted.reshape(len(tokens) // loss.rows, -1), axis=1)
     trained = jnp.maximum(_sum_over(rows_axis, jnp.sum(counted)), 1)
 
-    def loss_of(weights: Weights, tokens: Array, loss_weight: Array, key: Array) -> Float[Array, ""]:
-        hidden, head, teacher = forward(weights, tokens, key)
+    def loss_of(
+        weights: Weights, tokens: Array, loss_weight: Array, taught: Array | None, key: Array
+    ) -> Float[Array, ""]:
+        hidden, head, read = forward(weights, tokens, key)
+        teacher = read if taught is None else taught
         each = token_losses(
             loss, head, hidden[:, :-1], tokens[:, 1:], chunk=compute.loss_chunk, numbers=numbers,
             teacher=None if teacher is None else teacher[:, :-1], train_head=train_head,
@@ -141,14 +146,14 @@ def loss_and_gradient(
 
     parts = math.gcd(compute.accumulate, len(tokens) // loss.rows)
     if parts == 1:
-        return jax.value_and_grad(loss_of)(weights, tokens, loss_weight, key)
+        return jax.value_and_grad(loss_of)(weights, tokens, loss_weight, taught, key)
 
     def add(
         total: Any, micro: Any
     ) -> tuple[Any, None]:  # each micro-batch's share of the one mean: the sum is the large batch's gradient
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(weights, *micro)), None
 
-    micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (tokens, loss_weight))
+    micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (tokens, loss_weight, taught))
     zero = (jnp.zeros(()), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
     return jax.lax.scan(add, zero, (*micro, jax.random.split(key, parts)))[0]
 
@@ -208,8 +213,10 @@ def step(
     loss_weight: Float[AnyArray, "B T"],
     recipe: Recipe,
     rows_axis: str | None = None,
+    taught: Float[AnyArray, "B T D"] | None = None,
 ) -> tuple[InnerState, Metrics]:
-    """One optimiser step of one adapter. Where devices share its rows, `rows_axis` names their mesh axis."""
+    """One optimiser step of one adapter. Where devices share its rows, `rows_axis` names their mesh axis; `taught` are
+    the hidden states of an in_context teacher."""
     optimiser, loss, compute = recipe
     hparams, fixed = given.hparams, given.fixed
     decoder = nnx.merge(model, params)
@@ -236,7 +243,7 @@ def step(
         rows_axis,
         loss_and_gradient(
             forward, weights, tokens, loss_weight, key,
-            loss=loss, numbers=hparams.numbers, compute=compute, rows_axis=rows_axis,
+            loss=loss, numbers=hparams.numbers, compute=compute, rows_axis=rows_axis, taught=taught,
         ),
     )  # fmt: skip
     (a, b), moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
@@ -273,6 +280,7 @@ class Rows(struct.PyTreeNode):
     places: Int[AnyArray, "E"]
     tokens: Int[AnyArray, "E B T"]
     loss_weight: Float[AnyArray, "E B T"]
+    taught: Float[AnyArray, "E B T D"] | None = None  # hidden states of an in_context teacher
 
 
 @partial(jax.jit, static_argnames=("model", "recipe", "mesh"), donate_argnames="bank")
@@ -289,8 +297,12 @@ def tick(
     def many(params: dict[str, Any], bank: Bank, rows: Rows) -> tuple[Bank, Metrics]:
         everyone = len(rows.places) == len(bank.state.step)  # then nothing is taken out of the bank, or put back
         own = bank if everyone else jax.tree.map(lambda leaf: leaf[rows.places], bank)
-        one = partial(step, model, params, recipe=recipe, rows_axis="adapter" if together else None)
-        states, metrics = jax.vmap(one)(own.state, own.given, rows.tokens, rows.loss_weight)
+
+        def one(own: Bank, rows: Rows) -> tuple[InnerState, Metrics]:
+            axis, read = "adapter" if together else None, (rows.tokens, rows.loss_weight)
+            return step(model, params, own.state, own.given, *read, recipe, rows_axis=axis, taught=rows.taught)
+
+        states, metrics = jax.vmap(one)(own, rows)
 
         def put(leaf: Array, new: Array) -> Array:
             if everyone:
@@ -301,7 +313,7 @@ def tick(
         return bank.replace(state=jax.tree.map(put, bank.state, states)), metrics
 
     same, split = PartitionSpec(), PartitionSpec(None, "adapter")
-    specs: Any = (same, same, Rows(same, split, split))  # type: ignore[arg-type]  # specs take the places of arrays
+    specs: Any = (same, same, Rows(same, split, split, split))  # type: ignore[arg-type]  # specs take the places of arrays
     bank, metrics = sharding.by_lane(many, mesh, specs, (same, same))(params, bank, rows)
     return sharding.constrained(bank, mesh), metrics
 
@@ -326,6 +338,7 @@ class Lessons(NamedTuple):
 
     sequences: Sequence[Sequence[Tokens]]  # [E], of each adapter
     orders: Sequence[Int[np.ndarray, "S B"]]  # [E]: which of them each step reads; -1 is none
+    taught: Mapping[int, Sequence[Float[np.ndarray, "T D"]]] | None = None  # [E]: an in_context teacher's states
 
     @property
     def batch_size(self) -> int:
@@ -345,10 +358,16 @@ class Lessons(NamedTuple):
         shape = (tick.size, batch_size, tick.width)
         index = np.full(tick.size, places, np.int32)
         tokens, loss_weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        taught = None
         for r, (adapter, number, place) in zip(tick.seats(places), tick.rows, strict=True):
             index[r], read = place, self.orders[adapter][number]
             tokens[r, : len(read)], loss_weight[r, : len(read)] = pad_rows(self.sequences[adapter], read, tick.width)
-        return Rows(index, tokens, loss_weight)
+            for b, n in enumerate(read):
+                if self.taught is not None and n >= 0:
+                    states = self.taught[adapter][n]
+                    taught = np.zeros((*shape, states.shape[1]), states.dtype) if taught is None else taught
+                    taught[r, b, : len(states)] = states
+        return Rows(index, tokens, loss_weight, taught)
 
 
 def adapt_each(

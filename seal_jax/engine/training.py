@@ -16,6 +16,7 @@ from seal_jax.engine import batching, inner, schedule
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe
 from seal_jax.engine.schedule import Room, Tick
+from seal_jax.engine.teachers import States
 from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Loss, next_token
@@ -108,6 +109,8 @@ def train_each(
     config = trainer.config
     lessons, own = lessons_of(edits, trainer, seed=seed, settings=settings)
     seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
+    states = States(lm, edits, seeds, trainer.loss, fixed) if trainer.loss.teacher == "in_context" else None
+    lessons = lessons._replace(taught=states)
     if config.initialisation == "per_edit":  # one that depends on what an edit says, and not on its neighbours
         seeds = [_fingerprint(one, sequences) for one, sequences in zip(seeds, edits, strict=True)]
     hparams = HParams(
@@ -143,6 +146,8 @@ def train_each(
         try:
             for e, adapter, metrics in finished:
                 done.add(e)
+                if states is not None:
+                    states.pop(e, None)
                 yield e, adapter, np.asarray(metrics.loss)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or room.places == 1:

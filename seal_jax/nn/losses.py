@@ -34,11 +34,13 @@ class Loss(NamedTuple):
         tuple[Float[Array, "T"], Float[Array, "T V"]],
     ]
     """(logits, targets, the teacher's logits, numbers) -> (each token's loss in nats, its derivative in the logits)."""
-    teacher: Literal["none", "base"] = "none"  # base: the model as it was before this adapter
+    teacher: Literal["none", "base", "in_context"] = "none"
+    """base: the model as it was before this adapter; in_context: that model, reading what a sequence's `view` says."""
     total: Callable[[Float[Array, "B T"], Float[Array, "B T"], Numbers], Float[Array, ""]] = _weighted
     """(each token's value, its weight, numbers) -> the loss of a step, as a sum; a token of weight 0 has the value 0.
     It is divided by the number of tokens that have a weight, or of groups of `rows` sequences that have one."""
     rows: int = 1  # sequences, neighbours in a step, that `total` compares
+    in_view: float = 1.0  # of an in_context teacher's tokens, so many it reads with the view; the others without
 
 
 def _next_token(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
@@ -48,13 +50,17 @@ def _next_token(logits: Array, targets: Array, teacher: Array | None, numbers: N
     return normaliser - gold, jnp.exp(logits - normaliser[:, None]) - is_target
 
 
-def _kl_to_base(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
+def _divergence(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
     assert teacher is not None  # `Loss.teacher` asks for one
-    value, slope = _next_token(logits, targets, teacher, numbers)
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(teacher)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    kl = jnp.sum(q * (log_q - log_p), axis=-1)
-    return value + numbers["kl"] * kl, slope + numbers["kl"] * (p - q)
+    return jnp.sum(q * (log_q - log_p), axis=-1), p - q
+
+
+def _kl_to_base(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
+    value, slope = _next_token(logits, targets, teacher, numbers)
+    kl, kl_slope = _divergence(logits, targets, teacher, numbers)
+    return value + numbers["kl"] * kl, slope + numbers["kl"] * kl_slope
 
 
 next_token = Loss(_next_token)
@@ -62,6 +68,16 @@ next_token = Loss(_next_token)
 
 kl_to_base = Loss(_kl_to_base, teacher="base")
 """`-log p(y) + kl · KL(q || p)`, q being the model before this adapter and `kl` a number of the adapter."""
+
+distillation = Loss(_divergence, teacher="in_context")
+"""`KL(q || p)`: context distillation (Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189). q is
+the model before this adapter with the passage in view, on the same text, whose own next tokens are no targets."""
+
+mixed = distillation._replace(in_view=0.5)
+"""The same, but for each token a seeded coin says whether q has the passage in view, with probability `in_view`, or
+reads only what the student reads. After MixSD (Liu et al. 2026, arXiv 2605.16865), known here by its abstract: targets
+mixed token by token from the two are closer to what the model says by itself, so that less is forgotten. There the
+model writes the mixed text; here the text is given, and the target is the whole distribution that the coin chose."""
 
 
 def log_ratio(logits: Array, targets: Array, teacher: Array | None, numbers: Numbers) -> tuple[Array, Array]:
