@@ -231,11 +231,11 @@ def test_a_passage_too_long_for_the_context_is_named(lm, tmp_path):
 def test_prompts_name_the_passage_and_the_entities(style):
     prompts = load_prompts(style)
     relation = entigraph.Relation("r", GATE._replace(context="{first} {braces}"), ("Ada Perrin", "{second}"))
-    filled = entigraph._relation_prompt(prompts, relation)
+    filled = entigraph.relation_request(prompts, str, relation).prompt
     assert "{first} {braces}" in filled  # text of a passage is no placeholder
     assert "Ada Perrin and {second} are related in " in filled
     assert "Corrin Gate" in filled
-    triple = entigraph._relation_prompt(prompts, relation._replace(entities=("x1", "x2", "x3")))
+    triple = entigraph.relation_request(prompts, str, relation._replace(entities=("x1", "x2", "x3"))).prompt
     assert "x1, x2 and x3" in triple
 
 

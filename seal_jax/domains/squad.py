@@ -27,6 +27,7 @@ __all__ = [
     "Passage",
     "Prompts",
     "Question",
+    "example",
     "load_passages",
     "load_prompts",
     "make_domain",
@@ -154,9 +155,9 @@ def parse(
     if not about:
         return SelfEdit(completion, (), "no sentence about the passage", left_out=left_out)
     kept = about[: max_examples - include_passage]
-    examples = [_example(passage, piece) for piece in kept]
+    examples = [example(passage, piece) for piece in kept]
     if include_passage:
-        examples.append(_example(passage, passage.context))
+        examples.append(example(passage, passage.context))
     return SelfEdit(completion, tuple(examples), left_out=left_out)
 
 
@@ -192,10 +193,11 @@ def without_number(line: str) -> str:
 
 def passage_only(passage: Passage) -> SelfEdit:
     """Training on the passage alone: the paper's baseline without synthetic data."""
-    return SelfEdit("", (_example(passage, passage.context),))
+    return SelfEdit("", (example(passage, passage.context),))
 
 
-def _example(passage: Passage, text: str) -> Example:
+def example(passage: Passage, text: str) -> Example:
+    """A text as a training sequence: under the passage's title."""
     return Example(prompt="", completion=f"{passage.title}\n{text}")
 
 

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
 from seal_jax.domains.templates import fill, load_template
-from seal_jax.engine import batching
-from seal_jax.seal.rounds import Loop, write_self_edits
-from seal_jax.types import Domain, Example, LanguageModel, SelfEdit, Style, Task, require_at_least
+from seal_jax.seal.rounds import Loop
+from seal_jax.seal.writers import Request, ask, first_answer, written_tokens
+from seal_jax.types import Example, LanguageModel, SelfEdit, Style, require_at_least
 
 Kind = Literal["pairs", "triples"]  # triples: the pairs, and triples too (as the paper's baseline)
 
@@ -101,21 +100,33 @@ def write(
     Raises:
       ValueError: a prompt that the model's context cannot hold.
     """
-    listing = Domain(
-        prompt=lambda passage: render(fill(prompts.entities, title=passage.title, context=passage.context)),
-        parse=lambda passage, text: SelfEdit(text, ()),
-        queries=lambda passage: [],
-        grade=loop.domain.grade,
+    entities, relations, _ = relate(
+        lm, passages, loop, kind=kind, samples=samples, name=name, prompts=prompts, render=render, limits=limits
     )
-    relating = listing._replace(prompt=lambda relation: render(_relation_prompt(prompts, relation)))
+    requests = [relation_request(prompts, render, r) for row in relations for group in row for r in group]
+    flat = iter(first_answer(row[0].completion) for row in ask(lm, requests, loop, name=f"{name}: {kind}"))
+    return [
+        [_self_edit(passage, found, [(r, next(flat)) for r in group]) for found, group in zip(*row, strict=True)]
+        for passage, row in zip(passages, zip(entities, relations, strict=True), strict=True)
+    ]
 
-    def ask(domain: Domain, tasks: Sequence[Task], each: int, step: str) -> list[list[SelfEdit]]:
-        if not tasks:
-            return []
-        own = loop._replace(domain=domain, prompt_width=_prompt_width(lm, domain, tasks, loop.sampling.max_tokens))
-        return write_self_edits(lm, tasks, own, samples=each, name=f"{name}: {step}")
 
-    lists = ask(listing, passages, samples, "entities")
+def relate(
+    lm: LanguageModel,
+    passages: Sequence[Passage],
+    loop: Loop,
+    *,
+    kind: Kind,
+    samples: int,
+    name: str,
+    prompts: Prompts,
+    render: Callable[[str], str],
+    limits: Limits = Limits(),
+) -> tuple[list[list[list[str]]], list[list[list[Relation]]], list[int]]:
+    """The first step: `[P][samples]` lists of entities, the relations that are chosen of each, and the tokens of a
+    passage's lists. Arguments as for `write`."""
+    listing = [Request(p.id, render(fill(prompts.entities, title=p.title, context=p.context))) for p in passages]
+    lists = ask(lm, listing, loop, name=f"{name}: entities", samples=samples)
     entities = [
         [parse_entities(p, edit.completion, limits) for edit in row] for p, row in zip(passages, lists, strict=True)
     ]
@@ -132,12 +143,7 @@ def write(
         ]
         for passage, row in zip(passages, entities, strict=True)
     ]
-    texts = ask(relating, [relation for row in relations for group in row for relation in group], 1, kind)
-    flat = iter(_first_answer(row[0].completion) for row in texts)
-    return [
-        [_self_edit(passage, found, [(r, next(flat)) for r in group]) for found, group in zip(*row, strict=True)]
-        for passage, row in zip(passages, zip(entities, relations, strict=True), strict=True)
-    ]
+    return entities, relations, [written_tokens([edit.completion for edit in row], lm.codec) for row in lists]
 
 
 def parse_entities(passage: Passage, completion: str, limits: Limits = Limits()) -> list[str]:
@@ -149,7 +155,7 @@ def parse_entities(passage: Passage, completion: str, limits: Limits = Limits())
     or said about the list gets through.
     """
     text, found = f"{passage.title}. {passage.context}", dict[str, str]()
-    for line in _first_answer(completion).splitlines():
+    for line in first_answer(completion).splitlines():
         names = (
             _standing(_pieces(line), text, limits)[:1]
             or _standing(re.split(r"[,;]", line), text, limits)
@@ -186,27 +192,11 @@ def _self_edit(passage: Passage, entities: Sequence[str], texts: Sequence[tuple[
     return SelfEdit(said, tuple(Example("", f"{passage.title}\n{text}") for text in (*written, passage.context)))
 
 
-def _first_answer(completion: str) -> str:
-    """Without the further passages that a base model makes up after its answer, in the prompt's form."""
-    return completion.split("\nPassage:")[0].strip()
-
-
-def _relation_prompt(prompts: Prompts, relation: Relation) -> str:
+def relation_request(prompts: Prompts, render: Callable[[str], str], relation: Relation) -> Request:
+    """What asks for the text on a relation."""
     passage, names = relation.passage, dict(zip(NAMES, relation.entities, strict=False))
     template = prompts.pair if len(names) == 2 else prompts.triple
-    return fill(template, title=passage.title, context=passage.context, **names)
-
-
-def _prompt_width(lm: LanguageModel, domain: Domain, tasks: Sequence[Task], max_tokens: int) -> int:
-    lengths = [len(lm.codec.encode(domain.prompt(task))) for task in tasks]
-    width, context = batching.round_up(max(lengths), 8), nnx.merge(lm.model, lm.params).config.context_length
-    if max(lengths) + max_tokens > context:
-        task = tasks[lengths.index(max(lengths))]
-        raise ValueError(
-            f"entity-graph text for {task.id!r} needs a context of {max(lengths) + max_tokens} tokens with its prompt "
-            f"and --sampling.max-tokens {max_tokens}; the model has {context}. Shorten or remove the passage"
-        )
-    return min(width, context - max_tokens)
+    return Request(relation.id, render(fill(template, title=passage.title, context=passage.context, **names)))
 
 
 ARTICLES = {"the", "a", "an"}
