@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from operator import itemgetter
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate_edits, rewards, squad
+from experiments import evaluate_edits, rewards, rivals, squad
 from seal_jax.domains.passages import INVENTED, load_recorded
 from seal_jax.run import command as command_line
 from seal_jax.run import runtime, session
@@ -108,6 +109,63 @@ def test_sources_that_cannot_be_compared(command: Command, tmp_path, monkeypatch
     chosen = ["--edits", *edits] if edits else []
     assert command(evaluate_edits.EXPERIMENT, *chosen) == 2
     assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rivals
+
+
+def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path, capsys, killed_after):
+    """All rows, with two recorded files; killed on the way and carried on, it ends as it does undisturbed."""
+    records = invented(4)
+    first = write_edits(tmp_path / "first.json", records, "A line.\nAnother one.", "Two.\nThree.")
+    second = write_edits(tmp_path / "second.json", records[1:], "Something else.")
+    options = ["--recorded", f"one={first}", f"two={second}", "--run-folder"]
+    assert command(rivals.EXPERIMENT, *options, str(tmp_path / "run")) == 0
+    printed, found = capsys.readouterr().out, results(tmp_path / "run")
+    names = ["base", "passage", "seal", "one", "two", "entigraph", "spa", "active_reading", "distilled_questions"]
+    assert [row["name"] for row in found["rows"]] == [*names, "distilled_text", "mixed_text"]
+    assert all(row["passages"] == 3 for row in found["rows"])
+    labels = {row["name"]: row["label"] for row in found["rows"]}
+    assert labels["mixed_text"] == "MixSD on one"
+    likely = {row["name"]: row["log_likelihood"]["mean"] for row in found["rows"]}
+    for row, same in (("one", "distilled_text"), ("distilled_text", "mixed_text"), ("passage", "spa")):
+        assert likely[row] != likely[same]
+    learnt, cost, against = found["tables"]
+    assert [row[0] for row in learnt["rows"]] == [row[0] for row in cost["rows"]] == [*labels.values()][1:]
+    assert len(against["rows"]) == 11 * 10 // 2
+    spent = {row[0]: row for row in cost["rows"]}
+    assert spent["Passage alone"][3] == "0" and float(spent["SPA: seven kinds of rewriting"][5]) > 0
+    assert spent[labels["distilled_text"]][4] == spent["Recorded: one"][4]  # the same text, another loss
+    assert "What is learned" in printed and "others' answers kept" in printed
+    edits = [json.loads(line) for line in (tmp_path / "run" / "self_edits.jsonl").read_text().splitlines()]
+    kept = [edit for edit in edits if edit["stage"] == "one"]
+    assert len(kept) == 3 and all("A line." in edit["completion"] for edit in kept)
+    asked = {record["title"]: len(record["questions"]) for record in records}
+    assert all(len(edit["answers"]) == asked[edit["title"]] for edit in kept)  # what is asked beside is not among them
+
+    with killed_after(25):
+        command(rivals.EXPERIMENT, *options, str(tmp_path / "again"))
+    assert command(rivals.EXPERIMENT, *options, str(tmp_path / "again")) == 0
+    again = results(tmp_path / "again")
+    assert again["rows"] == found["rows"]
+    assert again["tables"][0] == learnt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "spaa"], "--rows: 'spaa' is no row; expected some of passage, seal"),
+        (["--budget", "-1"], "budget is -1.0; expected at least 0"),
+        (["--recorded", "spa=first.json"], "--recorded: a row of the table is called 'spa'"),
+    ],
+)
+def test_rivals_that_cannot_be_compared(command: Command, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_edits(tmp_path / "first.json", invented(2), "A line.")
+    with contextlib.suppress(SystemExit):
+        assert command(rivals.EXPERIMENT, *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

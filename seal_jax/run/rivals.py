@@ -1,0 +1,186 @@
+"""What experiments.rivals compares: ways to put a passage into weights, each a row over the same passages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap
+from seal_jax.domains import squad
+from seal_jax.domains.passages import Passage
+from seal_jax.engine import batching
+from seal_jax.nn.losses import Loss, distillation, mixed
+from seal_jax.run import passages, plan, sources
+from seal_jax.run.plan import Stage
+from seal_jax.run.session import Session
+from seal_jax.run.sources import Sources
+from seal_jax.seal import entigraph, evaluation, forgetting, writers
+from seal_jax.seal.forgetting import Parts
+from seal_jax.seal.writers import Written
+from seal_jax.types import Example, SelfEdit
+
+OWN = {  # rows by name, and as the page calls them; all train on the passage as well
+    "passage": "Passage alone",
+    "seal": "SEAL: its own self-edits",
+    "entigraph": "EntiGraph: pairs of entities",
+    "spa": "SPA: seven kinds of rewriting",
+    "active_reading": "Active Reading: its own strategies",
+    "distilled_questions": "Context distillation on its own questions",
+    "distilled_text": "Context distillation on",  # the text: recorded self-edits, or SEAL's without any
+    "mixed_text": "MixSD on",
+}
+LOSSES: Mapping[str, Loss] = {
+    "distilled_questions": distillation,
+    "distilled_text": distillation,
+    "mixed_text": mixed,
+}
+
+
+class Row(NamedTuple):
+    """One way, tried."""
+
+    name: str
+    label: str
+    parts: list[list[Parts]]  # [P][1]; none for the base
+    written: list[int]  # [P], tokens of all that was written for it
+    trained: list[int]  # [P], tokens of all its steps
+
+
+def read(config: Any) -> Sources:
+    """The passages, the recorded self-edits and the rows of a run. `config` is experiments.rivals'.
+
+    Raises:
+        ValueError: as `sources.together`; a row that there is not.
+    """
+    if unknown := [name for name in config.rows if name not in OWN]:
+        raise ValueError(f"--rows: {unknown[0]!r} is no row; expected some of {', '.join(OWN)}")
+    if config.recorded:
+        found = sources.together("--recorded", config.recorded, config, taken=("base", *OWN))
+    else:
+        held_out = squad.shuffled(squad.load_passages(config.data, "held_out"), config.data_seed)
+        chosen = [passage._replace(completions=()) for passage in held_out[: config.passages]]
+        lines = [f"{len(chosen)} passages, {passages.questions_of(chosen)} questions: {config.data}"]
+        found = Sources(chosen, {}, 0, [passages.prompt_texts(config), held_out], lines, [])
+    count, stages = len(found.passages), [Stage("base", (plan.BASE,)), Stage("base and beside", (plan.BASE,))]
+    for name in [*config.rows, *found.completions]:
+        phases = (plan.TRAIN,) if name == "passage" or name in found.completions else (plan.WRITE, plan.TRAIN)
+        stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
+    return found._replace(stages=stages)
+
+
+def rows_of(config: Any, data: Sources) -> dict[str, str]:
+    """All rows but the base's, in order, with their labels: SEAL's, then the recorded ones, then all others."""
+    text = next(iter(data.completions), "its own self-edits")
+    own = {name: f"{OWN[name]} {text}" if name.endswith("_text") else OWN[name] for name in OWN if name in config.rows}
+    recorded = {name: f"Recorded: {name}" for name in data.completions}
+    first = {name: label for name, label in own.items() if name in ("passage", "seal")}
+    return first | recorded | own
+
+
+def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]], list[int]]:
+    """A row's self-edit for each passage, and the tokens that were written for it. Done once: the journal keeps it."""
+    config, loop, read, lm = here.config, here.loop, data.passages, here.lm
+    style, render = here.speaker.style, here.speaker.render
+    to_budget = partial(writers.write, lm, read, loop=loop, budget=config.budget, name=name)
+    lines = lambda passage, text: loop.domain.parse(passage, text).examples[:-1]  # the passage comes last
+    more = [0] * len(read)
+    if name == "passage":
+        return [[squad.passage_only(passage)] for passage in read], more
+    if name.endswith("_text"):
+        edits, more = write(here, data, next(iter(data.completions), "seal"))
+        return writers.in_view(read, edits), more
+    if name in data.completions:
+        written = [recorded(here, passage, data.completions[name][passage.id]) for passage in read]
+    elif name == "seal":
+        written = to_budget(prompts=[[loop.domain.prompt(passage)] for passage in read], split=lines)
+    elif name == "entigraph":
+        prompts = entigraph.load_prompts(style)
+        _, related, more = entigraph.relate(
+            lm, read, loop, kind="pairs", samples=1, name=name, prompts=prompts, render=render
+        )
+        asks = [[entigraph.relation_request(prompts, render, r).prompt for r in row[0]] for row in related]
+        written = to_budget(prompts=asks)
+    elif name == "spa":
+        written = to_budget(prompts=[writers.spa_prompts(passage, style, render) for passage in read])
+    elif name == "active_reading":
+        asks, more = writers.active_reading(lm, read, loop, name=name, style=style, render=render)
+        written = to_budget(prompts=asks)
+    else:
+        written = writers.own_questions(lm, read, loop, budget=config.budget, name=name, style=style, render=render)
+    edits = writers.self_edits(read, written)
+    edits = writers.in_view(read, edits) if name in LOSSES else edits
+    return edits, [own.tokens + before for own, before in zip(written, more, strict=True)]
+
+
+def recorded(here: Session, passage: Passage, completions: Sequence[str]) -> Written:
+    """Recorded self-edits of one passage, one after another, within the budget. All their lines count as about it."""
+    codec, text = here.lm.codec, squad.passage_only(passage).examples[0]
+    rules = squad.load_prompts(here.config.prompt, "raw")
+    used, examples, wanted = list[str](), list[Example](), here.config.budget * writers.size(text, codec)
+    for completion in completions:
+        if sum(writers.size(example, codec) for example in examples) < wanted:
+            used.append(completion)
+            parsed = squad.parse(passage, completion, rules.split, rules.keep_after, include_passage=False)
+            examples += parsed.examples
+    kept = writers.within(examples, wanted, codec)[: here.loop.trainer.shapes.capacity - 1]
+    return Written("\n\n".join(used), kept, writers.written_tokens(used, codec))
+
+
+def trained_tokens(here: Session, edits: Sequence[Sequence[SelfEdit]]) -> list[int]:
+    """Tokens of all steps of each passage's self-edits."""
+    codec, epochs = here.lm.codec, here.config.inner.epochs
+    sizes = lambda edit: sum(len(batching.tokenize(example, codec).ids) for example in edit.examples)
+    return [epochs * sum(map(sizes, row)) for row in edits]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def stage_of(row: Row) -> evaluation.Stage:
+    """A row as all experiments on passages have them."""
+    return evaluation.trained_stage(row.name, row.label, [[part.own for part in own] for own in row.parts])
+
+
+def tables(rows: Sequence[Row], base: Sequence[Parts], here: Session) -> list[dict[str, Any]]:
+    """What each row learns, and what that costs; intervals over passages, differences paired by passage."""
+    seed, count, stages = here.config.seed, len(base), {row.name: stage_of(row) for row in rows}
+    learnt, spent = list[list[Any]](), list[list[Any]]()
+
+    def against(name: str, other: str) -> str:
+        if name == other or other not in stages:
+            return ""
+        change = paired_bootstrap(stages[other].accuracy, stages[name].accuracy, seed=seed, within=GAIN)
+        return change.text(form="+.1f")
+
+    for row in rows:
+        stage, own = stages[row.name], [part for one in row.parts for part in one]
+        unknown = bootstrap_mean([forgetting.of_unknown(part.own) for part in own], seed=seed, within=SHARE)
+        kept = bootstrap_mean([part.others for part in own], seed=seed, within=SHARE)
+        text = paired_bootstrap([part.text for part in base], [part.text for part in own], seed=seed)
+        phases = {name: s for name, s in here.folder.timings.items() if re.match(rf"{re.escape(row.name)}[:/]", name)}
+        written, trained = (f"{sum(tokens) / count:,.0f}" for tokens in (row.written, row.trained))
+        learnt.append(
+            [row.label, bootstrap_mean(stage.accuracy, seed=seed, within=SHARE).text(), against(row.name, "passage"),
+             against(row.name, "seal"), unknown.text(), bootstrap_mean(stage.log_likelihood, seed=seed).text(1, ".2f")]
+        )  # fmt: skip
+        spent.append(
+            [row.label, kept.text(), text.text(1, "+.3f"), written, trained, f"{sum(phases.values()) / count:.1f}"]
+        )
+    note = "95 % intervals over passages; differences are paired by passage."
+    learnt_columns = ["", "accuracy, %", "against the passage", "against SEAL", "of what the base got wrong, %",
+                      "gold answer, nats a token"]  # fmt: skip
+    spent_columns = ["", "others' answers kept, %", "unrelated text, nats a token", "tokens written",
+                     "tokens trained", "s a passage"]  # fmt: skip
+    return [
+        {"title": "What is learned", "note": note, "columns": learnt_columns, "rows": learnt},
+        {
+            "title": "What it costs, a passage",
+            "note": "Others' answers: of questions on other passages that the base answers right, those that still "
+            "are. Unrelated text: its likelihood against the base's. Text that several rows share is timed once.",
+            "columns": spent_columns,
+            "rows": spent,
+        },
+    ]
