@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 
 def tokenize(example: Example, codec: Codec) -> Tokens:
     """Prompt and completion are encoded apart, so that the boundary falls where it will at sampling time."""
-    view: list[int] = []
+    view: Sequence[int] = ()
     if example.view is not None:
         view = codec.encode(example.view) + codec.encode_more(example.completion)
     if not example.prompt:

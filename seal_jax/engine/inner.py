@@ -298,11 +298,11 @@ def tick(
         everyone = len(rows.places) == len(bank.state.step)  # then nothing is taken out of the bank, or put back
         own = bank if everyone else jax.tree.map(lambda leaf: leaf[rows.places], bank)
 
-        def one(state: InnerState, given: Given, tokens: Array, weight: Array, taught: Array | None) -> Any:
-            axis = "adapter" if together else None
-            return step(model, params, state, given, tokens, weight, recipe, rows_axis=axis, taught=taught)
+        def one(own: Bank, rows: Rows) -> tuple[InnerState, Metrics]:
+            axis, read = "adapter" if together else None, (rows.tokens, rows.loss_weight)
+            return step(model, params, own.state, own.given, *read, recipe, rows_axis=axis, taught=rows.taught)
 
-        states, metrics = jax.vmap(one)(own.state, own.given, rows.tokens, rows.loss_weight, rows.taught)
+        states, metrics = jax.vmap(one)(own, rows)
 
         def put(leaf: Array, new: Array) -> Array:
             if everyone:
@@ -362,8 +362,8 @@ class Lessons(NamedTuple):
         for r, (adapter, number, place) in zip(tick.seats(places), tick.rows, strict=True):
             index[r], read = place, self.orders[adapter][number]
             tokens[r, : len(read)], loss_weight[r, : len(read)] = pad_rows(self.sequences[adapter], read, tick.width)
-            for b, n in enumerate(read if self.taught is not None else ()):
-                if n >= 0:
+            for b, n in enumerate(read):
+                if self.taught is not None and n >= 0:
                     states = self.taught[adapter][n]
                     taught = np.zeros((*shape, states.shape[1]), states.dtype) if taught is None else taught
                     taught[r, b, : len(states)] = states

@@ -75,8 +75,8 @@ def rows_of(config: Any, data: Sources) -> dict[str, str]:
     text = next(iter(data.completions), "its own self-edits")
     own = {name: f"{OWN[name]} {text}" if name.endswith("_text") else OWN[name] for name in OWN if name in config.rows}
     recorded = {name: f"Recorded: {name}" for name in data.completions}
-    first = {name: own.pop(name) for name in ("passage", "seal") if name in own}
-    return {**first, **recorded, **own}
+    first = {name: label for name, label in own.items() if name in ("passage", "seal")}
+    return first | recorded | own
 
 
 def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]], list[int]]:
