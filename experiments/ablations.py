@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from seal_jax.analysis import grid
 from seal_jax.analysis.ablations import Metric, compare
+from seal_jax.domains.records import load_toml
 from seal_jax.run import cells, command, search, session, settings
 from seal_jax.run.cells import Part, Settings
 from seal_jax.run.jobs import Jobs
@@ -93,7 +94,8 @@ def read(config: Config) -> Search:
     if config.grid is not None:
         title, axes = "Ablation", grid.read_grid(config.grid, known, barred=cells.BARRED)
     elif config.ablation:
-        named = grid.read_file(grid.find(config.ablation, GRIDS), known, barred=cells.BARRED)
+        path = grid.find(config.ablation, GRIDS)
+        named = grid.read_table(load_toml(path.read_bytes(), str(path), grid.FORM), path, known, barred=cells.BARRED)
         title, axes, draw = named.title, named.axes, named.random if draw is None else draw
     else:
         raise ValueError("nothing to search: give --grid FIELD=VALUE,VALUE or --ablation NAME")

@@ -20,11 +20,12 @@ from seal_jax.analysis.grid import (
     label,
     options,
     parse,
-    read_file,
     read_grid,
+    read_table,
     text_of,
     with_values,
 )
+from seal_jax.domains.records import load_toml
 from seal_jax.run.cells import BARRED, Settings
 
 
@@ -196,6 +197,10 @@ def file_of(folder: Path, text: str) -> Path:
     return path
 
 
+def read_file(path: Path, known, **more):
+    return read_table(load_toml(path.read_bytes(), str(path), grid.FORM), path, known, **more)
+
+
 def test_a_file_says_the_same_as_a_command(tmp_path):
     path = file_of(
         tmp_path,
@@ -213,7 +218,7 @@ def test_a_file_says_the_same_as_a_command(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[grid", r"search.toml: Expected .* table declaration .*; expected \[grid\]"),
+        ("[grid", r"search.toml: not TOML: Expected .* table declaration .*; expected \[grid\]"),
         ("title = 'x'", r"missing required field `grid`; expected \[grid\]"),
         ("[grid]", r"length >= 1 - at `\$.grid`; expected \[grid\]"),
         ("[grid]\ninner.rank = 8", r"inner.rank is 8; expected a list of values"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -12,10 +13,17 @@ from pathlib import Path
 import pytest
 
 from docs import fields as docs_fields
+from experiments import ablations
+from experiments import squad as squad_experiment
+from seal_jax.analysis import grid
 from seal_jax.domains import document, passages, squad
 from seal_jax.domains.arc import tasks
+from seal_jax.domains.records import load_toml
 from seal_jax.io import gguf, peft, tokenizer, weights
 from seal_jax.io.hub import ModelFiles
+from seal_jax.run import settings
+from seal_jax.run.journal import RunFolder, read_run
+from seal_jax.types import Compute
 from tests import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -79,6 +87,12 @@ def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     shutil.copy(squad.PROMPT_FOLDER / "implications.toml", folder / "prompt.toml")
+    shutil.copy(ablations.GRIDS / "paper.toml", folder / "grid.toml")
+    run, known_fields = folder / "kept", grid.fields(ablations.Settings)
+    settings.write(folder, "squad", squad_experiment.DEMO, Compute())
+    with contextlib.closing(RunFolder(run, {"seed": 0})) as kept:
+        for name in ("round 1/a", "round 1/b"):
+            kept.once(name, lambda: {"accuracy": 0.5, "text": "é"})
     _write_gguf(folder / "m.gguf")
     files = ModelFiles("m", "safetensors", model, "test")
 
@@ -97,6 +111,10 @@ def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     def of_document() -> object:
         return document.passages(document.read_document(folder / "notes.md"), count=lambda t: len(t.split()), budget=50)
 
+    def of_grid() -> object:
+        file = folder / "grid.toml"
+        return grid.read_table(load_toml(file.read_bytes(), "grid", grid.FORM), file, known_fields)
+
     return {
         "config": (folder / "llama32" / "config.json", lambda: weights.read_config(folder / "llama32" / "config.json")),
         "index": (folder / "qwen2" / "model.safetensors.index.json", of_weights),
@@ -109,6 +127,10 @@ def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
         "arc": (folder / "grid.json", lambda: tasks.load_tasks(str(folder / "grid.json"), "training")),
         "prompt": (folder / "prompt.toml", lambda: squad.load_prompts(folder / "prompt.toml", "chat")),
         "document": (folder / "notes.md", of_document),
+        "grid": (folder / "grid.toml", lambda: of_grid()),
+        "settings": (folder / settings.FILE, lambda: settings.read(folder / settings.FILE, "squad")),
+        "journal": (run / "journal.jsonl", lambda: read_run(run)),
+        "config of a run": (run / "config.json", lambda: read_run(run)),
     }  # fmt: skip
 
 
@@ -139,7 +161,7 @@ def _write_gguf(path: Path) -> None:
 
 NAMES = (
     *("config", "index", "safetensors", "gguf", "adapter", "tokenizer config"),
-    *("passages", "self-edits", "arc", "prompt", "document"),
+    *("passages", "self-edits", "arc", "prompt", "document", "grid", "settings", "journal", "config of a run"),
 )
 SLOW = ("tokenizer config", "index", "safetensors")  # whose readers load a model or a tokenizer
 

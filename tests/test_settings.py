@@ -52,7 +52,7 @@ def test_a_file_of_ones_own_and_what_is_typed_beside_it(tmp_path: Path):
     [
         ("outer.ronds = 2", [], "no setting outer.ronds: did you mean --outer.rounds?"),
         ("xyz = 2", [], "no setting xyz: --help-all lists all"),
-        ("outer rounds", [], "is not TOML"),
+        ("outer rounds", [], "not TOML"),
         ('experiment = "cpt"', [], "holds settings of cpt, and this is squad; run cpt with it"),
         ('preset = "paper"', ["demo"], "is of preset paper, the command says demo"),
         ('preset = "papr"', [], "no preset papr: did you mean paper?"),

@@ -6,7 +6,7 @@
 
 A field is named by its path through nested dataclasses; its type is the one that the dataclass declares. The parts of a
 tuple are joined by a plus: `inner.projections=q_proj+v_proj,q_proj`. For a random search a number may also be a span,
-`inner.learning_rate=1e-5..1e-2`. A TOML file says the same (`read_file`).
+`inner.learning_rate=1e-5..1e-2`. A TOML file says the same (`read_table`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Span(NamedTuple):
         return round(value) if isinstance(self.low, int) else value
 
 
+FORM = "[grid] with lines such as inner.rank = [8, 32]"
 Axes = dict[str, list[Any] | Span]  # dotted name -> what it may be
 
 
@@ -123,18 +124,19 @@ def read_grid(entries: Sequence[str], known: Mapping[str, Any], *, barred: Mappi
     return _axes(split, known, barred or {}, "--grid", strict=False)
 
 
-def read_file(path: Path, known: Mapping[str, Any], *, barred: Mapping[str, str] | None = None) -> Named:
-    """A search as a TOML file has it: `title`, `[grid]` with a list (or "low..high") a field, and maybe `random`.
+def read_table(
+    table: Mapping[str, Any], path: Path, known: Mapping[str, Any], *, barred: Mapping[str, str] | None = None
+) -> Named:
+    """A search as a TOML file, `path`, has it: `title`, `[grid]` with a list (or "low..high") a field, maybe `random`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: what `read_grid` refuses, an entry that does not belong there, or no TOML at all.
+        ValueError: what `read_grid` refuses, or an entry that does not belong there.
     """
     try:
-        content = msgspec.toml.decode(path.read_bytes(), type=_File)
-    except ValueError as error:  # of TOML, of UTF-8, or msgspec's
-        raise ValueError(f"{path}: {error}; expected [grid] with lines such as inner.rank = [8, 32]") from error
-    axes = _axes(_leaves(content.grid), known, barred or {}, str(path), strict=True)
+        content = msgspec.convert(table, _File)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}; expected {FORM}") from error
+    axes = _axes(leaves(content.grid), known, barred or {}, str(path), strict=True)
     return Named(content.title or path.stem, axes, content.random)
 
 
@@ -153,9 +155,10 @@ def find(name: str, folder: Path) -> Path:
     return path
 
 
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each entry of a table and its tables."""
     for name, value in table.items():
-        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
 
 
 def _axes(

@@ -1,10 +1,11 @@
-"""Records read from JSON through their types: what is not as expected is named, with the file and the path in it."""
+"""Records read from JSON or TOML through their types: what is not as expected is named, with the file and its path."""
 
 from __future__ import annotations
 
 import json
 import re
 import reprlib
+import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,9 @@ import msgspec
 
 T = TypeVar("T")
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
+
+MOST_BYTES = 2**20  # of TOML
+_DOTTED = re.compile(rb"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){32}""")
 
 
 def decode(content: bytes, kind: type[T], where: str, form: str) -> T:
@@ -31,6 +35,22 @@ def decode(content: bytes, kind: type[T], where: str, form: str) -> T:
     except (ValueError, RecursionError) as error:  # a name twice, a number of thousands of digits, nested too deeply
         raise ValueError(f"{where}: not as expected: {error}; expected {form}") from error
     return convert(value, kind, where, form)
+
+
+def load_toml(content: bytes, where: str, form: str) -> dict[str, Any]:
+    """TOML as a table.
+
+    Raises:
+      ValueError: not UTF-8, not TOML, too large, nested too deeply; begins with `where`.
+    """
+    if len(content) > MOST_BYTES or _DOTTED.search(content):  # memory grows with the square of a key's parts
+        raise ValueError(
+            f"{where}: {len(content):,} bytes, or a key of many parts; expected {form}, at most {MOST_BYTES:,} bytes"
+        )
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # the former also of a number of thousands of digits
+        raise ValueError(f"{where}: not TOML: {error}; expected {form}") from error
 
 
 def convert(value: Any, kind: type[T], where: str, form: str) -> T:

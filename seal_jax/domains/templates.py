@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import ClassVar, TypeVar, get_args
 
 import msgspec
 
-from seal_jax.domains.records import Text, convert
+from seal_jax.domains.records import Text, convert, load_toml
 from seal_jax.types import Style
 
 
@@ -21,9 +20,6 @@ class Templates(msgspec.Struct, forbid_unknown_fields=True):
     raw: Text
     chat: Text
 
-
-MOST_BYTES = 2**20
-_DOTTED = re.compile(rb"""(?<![\w"'-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){32}""")
 
 F = TypeVar("F", bound=Templates)
 
@@ -45,17 +41,8 @@ def read_templates(path: str | Path, style: Style, placeholders: tuple[str, ...]
         raise ValueError(f"style is {style!r}; expected 'raw' (base models) or 'chat' (instruct models)")
     if not path.is_file():
         raise FileNotFoundError(f"no prompt file {path}")
-    content = path.read_bytes()
-    if len(content) > MOST_BYTES or _DOTTED.search(content):  # memory grows with the square of a key's parts
-        raise ValueError(
-            f"{path}: {len(content):,} bytes, or a key of many parts; expected texts under the keys {kind.form}, at "
-            f"most {MOST_BYTES:,} bytes"
-        )
-    try:
-        table = tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of thousands of digits
-        raise ValueError(f"{path}: not TOML: {error}") from error
-    file = convert(table, kind, str(path), f"texts under the keys {kind.form}")
+    form = f"texts under the keys {kind.form}"
+    file = convert(load_toml(path.read_bytes(), str(path), form), kind, str(path), form)
     template: str = getattr(file, style)
     found, expected = set(re.findall(r"\{(\w+)\}", template)), ", ".join(f"{{{name}}}" for name in placeholders)
     for name in placeholders:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import re
 import textwrap
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from seal_jax.analysis.grid import leaves
+from seal_jax.domains.records import load_toml
 from seal_jax.run.journal import write_atomically
 from seal_jax.run.terminal import nearest
 
@@ -48,21 +49,15 @@ def read(path: Path, experiment: str) -> dict[str, Any]:
         ValueError: no such file, no TOML, or the settings of another experiment.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(
             f"--config {path}: {error.strerror}; expected a TOML file, such as a run folder's {FILE}"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"--config {path} is not TOML ({error}); expected lines such as outer.rounds = 2") from None
+    found = load_toml(content, f"--config {path}", "lines such as outer.rounds = 2")
     if (named := found.pop("experiment", experiment)) != experiment:
         raise ValueError(f"--config {path} holds settings of {named}, and this is {experiment}; run {named} with it")
-    return dict(_leaves(found))
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return dict(leaves(found))
 
 
 def words(settings: Mapping[str, Any], options: Collection[str], path: str) -> list[str]:
