@@ -210,6 +210,7 @@ class Library:
             ValueError: an empty question, or one too long for the model's context.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
+        _ = self.speaker  # loaded first: bm25s starts JAX's devices with whatever settings there are
         entries = self.entries()
         finder = Finder([entry.passages for entry in entries])
         found = [finder.find(question) for question in questions]
