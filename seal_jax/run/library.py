@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import msgspec
@@ -62,10 +62,12 @@ from seal_jax.types import Compute, Query
 
 SCHEMA = 1  # of what a library's folder holds
 GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, together
+TRIES, PAUSE = 4, 0.05  # to read a document that another process may be replacing, and seconds between them
 PIECE = 64  # questions whose adapters are in memory together
 COURSE = Course(teaching=Teaching(candidates=1, questions=8))  # one adapter a document: none is chosen by questions
 ANYTHING = "Topic: {title}\n"  # of a question's prompt: left out where no document is found
 _NAME = re.compile(r"\w[\w.-]*")
+T = TypeVar("T")
 
 
 class Entry(msgspec.Struct):
@@ -168,35 +170,62 @@ class Library:
     def entries(self) -> list[Entry]:
         """Its documents, by name. Raises ValueError for one that is damaged."""
         found = []
-        for folder in sorted(self._documents.glob("[!.]*")):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed a moment ago, or no document
-                found.append(self._entry(folder))
+        for name in self._names():
+            with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                found.append(self._read(name, lambda entry, folder: entry))
         return found
 
-    def _entry(self, folder: Path) -> Entry:
+    def _names(self) -> list[str]:
+        """Of all documents, those included of which a process that is replacing them has moved the old folder away."""
+        names = {path.name.removeprefix(".old-") for path in self._documents.glob("*") if not path.is_file()}
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def _read(self, name: str, read: Callable[[Entry, Path], T]) -> T:
+        """What `read` makes of a document: anew, where another process replaced it meanwhile."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return self._read_once(name, read)
+            time.sleep(PAUSE)
+        return self._read_once(name, read)
+
+    def _read_once(self, name: str, read: Callable[[Entry, Path], T]) -> T:
+        place, old = self._documents / name, self._documents / f".old-{name}"
+        folder = old if old.exists() and not place.exists() else place
         file = folder / "document.json"
-        return records.decode(file.read_bytes(), Entry, str(file), "a document's entry: remove it and add it again")
+        what = "a document's entry: remove it and add it again"
+        return read(records.decode(file.read_bytes(), Entry, str(file), what), folder)
 
     def entry(self, name: str) -> Entry:
         """The document of that name. Raises ValueError with the nearest name where there is none."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if _NAME.fullmatch(name):
-                return self._entry(self._documents / name)
-        names = [entry.name for entry in self.entries()]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8]) or 'none'}"
-        raise ValueError(f"{self.folder}: no document is called {name!r}: {hint}")
+        self._require(name)
+        return self._read(name, lambda entry, folder: entry)
+
+    def _require(self, name: str) -> None:
+        names = self._names()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8]) or 'none'}"
+            raise ValueError(f"{self.folder}: no document is called {name!r}: {hint}")
 
     def path(self, name: str) -> Path:
         """A document's folder, which PEFT reads. Raises ValueError where there is none, or its files were altered."""
-        entry, folder = self.entry(name), self._documents / name
-        if peft.fingerprint(folder) != entry.adapter:
-            raise ValueError(f"{folder}: the adapter is damaged: remove the document, and add it again")
-        return folder
+        return self._whole(name, lambda folder: folder)
+
+    def _whole(self, name: str, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a document's folder, if its adapter is as it was written. Raises as `path`."""
+
+        def checked(entry: Entry, folder: Path) -> T:
+            if peft.fingerprint(folder) != entry.adapter:
+                raise ValueError(f"{folder}: the adapter is damaged: remove the document, and add it again")
+            return read(folder)
+
+        self._require(name)
+        return self._read(name, checked)
 
     def adapted(self, name: str) -> Adapted:
         """The model with one document's adapter: to be asked by itself, or saved."""
-        return load_adapted(self.path(name), self.course.model, speaker=self.speaker)
+        speaker = self.speaker
+        return self._whole(name, lambda folder: load_adapted(folder, self.course.model, speaker=speaker))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Ask
@@ -235,7 +264,7 @@ class Library:
         names = list(dict.fromkeys(name for name in documents if name is not None))
         titles = {name: self.entry(name).title for name in names}
         nothing = jax.device_get(lora.empty(lm.params["blocks"], inner.projections, inner.rank))
-        learned = [jax.device_get(peft.load_peft(self.path(name), model)) for name in names]
+        learned = [jax.device_get(self._whole(name, lambda folder: peft.load_peft(folder, model))) for name in names]
         adapters: Adapter = jax.tree.map(lambda *leaves: np.stack(leaves), nothing, *learned)
         template, render = load_prompts(self.course.notes.prompt, self.speaker.style).question, self.speaker.render
 
