@@ -325,11 +325,14 @@ class Library:
             return new
 
     def remove(self, names: str | Sequence[str]) -> None:
-        """Removes documents; the others stay as they are. Raises ValueError where there is none of that name."""
-        names = [names] if isinstance(names, str) else list(names)
+        """Removes documents, damaged ones too; the others stay as they are. Raises ValueError where there is none of
+        that name."""
+        names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        for name in names:  # before a folder is made
+            self._require(name)
         with self._writing():
             for name in names:
-                self.entry(name)
+                self._require(name)
             for name in names:
                 self._documents.joinpath(name).rename(self._documents / f".removed-{name}")
             self._clear()
