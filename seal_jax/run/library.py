@@ -310,6 +310,7 @@ class Library:
             new = [name for name, own in given.items() if name not in there or there[name].digest != own.digest]
             for name in new:  # now, and not hours later when it is its turn
                 self._require_teachable(given[name], name)
+            self._make()  # and not before: settings that a document is refused for can still be changed
             left = self._left_over(given)
             rest = [name for name in new if name not in left]
             size = max(1, GROUP // self.course.teaching.candidates)
@@ -339,7 +340,7 @@ class Library:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Only one process at a time, in a folder that is a library."""
+        """Only one process at a time, in a folder that is a library, or empty."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as lock:
             try:
@@ -350,13 +351,16 @@ class Library:
                     "ended (questions can be asked meanwhile)"
                 ) from error
             self.course, self._weights = self._open(self.course)  # it may have been made since
-            if self._weights is None:
-                self._weights = fingerprint.of_model(self.course.model)
-                made = {"schema": SCHEMA, "course": as_json(self.course), "weights": self._weights}
-                write_atomically(self._file, json.dumps(made, indent=1) + "\n")
-            self._documents.mkdir(exist_ok=True)
             self._clear()
             yield
+
+    def _make(self) -> None:
+        """Writes what the library is made with, unless it is there."""
+        if self._weights is None:
+            self._weights = fingerprint.of_model(self.course.model)
+            made = {"schema": SCHEMA, "course": as_json(self.course), "weights": self._weights}
+            write_atomically(self._file, json.dumps(made, indent=1) + "\n")
+        self._documents.mkdir(exist_ok=True)
 
     def _clear(self) -> None:
         """Removes what a kill left: documents half written, half removed, or replaced (if they have been)."""
