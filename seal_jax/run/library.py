@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import itertools
 import json
 import re
 import shutil
@@ -367,7 +368,8 @@ class Library:
         for old in self._documents.glob(".old-*"):
             if not (place := self._documents / old.name.removeprefix(".old-")).exists():
                 old.rename(place)
-        for folder in [*self._documents.glob(".*"), *self.folder.glob(".done-*")]:
+        left = [self._documents.glob(pattern) for pattern in (".new-*", ".old-*", ".removed-*")]
+        for folder in itertools.chain(*left, self.folder.glob(".done-*")):
             shutil.rmtree(folder)
 
     def _require_teachable(self, own: Given, name: str) -> None:
