@@ -373,9 +373,9 @@ class Library:
             shutil.rmtree(folder)
 
     def _require_teachable(self, own: Given, name: str) -> None:
+        how, speaker = self.course, self.speaker  # whose errors are not the document's
         try:
-            how = self.course
-            make_lesson(own.document, self.speaker, grade_by_match, how.teaching, how.notes, self.compute)
+            make_lesson(own.document, speaker, grade_by_match, how.teaching, how.notes, self.compute)
         except ValueError as error:
             raise ValueError(f"{own.source or name}: {error}") from error
 
