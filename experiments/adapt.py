@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ import tyro
 
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
-from seal_jax.run import command, documents, session
+from seal_jax.run import command, documents, ends, session
 from seal_jax.run.adapted import COMPUTE, INNER, NOTES
 from seal_jax.run.documents import Material
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.session import Experiment, Place, Preset, Session
+from seal_jax.run.terminal import shell_command
 from seal_jax.seal.teaching import Teaching, teach
 from seal_jax.types import PROJECTIONS, Compute
 
@@ -148,10 +150,19 @@ def main(arguments: Sequence[str]) -> int:
     first = 1 if words and words[0] in PRESETS else 0
     given = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words[first:])]
     if len(given) > 1 or (given and given[0].is_dir()):
+        if first:
+            return ends.ended(partial(_refuse_preset, words[0]))
         return int(library.main(["add", *words[first:]]))
     if given and given[0].suffix.lower() in (".md", ".txt", ".pdf"):
         words.insert(first, "--document")
     return command.main(EXPERIMENT, words)
+
+
+def _refuse_preset(name: str) -> None:
+    raise ValueError(
+        f"the preset {name} is for one document, and several, or a folder, become a library: leave it out, and set "
+        f"what you need by options ({shell_command('library', 'add', '--help')})"
+    )
 
 
 if __name__ == "__main__":

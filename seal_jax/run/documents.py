@@ -348,7 +348,7 @@ def converse(asked: Asked, folder: RunFolder | None = None) -> None:
             if folder is not None:
                 keep_answers(folder, [answer])
             show(side_by_side([answer]))
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:  # the latter of a document that was removed
             show(f"error: {error}")
         except KeyboardInterrupt:
             show("")

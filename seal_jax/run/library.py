@@ -18,14 +18,16 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import itertools
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import msgspec
@@ -53,7 +55,16 @@ from seal_jax.run.adapted import (
     make_lesson,
     teach_documents,
 )
-from seal_jax.run.journal import RunFolder, as_json, differences, digest, read_json, write_atomically
+from seal_jax.run.journal import (
+    LONGEST_NAME,
+    RunFolder,
+    as_json,
+    differences,
+    digest,
+    read_json,
+    short,
+    write_atomically,
+)
 from seal_jax.run.retrieval import LEAST_SURE, Finder
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.terminal import show
@@ -62,10 +73,12 @@ from seal_jax.types import Compute, Query
 
 SCHEMA = 1  # of what a library's folder holds
 GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, together
+TRIES, PAUSE = 4, 0.05  # to read a document that another process may be replacing, and seconds between them
 PIECE = 64  # questions whose adapters are in memory together
 COURSE = Course(teaching=Teaching(candidates=1, questions=8))  # one adapter a document: none is chosen by questions
 ANYTHING = "Topic: {title}\n"  # of a question's prompt: left out where no document is found
 _NAME = re.compile(r"\w[\w.-]*")
+T = TypeVar("T")
 
 
 class Entry(msgspec.Struct):
@@ -168,35 +181,62 @@ class Library:
     def entries(self) -> list[Entry]:
         """Its documents, by name. Raises ValueError for one that is damaged."""
         found = []
-        for folder in sorted(self._documents.glob("[!.]*")):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed a moment ago, or no document
-                found.append(self._entry(folder))
+        for name in self._names():
+            with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                found.append(self._read(name, lambda entry, folder: entry))
         return found
 
-    def _entry(self, folder: Path) -> Entry:
+    def _names(self) -> list[str]:
+        """Of all documents, those included of which a process that is replacing them has moved the old folder away."""
+        names = {path.name.removeprefix(".old-") for path in self._documents.glob("*") if not path.is_file()}
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def _read(self, name: str, read: Callable[[Entry, Path], T]) -> T:
+        """What `read` makes of a document: anew, where another process replaced it meanwhile."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return self._read_once(name, read)
+            time.sleep(PAUSE)
+        return self._read_once(name, read)
+
+    def _read_once(self, name: str, read: Callable[[Entry, Path], T]) -> T:
+        place, old = self._documents / name, self._documents / f".old-{name}"
+        folder = old if old.exists() and not place.exists() else place
         file = folder / "document.json"
-        return records.decode(file.read_bytes(), Entry, str(file), "a document's entry: remove it and add it again")
+        what = "a document's entry: remove it and add it again"
+        return read(records.decode(file.read_bytes(), Entry, str(file), what), folder)
 
     def entry(self, name: str) -> Entry:
         """The document of that name. Raises ValueError with the nearest name where there is none."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if _NAME.fullmatch(name):
-                return self._entry(self._documents / name)
-        names = [entry.name for entry in self.entries()]
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8]) or 'none'}"
-        raise ValueError(f"{self.folder}: no document is called {name!r}: {hint}")
+        self._require(name)
+        return self._read(name, lambda entry, folder: entry)
+
+    def _require(self, name: str) -> None:
+        names = self._names()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names[:8]) or 'none'}"
+            raise ValueError(f"{self.folder}: no document is called {name!r}: {hint}")
 
     def path(self, name: str) -> Path:
         """A document's folder, which PEFT reads. Raises ValueError where there is none, or its files were altered."""
-        entry, folder = self.entry(name), self._documents / name
-        if peft.fingerprint(folder) != entry.adapter:
-            raise ValueError(f"{folder}: the adapter is damaged: remove the document, and add it again")
-        return folder
+        return self._whole(name, lambda folder: folder)
+
+    def _whole(self, name: str, read: Callable[[Path], T]) -> T:
+        """What `read` makes of a document's folder, if its adapter is as it was written. Raises as `path`."""
+
+        def checked(entry: Entry, folder: Path) -> T:
+            if peft.fingerprint(folder) != entry.adapter:
+                raise ValueError(f"{folder}: the adapter is damaged: remove the document, and add it again")
+            return read(folder)
+
+        self._require(name)
+        return self._read(name, checked)
 
     def adapted(self, name: str) -> Adapted:
         """The model with one document's adapter: to be asked by itself, or saved."""
-        return load_adapted(self.path(name), self.course.model, speaker=self.speaker)
+        speaker = self.speaker
+        return self._whole(name, lambda folder: load_adapted(folder, self.course.model, speaker=speaker))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Ask
@@ -210,6 +250,7 @@ class Library:
             ValueError: an empty question, or one too long for the model's context.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
+        _ = self.speaker  # loaded first: bm25s starts JAX's devices with whatever settings there are
         entries = self.entries()
         finder = Finder([entry.passages for entry in entries])
         found = [finder.find(question) for question in questions]
@@ -234,7 +275,7 @@ class Library:
         names = list(dict.fromkeys(name for name in documents if name is not None))
         titles = {name: self.entry(name).title for name in names}
         nothing = jax.device_get(lora.empty(lm.params["blocks"], inner.projections, inner.rank))
-        learned = [jax.device_get(peft.load_peft(self.path(name), model)) for name in names]
+        learned = [jax.device_get(self._whole(name, lambda folder: peft.load_peft(folder, model))) for name in names]
         adapters: Adapter = jax.tree.map(lambda *leaves: np.stack(leaves), nothing, *learned)
         template, render = load_prompts(self.course.notes.prompt, self.speaker.style).question, self.speaker.render
 
@@ -280,6 +321,7 @@ class Library:
             new = [name for name, own in given.items() if name not in there or there[name].digest != own.digest]
             for name in new:  # now, and not hours later when it is its turn
                 self._require_teachable(given[name], name)
+            self._make()  # and not before: settings that a document is refused for can still be changed
             left = self._left_over(given)
             rest = [name for name in new if name not in left]
             size = max(1, GROUP // self.course.teaching.candidates)
@@ -295,18 +337,21 @@ class Library:
             return new
 
     def remove(self, names: str | Sequence[str]) -> None:
-        """Removes documents; the others stay as they are. Raises ValueError where there is none of that name."""
-        names = [names] if isinstance(names, str) else list(names)
+        """Removes documents, damaged ones too; the others stay as they are. Raises ValueError where there is none of
+        that name."""
+        names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        for name in names:  # before a folder is made
+            self._require(name)
         with self._writing():
             for name in names:
-                self.entry(name)
+                self._require(name)
             for name in names:
                 self._documents.joinpath(name).rename(self._documents / f".removed-{name}")
             self._clear()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Only one process at a time, in a folder that is a library."""
+        """Only one process at a time, in a folder that is a library, or empty."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as lock:
             try:
@@ -317,26 +362,30 @@ class Library:
                     "ended (questions can be asked meanwhile)"
                 ) from error
             self.course, self._weights = self._open(self.course)  # it may have been made since
-            if self._weights is None:
-                self._weights = fingerprint.of_model(self.course.model)
-                made = {"schema": SCHEMA, "course": as_json(self.course), "weights": self._weights}
-                write_atomically(self._file, json.dumps(made, indent=1) + "\n")
-            self._documents.mkdir(exist_ok=True)
             self._clear()
             yield
+
+    def _make(self) -> None:
+        """Writes what the library is made with, unless it is there."""
+        if self._weights is None:
+            self._weights = fingerprint.of_model(self.course.model)
+            made = {"schema": SCHEMA, "course": as_json(self.course), "weights": self._weights}
+            write_atomically(self._file, json.dumps(made, indent=1) + "\n")
+        self._documents.mkdir(exist_ok=True)
 
     def _clear(self) -> None:
         """Removes what a kill left: documents half written, half removed, or replaced (if they have been)."""
         for old in self._documents.glob(".old-*"):
             if not (place := self._documents / old.name.removeprefix(".old-")).exists():
                 old.rename(place)
-        for folder in [*self._documents.glob(".*"), *self.folder.glob(".done-*")]:
+        left = [self._documents.glob(pattern) for pattern in (".new-*", ".old-*", ".removed-*")]
+        for folder in itertools.chain(*left, self.folder.glob(".done-*")):
             shutil.rmtree(folder)
 
     def _require_teachable(self, own: Given, name: str) -> None:
+        how, speaker = self.course, self.speaker  # whose errors are not the document's
         try:
-            how = self.course
-            make_lesson(own.document, self.speaker, grade_by_match, how.teaching, how.notes, self.compute)
+            make_lesson(own.document, speaker, grade_by_match, how.teaching, how.notes, self.compute)
         except ValueError as error:
             raise ValueError(f"{own.source or name}: {error}") from error
 
@@ -394,8 +443,11 @@ def read_documents(documents: str | Path | Sequence[str | Path] | Mapping[str, D
         FileNotFoundError, ValueError: as `document.read_document`; a folder without any; two of one name.
     """
     if isinstance(documents, Mapping):
-        if odd := [name for name in documents if not _NAME.fullmatch(name)]:
-            raise ValueError(f"a document's name is {odd[0]!r}; expected letters, digits, dots, dashes or underscores")
+        if odd := [name for name in documents if not _NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME]:
+            raise ValueError(
+                f"a document's name is {odd[0]!r}; expected letters, digits, dots, dashes or underscores, at most "
+                f"{LONGEST_NAME} bytes"
+            )
         return {name: Given("", document, digest(document)) for name, document in documents.items()}
     found: dict[str, Given] = {}
     for given in [documents] if isinstance(documents, str | Path) else documents:
@@ -411,8 +463,8 @@ def read_documents(documents: str | Path | Sequence[str | Path] | Mapping[str, D
             if not files:
                 raise ValueError(f"{path}: no document in this folder; expected .md, .txt or .pdf files")
         for file, stem in files.items():
-            document, source = texts.read_document(file), str(file.absolute())
-            name = slug(stem) or f"document-{digest(stem)[:8]}"
+            document, source = texts.read_document(file), os.path.abspath(file)
+            name = short(slug(stem), stem) or f"document-{digest(stem)[:8]}"
             if name in found and found[name].source != source:
                 raise ValueError(f"{file} and {found[name].source} would both be called {name}: rename one of them")
             found[name] = Given(source, document, digest(document))

@@ -7,6 +7,8 @@ passages left out of the same articles. There it is calibrated: of such question
 in the document found. Of questions that resemble none of a library's it says too much rather than too little.
 
 Words are cut at blanks and marks, and English endings left out: a language without blanks is not found.
+
+bm25s starts JAX's devices when it is imported, so it is imported late: settle them first (`runtime.start`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import bm25s
 import numpy as np
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
@@ -38,6 +39,8 @@ class Finder:
     """Finds among D documents, each of some passages: texts."""
 
     def __init__(self, documents: Sequence[Sequence[str]]):
+        import bm25s
+
         self._of = np.array([d for d, passages in enumerate(documents) for _ in passages], int)
         words = _words([passage for passages in documents for passage in passages])
         self._known = [set(own) for own in words]
@@ -66,5 +69,7 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
     """The words of each text, without the commonest, in lower case and without their endings."""
     if not texts:
         return []
+    import bm25s
+
     cut = bm25s.tokenize(list(texts), stopwords="en_plus", return_ids=False, show_progress=False)
     return [[_ENDING.sub("", word) if len(word) > 4 else word for word in own] for own in cut]
