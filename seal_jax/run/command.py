@@ -17,14 +17,12 @@ import tyro
 from seal_jax.domains.passages import STAND_IN, NotFetched
 from seal_jax.run import ends, hosts, runtime, settings
 from seal_jax.run.hosts import Distributed
-from seal_jax.run.journal import as_json, differences, digest, explained
+from seal_jax.run.journal import as_json, differences, explained, short
 from seal_jax.run.session import Experiment, Place, describe, execute, table_text
 from seal_jax.run.terminal import nearest, shell_command, show
 from seal_jax.run.trackers import Tracker
 from seal_jax.seal import evaluation
 from seal_jax.types import Compute
-
-LONGEST_NAME = 120  # characters of a run folder's name
 
 
 def parse(experiment: Experiment, arguments: Sequence[str]) -> tuple[Any, Compute, Place]:
@@ -112,8 +110,7 @@ def folder_name(experiment: Experiment, config: Any) -> str:
         if setting.partition(".")[0] not in experiment.unnamed:
             values = value if isinstance(value, list) else [value]
             parts += [setting.replace("_", "-"), *(str(v).rstrip("/").rpartition("/")[2] for v in values)]
-    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts))
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(parts)[:8]}"
+    return short(re.sub(r"[^\w.+-]+", "-", "-".join(parts)), parts)
 
 
 def command_of(experiment: str, arguments: Sequence[str], *, replica: int | None = None) -> str:

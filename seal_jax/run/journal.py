@@ -43,6 +43,7 @@ EMPTY = {
 }  # of a run before it works
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 CHECK = 16  # hexadecimal digits of a line's checksum
+LONGEST_NAME = 120  # characters of a folder's
 
 
 class Line(NamedTuple):
@@ -394,6 +395,11 @@ class explained:
 def digest(inputs: Any) -> str:
     """What stands in a run's config for all that it read from files. Arrays count with all their bytes."""
     return hashlib.sha256(repr(_spelled(inputs)).encode()).hexdigest()[:16]
+
+
+def short(name: str, of: Any) -> str:
+    """A name that a folder can have: a long one ends in a digest of what it is the name `of`."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(of)[:8]}"
 
 
 def _spelled(value: Any) -> Any:

@@ -20,6 +20,7 @@ import difflib
 import fcntl
 import itertools
 import json
+import os
 import re
 import shutil
 import time
@@ -54,7 +55,16 @@ from seal_jax.run.adapted import (
     make_lesson,
     teach_documents,
 )
-from seal_jax.run.journal import RunFolder, as_json, differences, digest, read_json, write_atomically
+from seal_jax.run.journal import (
+    LONGEST_NAME,
+    RunFolder,
+    as_json,
+    differences,
+    digest,
+    read_json,
+    short,
+    write_atomically,
+)
 from seal_jax.run.retrieval import LEAST_SURE, Finder
 from seal_jax.run.runtime import Speaker
 from seal_jax.run.terminal import show
@@ -433,8 +443,11 @@ def read_documents(documents: str | Path | Sequence[str | Path] | Mapping[str, D
         FileNotFoundError, ValueError: as `document.read_document`; a folder without any; two of one name.
     """
     if isinstance(documents, Mapping):
-        if odd := [name for name in documents if not _NAME.fullmatch(name)]:
-            raise ValueError(f"a document's name is {odd[0]!r}; expected letters, digits, dots, dashes or underscores")
+        if odd := [name for name in documents if not _NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME]:
+            raise ValueError(
+                f"a document's name is {odd[0]!r}; expected letters, digits, dots, dashes or underscores, at most "
+                f"{LONGEST_NAME} bytes"
+            )
         return {name: Given("", document, digest(document)) for name, document in documents.items()}
     found: dict[str, Given] = {}
     for given in [documents] if isinstance(documents, str | Path) else documents:
@@ -450,8 +463,8 @@ def read_documents(documents: str | Path | Sequence[str | Path] | Mapping[str, D
             if not files:
                 raise ValueError(f"{path}: no document in this folder; expected .md, .txt or .pdf files")
         for file, stem in files.items():
-            document, source = texts.read_document(file), str(file.absolute())
-            name = slug(stem) or f"document-{digest(stem)[:8]}"
+            document, source = texts.read_document(file), os.path.abspath(file)
+            name = short(slug(stem), stem) or f"document-{digest(stem)[:8]}"
             if name in found and found[name].source != source:
                 raise ValueError(f"{file} and {found[name].source} would both be called {name}: rename one of them")
             found[name] = Given(source, document, digest(document))
