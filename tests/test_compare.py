@@ -102,7 +102,7 @@ def test_links_to_a_runs_records_hold_from_wherever_its_page_lies(tmp_path):
     folder = keep(tmp_path / "runs" / "a 1", sample_run()[0])
     page = page_of([folder], tmp_path / "pages" / "a.html")
     targets = [attributes["href"] for tag, attributes in page.elements if tag == "a" and "json" in attributes["href"]]
-    assert targets == ["../runs/a%201/results.json"]
+    assert targets == [f"../runs/a%201/{name}" for name in ("results.json", "self_edits.jsonl")]
 
 
 def test_streams_and_passages_are_different_rows(tmp_path):
