@@ -453,6 +453,17 @@ def test_servers_get_a_folder_of_adapters_and_their_command(made, course, tmp_pa
             assert loaded.ask(QUESTIONS[0]) == make(made).adapted(name).ask(QUESTIONS[0])
 
 
+def test_an_adapter_is_asked_over_the_precision_it_was_trained_over(made, tmp_path):
+    folder = shutil.copytree(made / "documents" / "lamp", tmp_path / "lamp")
+    asking = json.loads((folder / "asking.json").read_text())
+    assert (asking.pop("dtype"), asking.pop("base")) == ("float32", "full")
+    for saved, dtype in [(asking, "float32"), ({**asking, "dtype": "bfloat16"}, "bfloat16")]:  # an older file: neither
+        (folder / "asking.json").write_text(json.dumps(saved))
+        adapted = load_adapted(folder, compute=COMPUTE)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(adapted.lm.params)} == {dtype}
+        assert json.loads((adapted.save(tmp_path / dtype) / "asking.json").read_text())["dtype"] == dtype
+
+
 def test_a_merged_folder_is_the_adapted_model(made, course, tmp_path):
     words = ["export", str(made), "--to", "merged", "--out", str(tmp_path / "out"), "--documents", "lamp"]
     assert commands.main(words) == 0
@@ -465,6 +476,7 @@ def test_a_merged_folder_is_the_adapted_model(made, course, tmp_path):
 def test_llama_cpp_gets_an_adapter_and_refuses_to_invent_a_tokenizer(made, tmp_path, capsys):
     source = made / "documents" / "lamp"
     assert commands.main(["export", str(source), "--to", "gguf", "--out", str(tmp_path / "out")]) == 0
+    assert "llama-server -m BASE.gguf --lora" in capsys.readouterr().out
     assert (tmp_path / "out" / "lamp.Modelfile").read_text() == "FROM BASE.gguf\nADAPTER ./lamp.gguf\n"
     assert commands.main(["export", str(source), "--to", "merged-gguf", "--out", str(tmp_path / "out")]) == 2
     assert "convert that with llama.cpp's convert_hf_to_gguf.py" in capsys.readouterr().err
