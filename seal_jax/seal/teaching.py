@@ -103,8 +103,9 @@ class Taught(NamedTuple):
 
 def teach(lm: LanguageModel, lessons: Sequence[Lesson], loop: Loop, teaching: Teaching) -> list[Taught]:
     """The lines of the module's docstring, one after another, for D documents at once: all their candidates are rows of
-    one adapter axis, and neighbours change nothing of what a document's learn. Each line is a piece of `loop.journal`,
-    or several. `loop.trainer.shapes` and `loop.prompt_width` have room for every lesson.
+    one adapter axis. What a document's learn depends on its neighbours only through the sizes that all share: longer
+    self-written lines are cut, and longer questions left out. Each line is a piece of `loop.journal`, or several.
+    `loop.trainer.shapes` and `loop.prompt_width` have room for every lesson.
 
     Raises:
         ValueError: every candidate of a document diverged.
