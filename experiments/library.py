@@ -228,7 +228,8 @@ def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage]
              "" if own is base else paired_bootstrap(base, own, seed=seed, within=GAIN).text(form="+.1f")]
             for label, of, own, base in rows
         ],
-        "note": "95 % intervals, paired by passage. No adapter: asked under the passage's title.",
+        "note": "95 % intervals, paired by passage. No adapter: asked under the passage's title; on other passages, as "
+        "the library asks: under the title of the document it found, or under none.",
     }  # fmt: skip
     entries = [entry for entry in library.entries() if entry.name in set(right)]
     sizes = [sum(f.stat().st_size for f in library.path(e.name).iterdir()) for e in entries]

@@ -98,6 +98,13 @@ def test_runs_that_share_no_passage_are_not_compared(tmp_path, per_passage, says
     assert f"— {says}" in words.split("Against a")[1]
 
 
+def test_links_to_a_runs_records_hold_from_wherever_its_page_lies(tmp_path):
+    folder = keep(tmp_path / "runs" / "a 1", sample_run()[0])
+    page = page_of([folder], tmp_path / "pages" / "a.html")
+    targets = [attributes["href"] for tag, attributes in page.elements if tag == "a" and "json" in attributes["href"]]
+    assert targets == [f"../runs/a%201/{name}" for name in ("results.json", "self_edits.jsonl")]
+
+
 def test_streams_and_passages_are_different_rows(tmp_path):
     folders = [
         keep(tmp_path / "a", alternatives({"base": [0.2, 0.4]})),

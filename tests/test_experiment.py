@@ -28,7 +28,7 @@ from seal_jax.domains.passages import INVENTED
 from seal_jax.graders.choose import Grader
 from seal_jax.run import command, passages, runtime, session
 from seal_jax.run.command import parse
-from seal_jax.run.journal import SCHEMA, RunFolder
+from seal_jax.run.journal import LONGEST_NAME, SCHEMA, RunFolder
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -555,4 +555,4 @@ def test_a_long_name_is_cut_and_still_its_own():
         for end in "ab"
     }
     assert len(names) == 2
-    assert {len(name) for name in names} == {command.LONGEST_NAME}
+    assert {len(name) for name in names} == {LONGEST_NAME}

@@ -29,6 +29,7 @@ from seal_jax.nn import lora
 from seal_jax.run import library as libraries
 from seal_jax.run import runtime
 from seal_jax.run.adapted import Course, Notes, load_adapted
+from seal_jax.run.journal import LONGEST_NAME
 from seal_jax.run.library import Library
 from seal_jax.seal.teaching import Teaching
 from seal_jax.types import Compute
@@ -260,8 +261,99 @@ def test_a_damaged_adapter_is_named(made, tmp_path):
     assert make(folder).ask(QUESTIONS[1])[0].document == "ferry"
 
 
+def replaced(folder: Path, name: str, at: int = 2) -> None:
+    """What `add` does to a document that changed, until its first or second renaming; its new weights are another's."""
+    documents = folder / "documents"
+    new, old = documents / f".new-{name}", documents / f".old-{name}"
+    shutil.copytree(documents / name, new)
+    shutil.copyfile(documents / "school" / peft.WEIGHTS, new / peft.WEIGHTS)
+    entry = json.loads((new / "document.json").read_text())
+    (new / "document.json").write_text(json.dumps({**entry, "adapter": peft.fingerprint(new)}))
+    (documents / name).rename(old)
+    if at == 2:
+        new.rename(documents / name)
+        shutil.rmtree(old)
+
+
+def test_between_two_renamings_the_old_document_answers(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "library")
+    replaced(folder, "lamp", at=1)
+    assert [entry.name for entry in make(folder).entries()] == ["ferry", "lamp", "school"]
+    assert make(folder).ask(QUESTIONS) == make(made).ask(QUESTIONS)
+    make(folder).remove("lamp")
+    assert [entry.name for entry in make(folder).entries()] == ["ferry", "school"]
+
+
+def test_a_document_that_is_replaced_while_it_is_read_is_not_damaged(made, tmp_path, monkeypatch):
+    folder, read = shutil.copytree(made, tmp_path / "library"), peft.fingerprint
+    pending = ["lamp"]
+
+    def fingerprint(adapter: Path) -> list[str]:
+        if pending:  # after the entry was read
+            replaced(folder, pending.pop())
+        return read(adapter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(libraries.peft, "fingerprint", fingerprint)
+        (answer,) = make(folder).ask(QUESTIONS[0])
+    assert not pending
+    assert [answer] == make(folder).ask(QUESTIONS[0])
+
+
+def test_a_library_that_refused_its_first_document_is_not_made(made, course, notes, tmp_path):
+    (tmp_path / "long.md").write_text("\n\n".join(f"Sentence {n} of many, many words." for n in range(900)))
+    with pytest.raises(ValueError, match="at most 64 are taught"):
+        make(tmp_path / "library", course).add(tmp_path / "long.md")
+    other = dataclasses.replace(course, teaching=dataclasses.replace(course.teaching, most_passages=4000))
+    assert make(tmp_path / "library", other).course == other
+    with pytest.raises(ValueError, match="no document is called 'lamp'"):
+        make(tmp_path / "typo", course).remove("lamp")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_document_whose_entry_is_damaged_can_be_removed(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "library")
+    (folder / "documents" / "lamp" / "document.json").write_text("{")
+    with pytest.raises(ValueError, match=r"lamp/document\.json.*remove it and add it again"):
+        make(folder).entries()
+    make(folder).remove(["lamp", "lamp"])
+    assert [entry.name for entry in make(folder).entries()] == ["ferry", "school"]
+
+
+def test_other_programs_hidden_files_are_left_alone(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "library")
+    (folder / "documents" / ".DS_Store").touch()
+    make(folder).remove("lamp")
+    assert [entry.name for entry in make(folder).entries()] == ["ferry", "school"]
+    assert (folder / "documents" / ".DS_Store").exists()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Mistakes
+# Names, and mistakes
+
+
+def test_a_name_fits_a_folder_and_a_file_has_one_path(tmp_path, monkeypatch):
+    for end in "12":
+        (tmp_path / f"{'x' * 240}{end}.md").write_text("text")
+    names = list(libraries.read_documents(tmp_path))
+    assert [len(name) for name in names] == [LONGEST_NAME] * 2
+    assert names[0] != names[1]
+    monkeypatch.chdir(tmp_path)
+    Path("a.md").write_text("text")
+    one, other = (libraries.read_documents(path) for path in ("a.md", f"../{tmp_path.name}/a.md"))
+    assert one == other
+    with pytest.raises(ValueError, match=f"at most {LONGEST_NAME}"):
+        libraries.read_documents({"x" * 240: Document("x", ())})
+
+
+def test_importing_starts_no_device():
+    """The number of devices and the cache of programs can be set before JAX starts, and not afterwards."""
+    script = (
+        "import experiments.adapt, seal_jax.run.library\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_mistakes_are_answered_by_a_sentence(made, course, notes, tmp_path):
@@ -305,7 +397,7 @@ def test_other_weights_under_the_same_name_are_refused(made, course, tmp_path):
 # Commands
 
 
-def test_a_folder_given_to_adapt_becomes_a_library(monkeypatch, notes):
+def test_a_folder_given_to_adapt_becomes_a_library(monkeypatch, notes, capsys):
     seen: list[list[str]] = []
     monkeypatch.setattr(commands, "main", lambda words: seen.append(list(words)) or 0)
     monkeypatch.setattr(cli.ends, "until_heard", lambda: None)
@@ -313,6 +405,8 @@ def test_a_folder_given_to_adapt_becomes_a_library(monkeypatch, notes):
     adapt.main(["a.md", "b.pdf"])
     for name in ("ask", "chat", "export"):
         cli.main([name, "runs/x", "more"], "experiments")
+    assert adapt.main(["large", str(notes)]) == 2
+    assert "the preset large is for one document" in capsys.readouterr().err
     assert seen == [
         ["add", str(notes), "--library", "runs/x"],
         ["add", "a.md", "b.pdf"],
@@ -359,6 +453,17 @@ def test_servers_get_a_folder_of_adapters_and_their_command(made, course, tmp_pa
             assert loaded.ask(QUESTIONS[0]) == make(made).adapted(name).ask(QUESTIONS[0])
 
 
+def test_an_adapter_is_asked_over_the_precision_it_was_trained_over(made, tmp_path):
+    folder = shutil.copytree(made / "documents" / "lamp", tmp_path / "lamp")
+    asking = json.loads((folder / "asking.json").read_text())
+    assert (asking.pop("dtype"), asking.pop("base")) == ("float32", "full")
+    for saved, dtype in [(asking, "float32"), ({**asking, "dtype": "bfloat16"}, "bfloat16")]:  # an older file: neither
+        (folder / "asking.json").write_text(json.dumps(saved))
+        adapted = load_adapted(folder, compute=COMPUTE)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(adapted.lm.params)} == {dtype}
+        assert json.loads((adapted.save(tmp_path / dtype) / "asking.json").read_text())["dtype"] == dtype
+
+
 def test_a_merged_folder_is_the_adapted_model(made, course, tmp_path):
     words = ["export", str(made), "--to", "merged", "--out", str(tmp_path / "out"), "--documents", "lamp"]
     assert commands.main(words) == 0
@@ -371,6 +476,7 @@ def test_a_merged_folder_is_the_adapted_model(made, course, tmp_path):
 def test_llama_cpp_gets_an_adapter_and_refuses_to_invent_a_tokenizer(made, tmp_path, capsys):
     source = made / "documents" / "lamp"
     assert commands.main(["export", str(source), "--to", "gguf", "--out", str(tmp_path / "out")]) == 0
+    assert "llama-server -m BASE.gguf --lora" in capsys.readouterr().out
     assert (tmp_path / "out" / "lamp.Modelfile").read_text() == "FROM BASE.gguf\nADAPTER ./lamp.gguf\n"
     assert commands.main(["export", str(source), "--to", "merged-gguf", "--out", str(tmp_path / "out")]) == 2
     assert "convert that with llama.cpp's convert_hf_to_gguf.py" in capsys.readouterr().err

@@ -172,8 +172,8 @@ def test_the_best_candidate_is_kept_by_what_is_asked_for():
     assert teaching.choose(right[:2], losses[:2], Teaching(choose_by="probability")) == 0
     diverged = score([True, True], [None, None], "diverged")
     assert teaching.choose([diverged, right[0]], losses[:2], Teaching()) == 1
-    with pytest.raises(ValueError, match=r"every candidate diverged; lower --inner\.learning-rate"):
-        teaching.choose([diverged], losses[:1], Teaching())
+    with pytest.raises(ValueError, match=r"The lamp: every candidate diverged; lower --inner\.learning-rate"):
+        teaching.choose([diverged], losses[:1], Teaching(), of="The lamp")
 
 
 def test_without_any_verdict_the_likeliest_answers_decide():

@@ -100,7 +100,7 @@ def contents(runs: Sequence[Run], beside: Path) -> dict[str, Any]:
         "asked": f"{asked(first.rows)}. {_intervals(_rows(runs))}" if told else "",
         "story": cards,
         "task": _task(first),
-        "sections": shown([*compared(runs, beside), *(_of_one(runs[0]) if of_one else []), *_kept(runs)]),
+        "sections": shown([*compared(runs, beside), *(_of_one(runs[0]) if of_one else []), *_kept(runs, beside)]),
     }
 
 
@@ -163,7 +163,7 @@ def _overview(runs: Sequence[Run], beside: Path) -> Block:
         cells = [Cell(name or DASH) for name in names]
         cells += [Cell(asked(results.rows) if results.rows else "no rows of accuracy", ungraded)]
         rows.append((run.label, [*cells, Cell(clock(results.seconds))]))
-        links.append(quote(os.path.relpath(page, beside).replace(os.sep, "/")) if page.is_file() else "")
+        links.append(_link(page, beside) if page.is_file() else "")
     return table(["Run", "Experiment", "Model", "Data", "Questions", "Time"], rows, links=links)
 
 
@@ -293,7 +293,7 @@ def _of_one(run: Run) -> Iterator[Section]:
     yield from _extremes(results, self_edits, labels)
 
 
-def _kept(runs: Sequence[Run]) -> list[Section]:
+def _kept(runs: Sequence[Run], beside: Path) -> list[Section]:
     """What went wrong, how one run was set, and what it took."""
     of_one, names = len(runs) == 1, [run.label for run in runs]
     phases = dict.fromkeys(phase for run in runs for phase in run.results.phases)
@@ -305,14 +305,18 @@ def _kept(runs: Sequence[Run]) -> list[Section]:
     return [
         Section("Problems", "", [Block("list", _problems(runs))] if _problems(runs) else []),
         Section("Settings", "", [_settings(runs[0].results)] if of_one else []),
-        Section("Time", "", [time, *([*own, *_records(runs[0])] if of_one else [])]),
+        Section("Time", "", [time, *([*own, *_records(runs[0], beside)] if of_one else [])]),
     ]
 
 
-def _records(run: Run) -> list[Block]:
+def _records(run: Run, beside: Path) -> list[Block]:
     """Links to what else lies in the run folder."""
-    there = [name for name in RECORDS if (run.folder / name).is_file()]
-    return [Block("links", [(name, name) for name in there])] if there else []
+    there = [(name, _link(run.folder / name, beside)) for name in RECORDS if (run.folder / name).is_file()]
+    return [Block("links", there)] if there else []
+
+
+def _link(file: Path, beside: Path) -> str:
+    return quote(os.path.relpath(file, beside).replace(os.sep, "/"))
 
 
 def _problems(runs: Sequence[Run]) -> list[tuple[str, str]]:

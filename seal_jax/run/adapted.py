@@ -207,6 +207,8 @@ class Adapted:
     render: Callable[[str], str]
     answer_tokens: int
     taught: Taught | None = None  # how it was taught, where it was here
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of `lm`
+    base: Base = "full"
 
     def __repr__(self) -> str:
         rank = next(iter(self.adapter.a.values())).shape[-1]
@@ -263,6 +265,8 @@ class Adapted:
             "prompt": make_query(self.render, self.template, self.topic, "{question}", "").prompt,
             "max_new_tokens": self.answer_tokens,
             "sampling": "greedy",
+            "dtype": self.dtype,
+            "base": self.base,
         }
         write_atomically(folder / ASKING, json.dumps(asking, indent=1) + "\n")
         if params is not None:
@@ -429,7 +433,7 @@ def teach_documents(
     return [
         Adapted(
             lm, model, course.model, taught.adapter, (), lesson.title, template, speaker.render, notes.answer_tokens,
-            taught,
+            taught, course.dtype, course.base,
         )
         for lesson, taught in zip(lessons, teach(lm, lessons, loop, course.teaching), strict=True)
     ]  # fmt: skip
@@ -442,6 +446,8 @@ class Asking(msgspec.Struct):
     topic: str
     prompt: str
     max_new_tokens: int
+    dtype: Literal["float32", "bfloat16"] = "float32"  # older files do not say what it was trained over
+    base: Base = "full"
 
 
 def read_asking(folder: Path, model: str | None = None) -> Asking:
@@ -459,7 +465,8 @@ def read_asking(folder: Path, model: str | None = None) -> Asking:
 def load_adapted(
     folder: str | Path, model: str | None = None, *, speaker: Speaker | None = None, compute: Compute = COMPUTE
 ) -> Adapted:
-    """An adapter that was saved, by `Adapted.save` or by PEFT, over its model: `speaker`, or `model` in float32.
+    """An adapter that was saved, by `Adapted.save` or by PEFT, over its model: `speaker`, or `model` in the
+    precision that it was trained over (as PEFT saves one, float32).
 
     Raises:
         FileNotFoundError, ValueError: no adapter; one without asking.json where no model is named; another model's.
@@ -470,13 +477,14 @@ def load_adapted(
     if speaker is None:
         plain = squad.load_prompts(NOTES.prompt, "raw").question
         raw = asking.prompt == make_query(str, plain, asking.topic, "{question}", "").prompt
-        speaker = load_speaker(Course(name, style="raw" if raw else "auto"), compute)
+        course = Course(name, style="raw" if raw else "auto", dtype=asking.dtype, base=asking.base)
+        speaker = load_speaker(course, compute)
     lm, shape = speaker.lm, speaker.model
     assert shape is not None  # it has been loaded
     template = squad.load_prompts(NOTES.prompt, speaker.style).question
     return Adapted(
         lm, shape, name, peft.load_peft(folder, shape, hub.names(name)), (), asking.topic, template, speaker.render,
-        asking.max_new_tokens,
+        asking.max_new_tokens, dtype=asking.dtype, base=asking.base,
     )  # fmt: skip
 
 

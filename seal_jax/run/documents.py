@@ -110,6 +110,7 @@ def adapted_model(config: Any, here: Session, below: Sequence[Adapter], taught: 
     return Adapted(
         alone, here.speaker.model, config.model, taught.adapter, tuple(below), here.lesson.title,
         squad.load_prompts(config.prompt, here.writer.style).question, here.writer.render, config.answer_tokens, taught,
+        config.dtype, config.base,
     )  # fmt: skip
 
 

@@ -59,10 +59,10 @@ def for_llama_cpp(
         start = base if base.is_file() else "BASE.gguf"
         if form == "gguf":
             gguf_export.save_adapter(file, adapted.adapter, adapted.model, name=name)
-            lines, command = f"FROM {start}\nADAPTER ./{file.name}\n", f"llama-server -m {start} --lora {file}"
+            lines, served = f"FROM {start}\nADAPTER ./{file.name}\n", ["-m", str(start), "--lora", str(file)]
         else:
             gguf_export.save_model(file, adapted.model, adapted.merged(), base)
-            lines, command = f"FROM ./{file.name}\n", f"llama-server -m {file}"
+            lines, served = f"FROM ./{file.name}\n", ["-m", str(file)]
         write_atomically(out / f"{name}.Modelfile", lines)
-        commands.append(command)
+        commands.append(shlex.join(["llama-server", *served]))
     return commands

@@ -103,8 +103,9 @@ class Taught(NamedTuple):
 
 def teach(lm: LanguageModel, lessons: Sequence[Lesson], loop: Loop, teaching: Teaching) -> list[Taught]:
     """The lines of the module's docstring, one after another, for D documents at once: all their candidates are rows of
-    one adapter axis, and neighbours change nothing of what a document's learn. Each line is a piece of `loop.journal`,
-    or several. `loop.trainer.shapes` and `loop.prompt_width` have room for every lesson.
+    one adapter axis. What a document's learn depends on its neighbours only through the sizes that all share: longer
+    self-written lines are cut, and longer questions left out. Each line is a piece of `loop.journal`, or several.
+    `loop.trainer.shapes` and `loop.prompt_width` have room for every lesson.
 
     Raises:
         ValueError: every candidate of a document diverged.
@@ -137,7 +138,9 @@ def teach(lm: LanguageModel, lessons: Sequence[Lesson], loop: Loop, teaching: Te
         lm, candidates, of_rows, loop, at_once, rows=each, piece="candidates/scores", shown="candidates: questions"
     )
     places = [slice(d * each, (d + 1) * each) for d in range(len(lessons))]
-    chosen = [choose(scores[own], losses[own], teaching) for own in places]
+    chosen = [
+        choose(scores[own], losses[own], teaching, of=lesson.title) for own, lesson in zip(places, lessons, strict=True)
+    ]
 
     def keep() -> Adapter:
         rows = np.array([own.start + c for own, c in zip(places, chosen, strict=True)])
@@ -341,19 +344,21 @@ def candidate_examples(
     return list(chosen)
 
 
-def choose(by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching) -> int:
+def choose(
+    by_candidate: Sequence[Sequence[Score]], losses: Sequence[Sequence[float]], teaching: Teaching, of: str = ""
+) -> int:
     """The candidate that answers the questions best; where there is no question, the one of the lowest last losses.
 
     Where no answer got a verdict, it is the one to which the answers expected are likeliest.
 
     Raises:
-        ValueError: every candidate diverged.
+        ValueError: every candidate diverged (says of which document).
     """
     alive = [c for c, own in enumerate(by_candidate) if not any(score.problem for score in own) and losses[c]]
     if not alive:
         raise ValueError(
-            "every candidate diverged; lower --inner.learning-rate (or --teaching.learning-rates) and use another "
-            "run folder"
+            f"{of or 'the document'}: every candidate diverged; lower --inner.learning-rate (or "
+            "--teaching.learning-rates) in another run folder or library, or teach the others without this document"
         )
     if not any(score.answers for score in by_candidate[0]):
         return min(alive, key=lambda c: float(np.mean(losses[c][-max(1, len(losses[c]) // 8) :])))
