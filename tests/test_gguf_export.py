@@ -76,7 +76,8 @@ def test_a_base_that_is_no_gguf_file_is_refused(tmp_path):
 
 @pytest.mark.peers
 def test_llama_cpp_answers_as_we_do(tmp_path):
-    """SmolLM2 in half precision: with the adapter beside it, and merged into it."""
+    """SmolLM2 in half precision: with the adapter beside it, and merged into it. By hand, after `pip install
+    xllamacpp==2026.10.11549` (llama.cpp as a wheel): its kernels are another CPU's on another machine."""
     llama = pytest.importorskip("xllamacpp")
     speaker = runtime.load("smollm2-135m", dtype="float32", style="auto", devices=1)
     config, params, base = speaker.model, speaker.lm.params, hub.find_model("smollm2-135m").path
