@@ -122,16 +122,17 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     records = invented(4)
     first = write_edits(tmp_path / "first.json", records, "A line.\nAnother one.", "Two.\nThree.")
     second = write_edits(tmp_path / "second.json", records[1:], "Something else.")
-    options = ["--recorded", f"one={first}", f"two={second}", "--run-folder"]
+    options = ["--recorded", f"one={first}", f"two_text={second}", "--run-folder"]
     assert command(rivals.EXPERIMENT, *options, str(tmp_path / "run")) == 0
     printed, found = capsys.readouterr().out, results(tmp_path / "run")
-    names = ["base", "passage", "seal", "one", "two", "entigraph", "spa", "active_reading", "distilled_questions"]
+    names = ["base", "passage", "seal", "one", "two_text", "entigraph", "spa", "active_reading", "distilled_questions"]
     assert [row["name"] for row in found["rows"]] == [*names, "distilled_text", "mixed_text"]
     assert all(row["passages"] == 3 for row in found["rows"])
     labels = {row["name"]: row["label"] for row in found["rows"]}
     assert labels["mixed_text"] == "MixSD on one"
     likely = {row["name"]: row["log_likelihood"]["mean"] for row in found["rows"]}
-    for row, same in (("one", "distilled_text"), ("distilled_text", "mixed_text"), ("passage", "spa")):
+    pairs = (("one", "distilled_text"), ("distilled_text", "mixed_text"), ("passage", "spa"), ("one", "two_text"))
+    for row, same in pairs:
         assert likely[row] != likely[same]
     learnt, cost, against = found["tables"]
     assert [row[0] for row in learnt["rows"]] == [row[0] for row in cost["rows"]] == [*labels.values()][1:]
@@ -143,6 +144,8 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     edits = [json.loads(line) for line in (tmp_path / "run" / "self_edits.jsonl").read_text().splitlines()]
     kept = [edit for edit in edits if edit["stage"] == "one"]
     assert len(kept) == 3 and all("A line." in edit["completion"] for edit in kept)
+    other = [edit for edit in edits if edit["stage"] == "two_text"]
+    assert len(other) == 3 and all(edit["completion"] == "Something else." for edit in other)
     asked = {record["title"]: len(record["questions"]) for record in records}
     assert all(len(edit["answers"]) == asked[edit["title"]] for edit in kept)  # what is asked beside is not among them
 

@@ -31,6 +31,7 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
     "distilled_text": "Context distillation on",  # the text: recorded self-edits, or SEAL's without any
     "mixed_text": "MixSD on",
 }
+ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
     "distilled_text": distillation,
@@ -73,7 +74,7 @@ def read(config: Any) -> Sources:
 def rows_of(config: Any, data: Sources) -> dict[str, str]:
     """All rows but the base's, in order, with their labels: SEAL's, then the recorded ones, then all others."""
     text = next(iter(data.completions), "its own self-edits")
-    own = {name: f"{OWN[name]} {text}" if name.endswith("_text") else OWN[name] for name in OWN if name in config.rows}
+    own = {name: f"{OWN[name]} {text}" if name in ON_TEXT else OWN[name] for name in OWN if name in config.rows}
     recorded = {name: f"Recorded: {name}" for name in data.completions}
     first = {name: label for name, label in own.items() if name in ("passage", "seal")}
     return first | recorded | own
@@ -88,7 +89,7 @@ def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]]
     more = [0] * len(read)
     if name == "passage":
         return [[squad.passage_only(passage)] for passage in read], more
-    if name.endswith("_text"):
+    if name in ON_TEXT:
         edits, more = write(here, data, next(iter(data.completions), "seal"))
         return writers.in_view(read, edits), more
     if name in data.completions:
