@@ -46,6 +46,7 @@ class Written(NamedTuple):
     completion: str
     examples: tuple[Example, ...]  # within the budget; the passage itself is not among them
     tokens: int = 0  # written for it, whether they are trained on or not
+    texts: tuple[str, ...] = ()  # what the completion is made of, where `write` wrote it
 
 
 def ask(
@@ -123,7 +124,7 @@ def write(
                 examples[p] += split(passage, texts[p][-1])
     room = loop.trainer.shapes.capacity - 1  # the passage is a sequence too
     return [
-        Written("\n\n".join(own), within(each, want, lm.codec)[:room], written_tokens(own, lm.codec))
+        Written("\n\n".join(own), within(each, want, lm.codec)[:room], written_tokens(own, lm.codec), tuple(own))
         for own, each, want in zip(texts, examples, wanted, strict=True)
     ]
 
@@ -236,9 +237,11 @@ def own_questions(
     """
     prompts = squad.load_prompts("self-qa", style)
     first = [[render(fill(prompts.self_edit, title=p.title, context=p.context))] for p in passages]
-    split = lambda passage, text: squad.parse(passage, text, "question", include_passage=False).examples
-    listed = write(lm, passages, first, loop, budget=budget, name=f"{name}/questions", split=split)
-    asked = [list(dict.fromkeys(_QUESTION.findall(own.completion))) for own in listed]
+    listed = write(lm, passages, first, loop, budget=budget, name=f"{name}/questions", split=_question_pieces)
+    asked = [
+        list(dict.fromkeys(question for text in own.texts for question in questions_in(p, text)))
+        for p, own in zip(passages, listed, strict=True)
+    ]
     file = PROMPT_FOLDER / "question-in-view.toml"
     template = load_template(file, style, "title", "context", "question")
     views = [
@@ -268,7 +271,16 @@ def own_questions(
     return found
 
 
-_QUESTION = re.compile(r"^[^\w\n]*Question(?: +\d+)? *:[ *]*(\w[^\n]*?)\s*(?:Answer *:.*)?$", re.MULTILINE)
+def questions_in(passage: Passage, text: str) -> list[str]:
+    """The questions in a text that the model wrote, without their answers; the first may have no number."""
+    return [question for piece in _question_pieces(passage, text) for question in _QUESTION.findall(piece.completion)]
+
+
+def _question_pieces(passage: Passage, text: str) -> tuple[Example, ...]:
+    return squad.parse(passage, first_answer(text), "question", include_passage=False).examples
+
+
+_QUESTION = re.compile(r"^[^\w\n]*(?:Question(?: +\d+)? *:[ *]*)+(\w[^\n]*?[?？])[\s*]*(?:Answer *:.*)?$", re.MULTILINE)
 
 
 def _following(prompt: str, text: str) -> str:
