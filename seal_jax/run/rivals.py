@@ -102,7 +102,7 @@ def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]]
             lm, read, loop, kind="pairs", samples=1, name=name, prompts=prompts, render=render
         )
         asks = [[entigraph.relation_request(prompts, render, r).prompt for r in row[0]] for row in related]
-        written = to_budget(prompts=asks)
+        written = to_budget(prompts=list(map(writers.in_own_order, read, asks)))
     elif name == "spa":
         written = to_budget(prompts=[writers.spa_prompts(passage, style, render) for passage in read])
     elif name == "active_reading":

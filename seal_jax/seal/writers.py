@@ -20,7 +20,7 @@ from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage, Question
 from seal_jax.domains.templates import fill, load_template
 from seal_jax.engine import batching
-from seal_jax.seal.rounds import Loop, write_self_edits
+from seal_jax.seal.rounds import Loop, stable_hash, write_self_edits
 from seal_jax.types import Codec, Domain, Example, LanguageModel, SelfEdit, Style
 
 PROMPT_FOLDER = squad.PROMPT_FOLDER.parent
@@ -50,9 +50,17 @@ class Written(NamedTuple):
 
 
 def ask(
-    lm: LanguageModel, requests: Sequence[Request], loop: Loop, *, name: str, samples: int = 1
+    lm: LanguageModel,
+    requests: Sequence[Request],
+    loop: Loop,
+    *,
+    name: str,
+    samples: int = 1,
+    drawn: str | None = None,
 ) -> list[list[SelfEdit]]:
     """Writes `samples` texts for each request; they are the completions. Of the loop, the domain is not asked.
+
+    `name` and `drawn` as for `write_self_edits`.
 
     Raises:
       ValueError: a prompt that the model's context cannot hold.
@@ -68,7 +76,7 @@ def ask(
             f"prompt and --sampling.max-tokens {most}; the model has {context}. Shorten or remove the passage"
         )
     own = loop._replace(domain=domain, prompt_width=min(batching.round_up(longest, WIDTH), context - most))
-    return write_self_edits(lm, requests, own, samples=samples, name=name)
+    return write_self_edits(lm, requests, own, samples=samples, name=name, drawn=drawn)
 
 
 def whole(passage: Passage, text: str) -> tuple[Example, ...]:
@@ -90,34 +98,38 @@ def write(
     *,
     budget: float,
     name: str,
+    drawn: str | None = None,
     split: Split = whole,
 ) -> list[Written]:
     """Writes of each passage by its `prompts` (as the model reads them), in turn, until the sequences hold the budget.
 
     Args:
       budget: tokens of a passage's sequences, times those of the passage under its title.
-      name: of the pieces in the journal; another name draws anew.
+      name: of the pieces in the journal; another name draws anew, unless there is a `drawn`.
+      drawn: what is drawn follows from it, the seed, the passage and the number of the text.
 
-    A passage without prompts, or of which the model writes next to nothing, stays below its budget.
+    What is written of a passage does not depend on the others. One without prompts, or of which the model writes next
+    to nothing, stays below its budget.
     """
     wanted = [budget * size(squad.passage_only(passage).examples[0], lm.codec) for passage in passages]
     texts: list[list[str]] = [[] for _ in passages]
     examples: list[list[Example]] = [[] for _ in passages]
     for wave in range(WAVES):
         have = [sum(size(example, lm.codec) for example in own) for own in examples]
-        asked = sum(map(len, texts))
         most = loop.sampling.max_tokens
-        each = max(sum(have) / asked, most / 8) if asked else most / 2  # tokens of a text, about
+        each = [  # tokens of a text, about
+            max(has / len(own), most / 8) if own else most / 2 for has, own in zip(have, texts, strict=True)
+        ]
         more = [
-            math.ceil((want - has) / each) if own and want > has else 0
-            for want, has, own in zip(wanted, have, prompts, strict=True)
+            math.ceil((want - has) / about) if own and want > has else 0
+            for want, has, about, own in zip(wanted, have, each, prompts, strict=True)
         ]
         requests = [
             Request(f"{passage.id}/{n}", prompts[p][n % len(prompts[p])])
             for p, passage in enumerate(passages)
             for n in range(len(texts[p]), len(texts[p]) + more[p])
         ]
-        found = iter(row[0].completion for row in ask(lm, requests, loop, name=f"{name}/{wave}"))
+        found = iter(row[0].completion for row in ask(lm, requests, loop, name=f"{name}/{wave}", drawn=drawn or name))
         for p, passage in enumerate(passages):
             for _ in range(more[p]):
                 texts[p].append(next(found))
@@ -169,9 +181,14 @@ def self_edits(passages: Sequence[Passage], written: Sequence[Written]) -> list[
 
 
 def spa_prompts(passage: Passage, style: Style, render: Callable[[str], str]) -> list[str]:
-    """SPA's seven kinds of rewriting (Tang et al. 2026, arXiv 2603.22213)."""
+    """SPA's seven kinds of rewriting (Tang et al. 2026, arXiv 2603.22213), in an order of the passage's own."""
     files = sorted((PROMPT_FOLDER / "spa").glob("*.toml"))
-    return [_filled(file, style, render, passage) for file in files]
+    return in_own_order(passage, [_filled(file, style, render, passage) for file in files])
+
+
+def in_own_order(passage: Passage, prompts: Sequence[str]) -> list[str]:
+    """Prompts in an order that follows from the passage's id: a budget that holds few has others for each passage."""
+    return squad.shuffled(prompts, stable_hash(passage.id))
 
 
 def active_reading(
