@@ -272,8 +272,8 @@ def _offline_without_network() -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    places, reason = (huggingface_hub.constants, datasets.config), None
-    before = [place.HF_HUB_OFFLINE for place in places]
+    places: list[Any] = [huggingface_hub.constants, datasets.config]
+    before, reason = [place.HF_HUB_OFFLINE for place in places], None
     try:
         urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=20).close()
     except OSError as error:
