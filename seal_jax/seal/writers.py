@@ -8,6 +8,7 @@ from the seed. Rows of the same budget are trained on about the same number of t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -268,7 +269,8 @@ def own_questions(
     requests = [
         Request(f"{p.id}/{n}", view) for p, own in zip(passages, views, strict=True) for n, view in enumerate(own)
     ]
-    answers = iter(row[0] for row in ask(lm, requests, loop, name=f"{name}/answers"))
+    short = loop._replace(sampling=dataclasses.replace(loop.sampling, max_tokens=loop.answer_tokens))
+    answers = iter(row[0] for row in ask(lm, requests, short, name=f"{name}/answers"))
     found = []
     for passage, questions, own, before in zip(passages, asked, views, listed, strict=True):
         queries = loop.domain.queries(passage._replace(questions=tuple(Question(q, "") for q in questions)))
