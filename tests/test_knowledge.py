@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from operator import itemgetter
@@ -13,7 +14,8 @@ import pytest
 from experiments import evaluate_edits, rewards, rivals, squad
 from seal_jax.domains.passages import INVENTED, load_recorded
 from seal_jax.run import command as command_line
-from seal_jax.run import runtime, session
+from seal_jax.run import plan, runtime, session
+from seal_jax.run import rivals as rows
 from tests import judge_server, tiny
 from tests.test_experiment import pieces
 
@@ -155,6 +157,17 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     again = results(tmp_path / "again")
     assert again["rows"] == found["rows"]
     assert again["tables"][0] == learnt
+    assert again["tables"][2] == against
+    assert [row[:-1] for row in again["tables"][1]["rows"]] == [row[:-1] for row in cost["rows"]]  # the last is seconds
+
+
+def test_text_that_rows_share_is_written_for_the_first_of_them():
+    config = dataclasses.replace(rivals.SMOKE, rows=("mixed_text", "passage", "distilled_text"))
+    shown = {stage.name: stage.phases for stage in rows.read(config).stages[2:]}
+    both, reading = (plan.WRITE, plan.TRAIN), (plan.TRAIN,)
+    assert shown == {"passage": reading, "distilled_text": both, "mixed_text": reading}
+    more = rows.read(dataclasses.replace(config, rows=("seal", "distilled_text")))
+    assert {stage.name: stage.phases for stage in more.stages[2:]} == {"seal": both, "distilled_text": reading}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from seal_jax.run.session import Session
 from seal_jax.run.sources import Sources
 from seal_jax.seal import entigraph, evaluation, forgetting, writers
 from seal_jax.seal.forgetting import Parts
+from seal_jax.seal.rewards import Trial
+from seal_jax.seal.rounds import fitted
 from seal_jax.seal.writers import Written
 from seal_jax.types import Example, SelfEdit
 
@@ -65,8 +67,9 @@ def read(config: Any) -> Sources:
         lines = [f"{len(chosen)} passages, {passages.questions_of(chosen)} questions: {config.data}"]
         found = Sources(chosen, {}, 0, [passages.prompt_texts(config), held_out], lines, [])
     count, stages = len(found.passages), [Stage("base", (plan.BASE,)), Stage("base and beside", (plan.BASE,))]
-    for name in [*config.rows, *found.completions]:
-        phases = (plan.TRAIN,) if name == "passage" or name in found.completions else (plan.WRITE, plan.TRAIN)
+    for name in rows_of(config, found):
+        reads = name == "passage" or name in found.completions or (name in ON_TEXT and name != writer(config, found))
+        phases = (plan.TRAIN,) if reads else (plan.WRITE, plan.TRAIN)
         stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
     return found._replace(stages=stages)
 
@@ -78,6 +81,12 @@ def rows_of(config: Any, data: Sources) -> dict[str, str]:
     recorded = {name: f"Recorded: {name}" for name in data.completions}
     first = {name: label for name, label in own.items() if name in ("passage", "seal")}
     return first | recorded | own
+
+
+def writer(config: Any, data: Sources) -> str:
+    """The row that SEAL's text is written for: the first that is trained on it. The others read it."""
+    rows = ("seal",) if data.completions else ("seal", *ON_TEXT)
+    return next((name for name in rows if name in config.rows), "seal")
 
 
 def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]], list[int]]:
@@ -95,7 +104,8 @@ def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]]
     if name in data.completions:
         written = [recorded(here, passage, data.completions[name][passage.id]) for passage in read]
     elif name == "seal":
-        written = to_budget(prompts=[[loop.domain.prompt(passage)] for passage in read], split=lines)
+        asks = [[loop.domain.prompt(passage)] for passage in read]
+        written = to_budget(prompts=asks, split=lines, name=writer(config, data), drawn=name)
     elif name == "entigraph":
         prompts = entigraph.load_prompts(style)
         _, related, more = entigraph.relate(
@@ -124,16 +134,16 @@ def recorded(here: Session, passage: Passage, completions: Sequence[str]) -> Wri
         if sum(writers.size(example, codec) for example in examples) < wanted:
             used.append(completion)
             parsed = squad.parse(passage, completion, rules.split, rules.keep_after, include_passage=False)
-            examples += parsed.examples
+            examples += fitted(parsed, codec, here.loop.trainer.shapes).examples
     kept = writers.within(examples, wanted, codec)[: here.loop.trainer.shapes.capacity - 1]
     return Written("\n\n".join(used), kept, writers.written_tokens(used, codec))
 
 
-def trained_tokens(here: Session, edits: Sequence[Sequence[SelfEdit]]) -> list[int]:
-    """Tokens of all steps of each passage's self-edits."""
+def trained_tokens(here: Session, trials: Sequence[Sequence[Trial]]) -> list[int]:
+    """Tokens of all steps of each passage's self-edits, as they were tried: what a step has no room for is cut."""
     codec, epochs = here.lm.codec, here.config.inner.epochs
-    sizes = lambda edit: sum(len(batching.tokenize(example, codec).ids) for example in edit.examples)
-    return [epochs * sum(map(sizes, row)) for row in edits]
+    sizes = lambda trial: sum(len(batching.tokenize(example, codec).ids) for example in trial.edit.examples)
+    return [epochs * sum(map(sizes, row)) for row in trials]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
