@@ -8,15 +8,18 @@ import json
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import evaluate_edits, rewards, rivals, squad
-from seal_jax.domains.passages import INVENTED, load_recorded
+from seal_jax.domains.passages import INVENTED, Passage, load_recorded
 from seal_jax.run import command as command_line
 from seal_jax.run import plan, runtime, session
 from seal_jax.run import rivals as rows
+from seal_jax.seal.writers import size
 from tests import judge_server, tiny
+from tests.test_entigraph import make_loop
 from tests.test_experiment import pieces
 
 pytestmark = pytest.mark.slow
@@ -169,6 +172,16 @@ def test_text_that_rows_share_is_written_for_the_first_of_them():
     assert shown == {"passage": reading, "distilled_text": both, "mixed_text": reading}
     more = rows.read(dataclasses.replace(config, rows=("seal", "distilled_text")))
     assert {stage.name: stage.phases for stage in more.stages[2:]} == {"seal": both, "distilled_text": reading}
+
+
+def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
+    """Of twenty tokens, the first line would hold all; a step has room for eight of it."""
+    lm, loop = tiny.language_model([*"Tabcd"]), make_loop(tmp_path)
+    loop = loop._replace(trainer=loop.trainer._replace(shapes=loop.trainer.shapes._replace(widths=(8,))))
+    here = SimpleNamespace(lm=lm, loop=loop, config=dataclasses.replace(rivals.SMOKE, budget=4.0))
+    texts = [" ".join("a" * 30), "b c d", "d d"]
+    found = rows.recorded(here, Passage("t", "T", "a b c d", ()), texts)
+    assert [size(example, lm.codec) for example in found.examples] == [8, 4, 3]
 
 
 @pytest.mark.parametrize(
