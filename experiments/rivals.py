@@ -105,7 +105,7 @@ def run(here: Session, data: Sources) -> dict[str, Any]:
         trials = try_self_edits(here.lm, read, edits, base, own, name, seeds=config.seeds)
         parts = [[forgetting.parts(trial, beside[trial.task.id]) for trial in row] for row in trials]
         here.record(name, [[part.own for part in row] for row in parts])
-        rows.append(Row(name, label, parts, written, rivals.trained_tokens(here, edits)))
+        rows.append(Row(name, label, parts, written, rivals.trained_tokens(here, trials)))
     stages = [evaluation.base_stage(known, "Base model"), *map(rivals.stage_of, rows)]
     table = evaluation.rows(stages, read, passages.questions_of(read), seed=config.seed)
     tables = [*rivals.tables(rows, before, here), evaluation.differences(stages, seed=config.seed)]

@@ -23,6 +23,7 @@ from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.nn import lora, quantised, sharding, transformer
+from seal_jax.nn.losses import distillation
 from seal_jax.seal import rewards
 from seal_jax.seal.outer import imitation
 from seal_jax.types import PROJECTIONS, Compute, Example, LanguageModel, MeshShape, Query, SelfEdit, by_query
@@ -58,6 +59,11 @@ def results(mesh) -> dict[str, np.ndarray]:
     adapters, losses = training.train(lm, edits, trainer, seed=0)
     found |= {f"inner/{side}/{name}": w for side in "ab" for name, w in getattr(adapters, side).items()}
     found["inner/losses"] = np.concatenate(losses)
+
+    views = [[own._replace(view=lm.codec.encode(sentence(rng, 6)) + own.ids) for own in row] for row in edits]
+    taught, losses = training.train(lm, views, trainer._replace(loss=distillation), seed=0)
+    found |= {f"distillation/{name}": w for name, w in taught.b.items()}
+    found["distillation/losses"] = np.concatenate(losses)
 
     many = jax.device_get(jax.tree.map(lambda x: jnp.resize(x, (8, *x.shape[1:])), adapters))
     tokens, valid = left_pad([lm.codec.encode(sentence(rng, n)) for n in rng.integers(2, 7, 16)], 8)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments import evaluate_edits, rewards, rivals, squad
-from seal_jax.domains.passages import INVENTED, load_recorded
+from seal_jax.domains.passages import INVENTED, Passage, load_recorded
 from seal_jax.run import command as command_line
-from seal_jax.run import runtime, session
+from seal_jax.run import plan, runtime, session
+from seal_jax.run import rivals as rows
+from seal_jax.seal.writers import size
 from tests import judge_server, tiny
+from tests.test_entigraph import make_loop
 from tests.test_experiment import pieces
 
 pytestmark = pytest.mark.slow
@@ -122,16 +127,17 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     records = invented(4)
     first = write_edits(tmp_path / "first.json", records, "A line.\nAnother one.", "Two.\nThree.")
     second = write_edits(tmp_path / "second.json", records[1:], "Something else.")
-    options = ["--recorded", f"one={first}", f"two={second}", "--run-folder"]
+    options = ["--recorded", f"one={first}", f"two_text={second}", "--run-folder"]
     assert command(rivals.EXPERIMENT, *options, str(tmp_path / "run")) == 0
     printed, found = capsys.readouterr().out, results(tmp_path / "run")
-    names = ["base", "passage", "seal", "one", "two", "entigraph", "spa", "active_reading", "distilled_questions"]
+    names = ["base", "passage", "seal", "one", "two_text", "entigraph", "spa", "active_reading", "distilled_questions"]
     assert [row["name"] for row in found["rows"]] == [*names, "distilled_text", "mixed_text"]
     assert all(row["passages"] == 3 for row in found["rows"])
     labels = {row["name"]: row["label"] for row in found["rows"]}
     assert labels["mixed_text"] == "MixSD on one"
     likely = {row["name"]: row["log_likelihood"]["mean"] for row in found["rows"]}
-    for row, same in (("one", "distilled_text"), ("distilled_text", "mixed_text"), ("passage", "spa")):
+    pairs = (("one", "distilled_text"), ("distilled_text", "mixed_text"), ("passage", "spa"), ("one", "two_text"))
+    for row, same in pairs:
         assert likely[row] != likely[same]
     learnt, cost, against = found["tables"]
     assert [row[0] for row in learnt["rows"]] == [row[0] for row in cost["rows"]] == [*labels.values()][1:]
@@ -139,10 +145,13 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     spent = {row[0]: row for row in cost["rows"]}
     assert spent["Passage alone"][3] == "0" and float(spent["SPA: seven kinds of rewriting"][5]) > 0
     assert spent[labels["distilled_text"]][4] == spent["Recorded: one"][4]  # the same text, another loss
-    assert "What is learned" in printed and "others' answers kept" in printed
+    for part in ("What is learned", "What it costs, a passage", "others'", "kept, %"):  # a heading takes several lines
+        assert part in printed
     edits = [json.loads(line) for line in (tmp_path / "run" / "self_edits.jsonl").read_text().splitlines()]
     kept = [edit for edit in edits if edit["stage"] == "one"]
     assert len(kept) == 3 and all("A line." in edit["completion"] for edit in kept)
+    other = [edit for edit in edits if edit["stage"] == "two_text"]
+    assert len(other) == 3 and all(edit["completion"] == "Something else." for edit in other)
     asked = {record["title"]: len(record["questions"]) for record in records}
     assert all(len(edit["answers"]) == asked[edit["title"]] for edit in kept)  # what is asked beside is not among them
 
@@ -152,6 +161,27 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     again = results(tmp_path / "again")
     assert again["rows"] == found["rows"]
     assert again["tables"][0] == learnt
+    assert again["tables"][2] == against
+    assert [row[:-1] for row in again["tables"][1]["rows"]] == [row[:-1] for row in cost["rows"]]  # the last is seconds
+
+
+def test_text_that_rows_share_is_written_for_the_first_of_them():
+    config = dataclasses.replace(rivals.SMOKE, rows=("mixed_text", "passage", "distilled_text"))
+    shown = {stage.name: stage.phases for stage in rows.read(config).stages[2:]}
+    both, reading = (plan.WRITE, plan.TRAIN), (plan.TRAIN,)
+    assert shown == {"passage": reading, "distilled_text": both, "mixed_text": reading}
+    more = rows.read(dataclasses.replace(config, rows=("seal", "distilled_text")))
+    assert {stage.name: stage.phases for stage in more.stages[2:]} == {"seal": both, "distilled_text": reading}
+
+
+def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
+    """Of twenty tokens, the first line would hold all; a step has room for eight of it."""
+    lm, loop = tiny.language_model([*"Tabcd"]), make_loop(tmp_path)
+    loop = loop._replace(trainer=loop.trainer._replace(shapes=loop.trainer.shapes._replace(widths=(8,))))
+    here = SimpleNamespace(lm=lm, loop=loop, config=dataclasses.replace(rivals.SMOKE, budget=4.0))
+    texts = [" ".join("a" * 30), "b c d", "d d"]
+    found = rows.recorded(here, Passage("t", "T", "a b c d", ()), texts)
+    assert [size(example, lm.codec) for example in found.examples] == [8, 4, 3]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from seal_jax.engine import batching
+from seal_jax.engine import batching, inner
 from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe, adapt_each
 from seal_jax.engine.schedule import Room
 from seal_jax.engine.teachers import States
@@ -318,6 +318,15 @@ def test_distillation_trains_as_a_plain_loop_would_alone_and_beside_others(tiny,
             np.testing.assert_allclose(losses[e][s], value, rtol=1e-4, atol=1e-6)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), (mine.a, mine.b), weights)
         assert max(np.abs(w).max() for w in mine.b.values()) > 1e-3
+
+
+def test_mixing_is_done_by_the_programs_of_distillation(tiny):
+    trainer = make_trainer(FineTuning(("q_proj",), 4, 8.0, epochs=1), Shapes((24,), 1, 0, 0, 0), Compute(chunk=1))
+    lm, own, programs = LanguageModel(tiny.model, tiny.params, None), [3, 1, 4, 1, 5], []
+    for loss in (distillation, mixed):
+        train(lm, [[batching.Tokens(own, 0, 1.0, [2, *own])]], trainer._replace(loss=loss), seed=0)
+        programs.append(inner.tick._cache_size())
+    assert programs[0] == programs[1]
 
 
 def test_a_teacher_that_sees_nothing_more_teaches_nothing(tiny):

@@ -22,7 +22,16 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 MESHES = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("2x2x2", "8x1x1", "1x8x1", "1x1x8")]
 needs_qwix = pytest.mark.skipif(not find_spec("qwix"), reason="the extra `quant` is not installed")
-PROGRAMS = ("inner", "sampling", "likelihood", "evaluation", "sft", "full", pytest.param("quantised", marks=needs_qwix))
+PROGRAMS = (
+    "inner",
+    "distillation",
+    "sampling",
+    "likelihood",
+    "evaluation",
+    "sft",
+    "full",
+    pytest.param("quantised", marks=needs_qwix),
+)
 BASES = ("full", *(pytest.param(base, marks=needs_qwix) for base in ("int8", "nf4")))
 
 

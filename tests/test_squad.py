@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -299,7 +301,7 @@ ROWS = [
 
 
 def no_network(request: Any, timeout: float) -> Any:
-    raise URLError("Name or service not known")
+    raise URLError(socket.gaierror(-2, "Name or service not known"))
 
 
 def check_grouped(loaded: list[Passage]) -> None:
@@ -371,6 +373,34 @@ def test_no_network_and_nothing_cached(monkeypatch: pytest.MonkeyPatch):
     for part in ("rajpurkar/squad", "Couldn't reach", datasets.config.HF_CACHE_HOME, "python -c", "--data FILE"):
         assert str(part) in str(error.value)
     assert huggingface_hub.constants.HF_HUB_OFFLINE  # it is not asked again and again
+
+
+@pytest.mark.parametrize("reason", [ssl.SSLCertVerificationError("no issuer"), TimeoutError("timed out")])
+def test_what_is_not_a_lack_of_a_network_does_not_last(monkeypatch: pytest.MonkeyPatch, reason: OSError):
+    import datasets
+
+    seen, modules = [], (datasets.config, huggingface_hub.constants)
+
+    def load_dataset(name: str, *, split: str) -> Any:
+        seen.append({module.HF_HUB_OFFLINE for module in modules})
+        return datasets.Dataset.from_list(ROWS)
+
+    def fails(request: Any, timeout: float) -> Any:
+        raise URLError(reason)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(passages_module, "urlopen", fails)
+    for module in modules:
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    check_grouped(load_passages("squad", "train"))
+    assert seen == [{isinstance(reason, TimeoutError)}]
+    assert not any(module.HF_HUB_OFFLINE for module in modules)
+
+
+def test_an_endpoint_without_a_scheme_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "hub.example.org")
+    with pytest.raises(NotFetched, match=r"ValueError: unknown url type.*hub\.example\.org"):
+        load_passages("squad", "train")
 
 
 def test_stand_ins_are_passages_like_any_others():

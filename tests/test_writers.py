@@ -74,14 +74,18 @@ def test_prompts_are_asked_in_turn_and_nothing_is_asked_without_one(lm, tmp_path
 
 
 def test_writing_follows_from_the_seed_and_the_passage_and_is_done_once(lm, tmp_path, monkeypatch):
-    options = {"budget": 2, "name": "x", "split": lines}
+    def little(passage: Passage, text: str) -> list[Example]:  # of one passage, so that it takes several waves
+        return lines(passage, text) if passage == TARN else [Example("", word) for word in text.split()[:1]]
+
+    options = {"budget": 2, "name": "x", "split": little}
     loop = make_loop(tmp_path / "run")
     first = write(lm, PASSAGES, [["a"], ["b"]], loop, **options)
     turned = write(lm, PASSAGES[::-1], [["b"], ["a"]], make_loop(tmp_path / "turned", chunk=2), **options)
-    assert [own.completion.split("\n\n")[0] for own in turned[::-1]] == [
-        own.completion.split("\n\n")[0] for own in first
-    ]
+    assert turned[::-1] == first
     assert write(lm, PASSAGES, [["a"], ["b"]], make_loop(tmp_path / "seed", seed=1), **options) != first
+    assert write(lm, [GATE], [["a"]], make_loop(tmp_path / "alone"), **options) == first[:1]
+    more = write(lm, [GATE], [["a"]], make_loop(tmp_path / "more"), **options | {"budget": 3})
+    assert more[0].completion.startswith(first[0].completion)
     loop.journal.close()
     monkeypatch.setattr(rounds, "sample", lambda *_, **__: pytest.fail("finished work was done again"))
     assert write(lm, PASSAGES, [["a"], ["b"]], make_loop(tmp_path / "run"), **options) == first
@@ -117,6 +121,13 @@ def test_spa_asks_for_seven_kinds_of_rewriting(style):
     for prompt in prompts:
         assert prompt[0] == "<" and "{title} {braces}" in prompt  # text of a passage is no placeholder
         assert "Corrin Gate" in prompt
+
+
+def test_a_small_budget_has_other_kinds_for_other_passages():
+    found = [writers.spa_prompts(GATE._replace(id=f"gate-{n}"), "raw", str) for n in range(40)]
+    assert {own[0] for own in found} == {prompt for own in found for prompt in own}
+    assert all(len(set(own)) == 7 for own in found)
+    assert writers.spa_prompts(GATE._replace(id="gate-3"), "raw", str) == found[3]
 
 
 @pytest.mark.parametrize("style", ["raw", "chat"])
@@ -157,11 +168,14 @@ def test_a_teacher_reads_the_passage_before_what_the_student_reads():
     [
         ("Question 1: Who?\nAnswer: Ada\n\n**Question 2: When? Answer: 1902", ["Who?", "When?"]),
         ("Question: Who built it?\nQuestion:\nAnswer: Nobody", ["Who built it?"]),
+        (" Who built it?\nAnswer: Ada\n\nQuestion 2: **When?**\nAnswer: 1902", ["Who built it?", "When?"]),
+        (" Who?\nAnswer: Ada\n\nPassage:\nFog\nIt is fog.\n\nQuestion 1: What is fog?\nAnswer: Fog", ["Who?"]),
+        ("Question: Question 1: Who?\nAnswer: Ada", ["Who?"]),
         ("No question here", []),
     ],
 )
 def test_questions_are_read_without_their_answers(text, questions):
-    assert writers._QUESTION.findall(text) == questions
+    assert writers.questions_in(GATE, text) == questions
 
 
 def test_own_questions_are_asked_without_the_passage_and_taught_with_it(lm, tmp_path):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import socket
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
-from urllib.error import HTTPError
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
@@ -264,18 +265,35 @@ def _decode(text: str | bytes) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)  # tensorflow-datasets gives bytes
 
 
+@contextmanager
+def _offline_without_network() -> Iterator[None]:
+    """Hugging Face's libraries look into their cache alone where there is no network: else they retry for half a minute
+    before. From then on, unless the network was only slow; what else is wrong (a certificate) they say themselves."""
+    import datasets
+    import huggingface_hub
+
+    places: list[Any] = [huggingface_hub.constants, datasets.config]
+    before, reason = [place.HF_HUB_OFFLINE for place in places], None
+    try:
+        urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=20).close()
+    except OSError as error:
+        reason = getattr(error, "reason", error)  # an HTTPError's is text: the hub is there
+    if isinstance(reason, socket.gaierror | ConnectionError | TimeoutError):
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        if isinstance(reason, TimeoutError):
+            for place, was in zip(places, before, strict=True):
+                place.HF_HUB_OFFLINE = was
+
+
 def _squad(source: str, split: str) -> Iterable[Mapping[str, Any]]:
     """SQuAD's rows as published, through Hugging Face datasets or tensorflow-datasets."""
     if source == "squad":
         import datasets
-        import huggingface_hub
 
-        try:
-            urlopen(Request(huggingface_hub.constants.ENDPOINT, method="HEAD"), timeout=20).close()
-        except HTTPError:  # it is there
-            pass
-        except OSError:  # else it retries for half a minute before it looks into its cache
-            huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         name, cache = "rajpurkar/squad", datasets.config.HF_CACHE_HOME
     else:
         try:
@@ -289,7 +307,8 @@ def _squad(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         name, cache = "SQuAD (tensorflow-datasets)", tfds.core.constants.DATA_DIR
     try:
         if source == "squad":
-            return datasets.load_dataset(name, split=split)
+            with _offline_without_network():
+                return datasets.load_dataset(name, split=split)
         builder = tfds.builder("squad")
         if not builder.is_prepared():
             urlopen(Request(TFDS_DOWNLOADS_FROM, method="HEAD"), timeout=20).close()  # else it retries for minutes

@@ -413,6 +413,11 @@ def adapt_each(
         if not len(longest[e]):  # nothing to train on: it stays as it began
             yield e, jax.device_get(start(e)), found.pop(e)
 
+    if mesh is not None and lessons.taught is not None:
+        # A teacher is read by all devices: not while lanes have programs of their own that exchange something.
+        for e in sorted({row.adapter for own in ticks for tick in own for row in tick.rows}):
+            lessons.taught[e]  # States computes what is wanted for the first time
+
     with contextlib.ExitStack() as stack:
         lanes = [
             stack.enter_context(_Lane(model, params, recipe, places, where)) for where in _lanes(params, mesh, together)

@@ -140,7 +140,7 @@ def train_each(
         room = room_of(trainer, lanes)
         finished = inner.adapt_each(
             lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
-            Recipe(config.optimiser, trainer.loss, trainer.compute),
+            Recipe(config.optimiser, trainer.loss._replace(in_view=1.0), trainer.compute),  # the host tossed the coins
             widths=widths, room=room, mesh=lm.mesh, hosts=hosts, skip=frozenset(done), watch=watch,
         )  # fmt: skip
         try:

@@ -18,6 +18,8 @@ from seal_jax.run.session import Session
 from seal_jax.run.sources import Sources
 from seal_jax.seal import entigraph, evaluation, forgetting, writers
 from seal_jax.seal.forgetting import Parts
+from seal_jax.seal.rewards import Trial
+from seal_jax.seal.rounds import fitted
 from seal_jax.seal.writers import Written
 from seal_jax.types import Example, SelfEdit
 
@@ -31,6 +33,7 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
     "distilled_text": "Context distillation on",  # the text: recorded self-edits, or SEAL's without any
     "mixed_text": "MixSD on",
 }
+ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
     "distilled_text": distillation,
@@ -64,8 +67,9 @@ def read(config: Any) -> Sources:
         lines = [f"{len(chosen)} passages, {passages.questions_of(chosen)} questions: {config.data}"]
         found = Sources(chosen, {}, 0, [passages.prompt_texts(config), held_out], lines, [])
     count, stages = len(found.passages), [Stage("base", (plan.BASE,)), Stage("base and beside", (plan.BASE,))]
-    for name in [*config.rows, *found.completions]:
-        phases = (plan.TRAIN,) if name == "passage" or name in found.completions else (plan.WRITE, plan.TRAIN)
+    for name in rows_of(config, found):
+        reads = name == "passage" or name in found.completions or (name in ON_TEXT and name != writer(config, found))
+        phases = (plan.TRAIN,) if reads else (plan.WRITE, plan.TRAIN)
         stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
     return found._replace(stages=stages)
 
@@ -73,10 +77,16 @@ def read(config: Any) -> Sources:
 def rows_of(config: Any, data: Sources) -> dict[str, str]:
     """All rows but the base's, in order, with their labels: SEAL's, then the recorded ones, then all others."""
     text = next(iter(data.completions), "its own self-edits")
-    own = {name: f"{OWN[name]} {text}" if name.endswith("_text") else OWN[name] for name in OWN if name in config.rows}
+    own = {name: f"{OWN[name]} {text}" if name in ON_TEXT else OWN[name] for name in OWN if name in config.rows}
     recorded = {name: f"Recorded: {name}" for name in data.completions}
     first = {name: label for name, label in own.items() if name in ("passage", "seal")}
     return first | recorded | own
+
+
+def writer(config: Any, data: Sources) -> str:
+    """The row that SEAL's text is written for: the first that is trained on it. The others read it."""
+    rows = ("seal",) if data.completions else ("seal", *ON_TEXT)
+    return next((name for name in rows if name in config.rows), "seal")
 
 
 def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]], list[int]]:
@@ -88,20 +98,21 @@ def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]]
     more = [0] * len(read)
     if name == "passage":
         return [[squad.passage_only(passage)] for passage in read], more
-    if name.endswith("_text"):
+    if name in ON_TEXT:
         edits, more = write(here, data, next(iter(data.completions), "seal"))
         return writers.in_view(read, edits), more
     if name in data.completions:
         written = [recorded(here, passage, data.completions[name][passage.id]) for passage in read]
     elif name == "seal":
-        written = to_budget(prompts=[[loop.domain.prompt(passage)] for passage in read], split=lines)
+        asks = [[loop.domain.prompt(passage)] for passage in read]
+        written = to_budget(prompts=asks, split=lines, name=writer(config, data), drawn=name)
     elif name == "entigraph":
         prompts = entigraph.load_prompts(style)
         _, related, more = entigraph.relate(
             lm, read, loop, kind="pairs", samples=1, name=name, prompts=prompts, render=render
         )
         asks = [[entigraph.relation_request(prompts, render, r).prompt for r in row[0]] for row in related]
-        written = to_budget(prompts=asks)
+        written = to_budget(prompts=list(map(writers.in_own_order, read, asks)))
     elif name == "spa":
         written = to_budget(prompts=[writers.spa_prompts(passage, style, render) for passage in read])
     elif name == "active_reading":
@@ -123,16 +134,16 @@ def recorded(here: Session, passage: Passage, completions: Sequence[str]) -> Wri
         if sum(writers.size(example, codec) for example in examples) < wanted:
             used.append(completion)
             parsed = squad.parse(passage, completion, rules.split, rules.keep_after, include_passage=False)
-            examples += parsed.examples
+            examples += fitted(parsed, codec, here.loop.trainer.shapes).examples
     kept = writers.within(examples, wanted, codec)[: here.loop.trainer.shapes.capacity - 1]
     return Written("\n\n".join(used), kept, writers.written_tokens(used, codec))
 
 
-def trained_tokens(here: Session, edits: Sequence[Sequence[SelfEdit]]) -> list[int]:
-    """Tokens of all steps of each passage's self-edits."""
+def trained_tokens(here: Session, trials: Sequence[Sequence[Trial]]) -> list[int]:
+    """Tokens of all steps of each passage's self-edits, as they were tried: what a step has no room for is cut."""
     codec, epochs = here.lm.codec, here.config.inner.epochs
-    sizes = lambda edit: sum(len(batching.tokenize(example, codec).ids) for example in edit.examples)
-    return [epochs * sum(map(sizes, row)) for row in edits]
+    sizes = lambda trial: sum(len(batching.tokenize(example, codec).ids) for example in trial.edit.examples)
+    return [epochs * sum(map(sizes, row)) for row in trials]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

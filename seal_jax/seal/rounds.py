@@ -133,9 +133,17 @@ class Round(NamedTuple):
 
 
 def write_self_edits(
-    lm: LanguageModel, tasks: Sequence[Task], loop: Loop, *, samples: int, name: str, shown: str = "writing self-edits"
+    lm: LanguageModel,
+    tasks: Sequence[Task],
+    loop: Loop,
+    *,
+    samples: int,
+    name: str,
+    shown: str = "writing self-edits",
+    drawn: str | None = None,
 ) -> list[list[SelfEdit]]:
-    """Samples k self-edits for each task. What one draws depends on the seed, `name`, its task and its number only.
+    """Samples k self-edits for each task. What one draws depends on the seed, `drawn` (by default `name`, which the
+    journal's pieces have), its task and its number only.
 
     `shown` is what the progress display says is done.
     """
@@ -149,7 +157,9 @@ def write_self_edits(
         hashes = np.array([stable_hash(task.id) for task in group])
 
         def run(index: np.ndarray, live: np.ndarray) -> Completions:
-            keys = row_keys(loop.seed, np.array(stable_hash(name)), hashes[index, None, None], np.arange(samples))
+            keys = row_keys(
+                loop.seed, np.array(stable_hash(drawn or name)), hashes[index, None, None], np.arange(samples)
+            )
             limits = np.full(keys.shape, loop.sampling.max_tokens) * live[:, None, None]
             return sample(
                 keys, lm.model, lm.params, None, tokens[index, None], valid[index, None], limits,

@@ -8,6 +8,7 @@ from the seed. Rows of the same budget are trained on about the same number of t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage, Question
 from seal_jax.domains.templates import fill, load_template
 from seal_jax.engine import batching
-from seal_jax.seal.rounds import Loop, write_self_edits
+from seal_jax.seal.rounds import Loop, stable_hash, write_self_edits
 from seal_jax.types import Codec, Domain, Example, LanguageModel, SelfEdit, Style
 
 PROMPT_FOLDER = squad.PROMPT_FOLDER.parent
@@ -46,12 +47,21 @@ class Written(NamedTuple):
     completion: str
     examples: tuple[Example, ...]  # within the budget; the passage itself is not among them
     tokens: int = 0  # written for it, whether they are trained on or not
+    texts: tuple[str, ...] = ()  # what the completion is made of, where `write` wrote it
 
 
 def ask(
-    lm: LanguageModel, requests: Sequence[Request], loop: Loop, *, name: str, samples: int = 1
+    lm: LanguageModel,
+    requests: Sequence[Request],
+    loop: Loop,
+    *,
+    name: str,
+    samples: int = 1,
+    drawn: str | None = None,
 ) -> list[list[SelfEdit]]:
     """Writes `samples` texts for each request; they are the completions. Of the loop, the domain is not asked.
+
+    `name` and `drawn` as for `write_self_edits`.
 
     Raises:
       ValueError: a prompt that the model's context cannot hold.
@@ -67,7 +77,7 @@ def ask(
             f"prompt and --sampling.max-tokens {most}; the model has {context}. Shorten or remove the passage"
         )
     own = loop._replace(domain=domain, prompt_width=min(batching.round_up(longest, WIDTH), context - most))
-    return write_self_edits(lm, requests, own, samples=samples, name=name)
+    return write_self_edits(lm, requests, own, samples=samples, name=name, drawn=drawn)
 
 
 def whole(passage: Passage, text: str) -> tuple[Example, ...]:
@@ -89,41 +99,45 @@ def write(
     *,
     budget: float,
     name: str,
+    drawn: str | None = None,
     split: Split = whole,
 ) -> list[Written]:
     """Writes of each passage by its `prompts` (as the model reads them), in turn, until the sequences hold the budget.
 
     Args:
       budget: tokens of a passage's sequences, times those of the passage under its title.
-      name: of the pieces in the journal; another name draws anew.
+      name: of the pieces in the journal; another name draws anew, unless there is a `drawn`.
+      drawn: what is drawn follows from it, the seed, the passage and the number of the text.
 
-    A passage without prompts, or of which the model writes next to nothing, stays below its budget.
+    What is written of a passage does not depend on the others. One without prompts, or of which the model writes next
+    to nothing, stays below its budget.
     """
     wanted = [budget * size(squad.passage_only(passage).examples[0], lm.codec) for passage in passages]
     texts: list[list[str]] = [[] for _ in passages]
     examples: list[list[Example]] = [[] for _ in passages]
     for wave in range(WAVES):
         have = [sum(size(example, lm.codec) for example in own) for own in examples]
-        asked = sum(map(len, texts))
         most = loop.sampling.max_tokens
-        each = max(sum(have) / asked, most / 8) if asked else most / 2  # tokens of a text, about
+        each = [  # tokens of a text, about
+            max(has / len(own), most / 8) if own else most / 2 for has, own in zip(have, texts, strict=True)
+        ]
         more = [
-            math.ceil((want - has) / each) if own and want > has else 0
-            for want, has, own in zip(wanted, have, prompts, strict=True)
+            math.ceil((want - has) / about) if own and want > has else 0
+            for want, has, about, own in zip(wanted, have, each, prompts, strict=True)
         ]
         requests = [
             Request(f"{passage.id}/{n}", prompts[p][n % len(prompts[p])])
             for p, passage in enumerate(passages)
             for n in range(len(texts[p]), len(texts[p]) + more[p])
         ]
-        found = iter(row[0].completion for row in ask(lm, requests, loop, name=f"{name}/{wave}"))
+        found = iter(row[0].completion for row in ask(lm, requests, loop, name=f"{name}/{wave}", drawn=drawn or name))
         for p, passage in enumerate(passages):
             for _ in range(more[p]):
                 texts[p].append(next(found))
                 examples[p] += split(passage, texts[p][-1])
     room = loop.trainer.shapes.capacity - 1  # the passage is a sequence too
     return [
-        Written("\n\n".join(own), within(each, want, lm.codec)[:room], written_tokens(own, lm.codec))
+        Written("\n\n".join(own), within(each, want, lm.codec)[:room], written_tokens(own, lm.codec), tuple(own))
         for own, each, want in zip(texts, examples, wanted, strict=True)
     ]
 
@@ -168,9 +182,14 @@ def self_edits(passages: Sequence[Passage], written: Sequence[Written]) -> list[
 
 
 def spa_prompts(passage: Passage, style: Style, render: Callable[[str], str]) -> list[str]:
-    """SPA's seven kinds of rewriting (Tang et al. 2026, arXiv 2603.22213)."""
+    """SPA's seven kinds of rewriting (Tang et al. 2026, arXiv 2603.22213), in an order of the passage's own."""
     files = sorted((PROMPT_FOLDER / "spa").glob("*.toml"))
-    return [_filled(file, style, render, passage) for file in files]
+    return in_own_order(passage, [_filled(file, style, render, passage) for file in files])
+
+
+def in_own_order(passage: Passage, prompts: Sequence[str]) -> list[str]:
+    """Prompts in an order that follows from the passage's id: a budget that holds few has others for each passage."""
+    return squad.shuffled(prompts, stable_hash(passage.id))
 
 
 def active_reading(
@@ -236,9 +255,11 @@ def own_questions(
     """
     prompts = squad.load_prompts("self-qa", style)
     first = [[render(fill(prompts.self_edit, title=p.title, context=p.context))] for p in passages]
-    split = lambda passage, text: squad.parse(passage, text, "question", include_passage=False).examples
-    listed = write(lm, passages, first, loop, budget=budget, name=f"{name}/questions", split=split)
-    asked = [list(dict.fromkeys(_QUESTION.findall(own.completion))) for own in listed]
+    listed = write(lm, passages, first, loop, budget=budget, name=f"{name}/questions", split=_question_pieces)
+    asked = [
+        list(dict.fromkeys(question for text in own.texts for question in questions_in(p, text)))
+        for p, own in zip(passages, listed, strict=True)
+    ]
     file = PROMPT_FOLDER / "question-in-view.toml"
     template = load_template(file, style, "title", "context", "question")
     views = [
@@ -248,7 +269,8 @@ def own_questions(
     requests = [
         Request(f"{p.id}/{n}", view) for p, own in zip(passages, views, strict=True) for n, view in enumerate(own)
     ]
-    answers = iter(row[0] for row in ask(lm, requests, loop, name=f"{name}/answers"))
+    short = loop._replace(sampling=dataclasses.replace(loop.sampling, max_tokens=loop.answer_tokens))
+    answers = iter(row[0] for row in ask(lm, requests, short, name=f"{name}/answers"))
     found = []
     for passage, questions, own, before in zip(passages, asked, views, listed, strict=True):
         queries = loop.domain.queries(passage._replace(questions=tuple(Question(q, "") for q in questions)))
@@ -268,7 +290,16 @@ def own_questions(
     return found
 
 
-_QUESTION = re.compile(r"^[^\w\n]*Question(?: +\d+)? *:[ *]*(\w[^\n]*?)\s*(?:Answer *:.*)?$", re.MULTILINE)
+def questions_in(passage: Passage, text: str) -> list[str]:
+    """The questions in a text that the model wrote, without their answers; the first may have no number."""
+    return [question for piece in _question_pieces(passage, text) for question in _QUESTION.findall(piece.completion)]
+
+
+def _question_pieces(passage: Passage, text: str) -> tuple[Example, ...]:
+    return squad.parse(passage, first_answer(text), "question", include_passage=False).examples
+
+
+_QUESTION = re.compile(r"^[^\w\n]*(?:Question(?: +\d+)? *:[ *]*)+(\w[^\n]*?[?？])[\s*]*(?:Answer *:.*)?$", re.MULTILINE)
 
 
 def _following(prompt: str, text: str) -> str:
