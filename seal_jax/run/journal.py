@@ -33,14 +33,8 @@ from seal_jax.types import by_name
 
 SCHEMA = 3  # of what a run folder holds: a folder of another one is refused by name, never misread
 PLAN = "memory"  # a piece of this name, or under it, is a plan of the work and none of it
-EMPTY = {
-    "config.json",
-    "journal.jsonl",
-    "run.toml",
-    "metrics.jsonl",
-    "tensorboard",
-    "tracker.json",
-}  # of a run before it works
+# What a run has in its folder before it works.
+EMPTY = {"config.json", "journal.jsonl", "run.toml", "metrics.jsonl", "tensorboard", "tracker.json"}
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk
 CHECK = 16  # hexadecimal digits of a line's checksum
 LONGEST_NAME = 120  # characters of a folder's
