@@ -156,6 +156,20 @@ def test_mistakes_end_as_one_sentence_and_others_do_not(capsys):
         ends.ended(lambda: 1 / 0)
 
 
+@BOTH
+def test_a_signal_that_becomes_an_error_of_jax_is_still_a_stop(number, capsys):
+    """JAX compares static fields of pytrees in C++, and reports what is raised there as a ValueError."""
+
+    def work() -> None:
+        try:
+            send(number)
+        except KeyboardInterrupt as signalled:
+            raise ValueError("Exception raised while checking equality of metadata fields of pytree") from signalled
+
+    assert ends.ended(work) == 128 + number
+    assert capsys.readouterr().err == "stopped; the same command carries on\n"
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

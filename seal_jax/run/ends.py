@@ -1,8 +1,9 @@
 """How a command ends before its end: Ctrl-C, or SIGTERM (what SLURM and `kill` send). Both are heard until they work.
 
 Python turns a signal into a KeyboardInterrupt wherever it happens to be, and one raised in a callback that JAX makes,
-or of the garbage collector, is lost there. So it is noted as well, and `stop_if_asked`, which runs before every piece
-of work and whenever the display changes, raises it again. Where it was lost nothing is printed.
+or of the garbage collector, is lost there, or comes out as an error of JAX's own. So it is noted as well:
+`stop_if_asked`, which runs before every piece of work and whenever the display changes, raises it again, and any error
+that ends a command after it counts as the stop. Where it was lost nothing is printed.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
     """The exit status of a command's work, which a mistake or a signal ends with one sentence, not a traceback."""
     with heard():
         try:
-            work()
+            _heeding(work)
         except (ValueError, OSError) as error:
             said = error.strerror if isinstance(error, OSError) else None
             said = f"{error.filename}: {said}" if said and error.filename is not None else said  # type: ignore[union-attr]
@@ -89,6 +90,16 @@ def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
             show(_reasons.pop() if _reasons else stopped, file=sys.stderr)
             return code
     return 0
+
+
+def _heeding(work: Callable[[], object]) -> None:
+    """Runs it; an error after a signal is a stop, whatever it has become on its way out of a callback."""
+    try:
+        work()
+    except Exception as error:
+        if _asked:
+            raise Stopped(_asked[0]) from error
+        raise
 
 
 def status() -> int:
