@@ -7,6 +7,7 @@ on average; what it wrote is cut into lines as long as those that the paper's mo
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import zlib
 from collections.abc import Sequence
@@ -15,20 +16,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from seal_jax.engine import batching
+from seal_jax.engine import batching, memory
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import Shapes, make_trainer
+from seal_jax.engine.training import FineTuning, Shapes, make_trainer
+from seal_jax.run import runtime
 from seal_jax.seal.outer import ReSTEM, rest_em
 from seal_jax.seal.rounds import Loop, rounds
-from seal_jax.types import Domain, Example, Memory, Query, SelfEdit, Silent, Verdict, by_query
+from seal_jax.types import Compute, Domain, Example, Memory, Query, SelfEdit, Silent, Verdict, by_query
 
-from . import ours, table, workloads
+from . import table, workloads
 from .bench import Bench, number_codec
+from .measuring import peak_memory
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, QUESTIONS, TOP_P
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-WRITE_CHUNK = 64  # self-edits written at a time
 MEAN_COMPLETION, MAX_COMPLETION, GOLD_TOKENS = 200, 512, 4  # tokens
 PAPER = {"passages": 50, "samples": 5, "seeds": 3}
 PHASES = "{name:<24}{seconds:>10.2f}{compile_seconds:>18.2f}{adapters:>10.0f}{tokens:>12.0f}"
@@ -108,35 +110,67 @@ class Stopwatch(Silent):
         self.phases[-1]["tokens"] += tokens
 
 
-def play(bench: Bench, *, passages: int, samples: int, seeds: int) -> list[dict[str, Any]]:
-    """Plays a round once and returns its phases."""
+def planned(bench: Bench, config: FineTuning, shapes: Shapes, sizes: memory.Writing) -> tuple[Compute, dict[str, int]]:
+    """How a run would be cut to the memory that is free, and what each phase is then forecast to take of a device."""
+    model, settings, dtype = bench.model, bench.settings, "bfloat16" if bench.itemsize == 2 else "float32"
+    machine = runtime.machine(model, settings.devices, dtype, settings.base, bench.lm.mesh)
+    compute = Compute(chunk=settings.adapters, devices=settings.devices)
+    cut = runtime.fit(model, config, shapes, compute, sizes, dtype, settings.base, bench.lm.mesh)
+    each, prompts = ((n or 1) // machine.devices for n in (cut.chunk, (cut.write_chunk or 1) // sizes.samples))
+    needs = {
+        "training": memory.training(model, config, cut, machine, adapters=each, width=shapes.widths[-1]),
+        "answering": memory.answering(
+            model, config, shapes, machine, adapters=(cut.answer_chunk or 1) // machine.devices,
+            max_tokens=sizes.answer_tokens,
+        ),
+        "writing": memory.writing(
+            model, machine, prompts=prompts, samples=sizes.samples, prompt_width=sizes.prompt_width,
+            max_tokens=sizes.max_tokens,
+        ),
+    }  # fmt: skip
+    return cut, {name: need.total for name, need in needs.items()}
+
+
+def play(
+    bench: Bench, *, passages: int, samples: int, seeds: int
+) -> tuple[list[dict[str, Any]], Compute, dict[str, int]]:
+    """Plays a round once; its phases, how it was cut, and the bytes that each phase was forecast to take."""
     settings, vocab_size, seed = bench.settings, bench.model.vocab_size, bench.settings.seed
     norm = bench.lm.params["final_norm"]  # near zero: whatever model it was, it now writes all tokens equally often
     params = {**bench.lm.params, "final_norm": {**norm, "scale": norm["scale"] * 1e-3}}
     lm = bench.lm._replace(params=params, codec=number_codec(stop_ids(vocab_size, seed=seed)))
-    compute, watch = ours.compute(bench.model, settings.adapters), Stopwatch()
-    widths = batching.bucket_widths(workloads.MAX_TOKENS, compute.width_cuts)
+    watch, config = Stopwatch(), settings.fine_tuning("seal")
+    widths = batching.bucket_widths(workloads.MAX_TOKENS, Compute().width_cuts)
     shapes = Shapes(widths, workloads.MAX_SEQUENCES, QUESTIONS, QUESTION_TOKENS, GOLD_TOKENS)
+    sizes = memory.Writing(samples, PROMPT_TOKENS, MAX_COMPLETION, ANSWER_TOKENS)
+    compute, needs = planned(bench, config, shapes, sizes)
     sampling = Sampling(max_tokens=MAX_COMPLETION, temperature=1.0, top_p=TOP_P)
     loop = Loop(
-        make_domain(seed=seed), make_trainer(settings.fine_tuning("seal"), shapes, compute), sampling, PROMPT_TOKENS,
-        Chunk(WRITE_CHUNK, "self-edits"), ANSWER_TOKENS, seed, journal=Memory(), display=watch,
+        make_domain(seed=seed), make_trainer(config, shapes, compute), sampling, PROMPT_TOKENS,
+        Chunk(compute.write_chunk or 1, "self-edits"), ANSWER_TOKENS, seed, journal=Memory(), display=watch,
     )  # fmt: skip
     tasks = make_tasks(passages, vocab_size, seed=seed)
     for state in rounds(lm, [tasks], rest_em.outer_loop(ReSTEM(reward_seeds=seeds)), loop, samples=samples):
         jax.block_until_ready(state.writer.params)
     watch.phase("end")
-    return watch.phases[:-1]
+    return watch.phases[:-1], compute, needs
 
 
 def show(bench: Bench) -> dict[str, Any]:
     """Prints a round's phases and their sum."""
     sizes = PAPER if bench.settings.paper else {name: getattr(bench.settings, name) for name in PAPER}
     print("a round of {passages} passages, {samples} self-edits each, {seeds} training runs each\n".format(**sizes))
-    phases = play(bench, **sizes)
+    phases, cut, needs = play(bench, **sizes)
     total = {"name": "together", **{name: sum(phase[name] for phase in phases) for name in list(phases[0])[1:]}}
     titles = {"name": "phase", "seconds": "seconds", "compile_seconds": "of it compiling"}
     print(table.line(PHASES, **titles, adapters="adapters", tokens="tokens"))
     for phase in (*phases, total):
         print(table.line(PHASES, **{**phase, "adapters": phase["adapters"] or None, "tokens": phase["tokens"] or None}))
-    return {"round": sizes, "phases": phases, "seconds": total["seconds"]}
+    held = peak_memory(bench.devices)
+    print(
+        f"\n{cut.chunk} adapters in training at a time, {cut.answer_chunk} that answer, {cut.write_chunk} self-edits "
+        f"written at a time\nmemory of a device: {memory.readable(held)} at the peak; forecast: "
+        + ", ".join(f"{name} {memory.readable(need)}" for name, need in needs.items())
+    )
+    sums = {"seconds": total["seconds"], "peak_bytes": held, "forecast_bytes": needs}
+    return {"round": sizes, "compute": dataclasses.asdict(cut), "phases": phases, **sums}

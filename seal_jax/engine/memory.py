@@ -105,7 +105,7 @@ def training(
     gradient = stepping * one + at_work
     early = on_tpu and machine.fsdp * machine.tensor > 1  # there the gradient is begun while the logits live
     return Need(
-        base=_base(whole, machine),
+        base=base_bytes(whole, machine),
         adapters=(RESIDENT_COPIES * adapters + taken_out * stepping) * one + cast,
         activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer),
         logits=logits + gradient if early else max(logits, gradient),
@@ -152,7 +152,7 @@ def writing(
     lanes = round_up(config.rank, machine.vector_width) if config and machine.vector_width > 1 else 0
     anew = 2 * adapters * model.num_layers * model.hidden_size * lanes * itemsize
     return Need(
-        base=_base(whole, machine),
+        base=base_bytes(whole, machine),
         adapters=2 * own,  # as trained, and layer by layer
         activations=once_read + max(reading, _layers(model, machine) + max(cache, anew)),
         logits=(prompts + 3 * prompts * samples) * model.vocab_size * FLOAT32,
@@ -175,7 +175,7 @@ def answering(
     )
 
 
-def _base(model: ModelConfig, machine: Machine) -> int:
+def base_bytes(model: ModelConfig, machine: Machine) -> int:
     """Bytes of the base model on a device."""
     rest = costs.model_parameters(model) - costs.layer_parameters(model)
     return (rest * machine.itemsize + _layers(model, machine)) // (machine.fsdp * machine.tensor)

@@ -220,8 +220,11 @@ def fit(
     model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, sizes: Writing, dtype: str, base: Base,
     mesh: Mesh | None,
 ) -> Compute:  # fmt: skip
-    """`memory.fit` on this machine: to the memory that is free now on each of the devices."""
-    return memory.fit(model, config, shapes, compute, sizes, machine(model, compute.devices, dtype, base, mesh))
+    """`memory.fit` on this machine, to the memory that is free now on each of the devices. The model is loaded: what
+    it takes is no longer free, and in the plan."""
+    here = machine(model, compute.devices, dtype, base, mesh)
+    here = here._replace(free=here.free + memory.base_bytes(model, here))
+    return memory.fit(model, config, shapes, compute, sizes, here)
 
 
 def machine(
