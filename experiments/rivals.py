@@ -6,8 +6,9 @@
     python -m experiments.rivals smoke                                     # shows that everything runs, and no more
 
 Rows: the base model; the passage alone; its own self-edits (SEAL); recorded ones; text by EntiGraph, SPA and Active
-Reading; context distillation on its own questions and on given text; MixSD on the same text. Each synthetic row has a
-budget of tokens, as a multiple of the passage's, so that rows differ in what they train on and not in how much.
+Reading; context distillation on its own questions and on given text; MixSD on the same text; a trained prefix. Each
+synthetic row has a budget of tokens, as a multiple of the passage's, so that rows differ in what they train on and not
+in how much.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from typing import Any
 
 from seal_jax.engine import batching
+from seal_jax.engine.prefixes import PrefixTuning
 from seal_jax.nn.losses import next_token
 from seal_jax.run import command, passages, rivals
 from seal_jax.run.passages import Knowledge
@@ -46,6 +48,8 @@ class Config(Knowledge):
     """Questions on other passages, which the base answers right, that each adapter is asked: what is forgotten."""
     seeds: int = 1
     """Training runs a self-edit."""
+    prefix: PrefixTuning = PrefixTuning()
+    """Keys and values in place of LoRA: the row prefix."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +106,8 @@ def run(here: Session, data: Sources) -> dict[str, Any]:
         edits, written = rivals.write(here, data, name)
         trainer = loop.trainer._replace(loss=rivals.LOSSES.get(name, next_token))
         own = loop._replace(trainer=trainer)
-        trials = try_self_edits(here.lm, read, edits, base, own, name, seeds=config.seeds)
+        train = rivals.train(config, name)
+        trials = try_self_edits(here.lm, read, edits, base, own, name, seeds=config.seeds, train=train)
         parts = [[forgetting.parts(trial, beside[trial.task.id]) for trial in row] for row in trials]
         here.record(name, [[part.own for part in row] for row in parts])
         rows.append(Row(name, label, parts, written, rivals.trained_tokens(here, trials)))

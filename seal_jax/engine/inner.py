@@ -60,7 +60,7 @@ UNROLLED = 2e9  # parameters: models with fewer are held back by the starting of
 AHEAD = 1  # ticks that a device is given before the one that it takes has ended
 
 Device = Any  # a jax.Device
-Weights = Any  # what is trained: an adapter's (a, b), or all of a model's params
+Weights = Any  # what is trained: an adapter's `weights`, or all of a model's params
 
 
 class Outputs(NamedTuple):
@@ -201,7 +201,7 @@ class Given(struct.PyTreeNode):
 
 def begin(adapter: Adapter, optimiser: Optimiser) -> InnerState:
     """An adapter before its first step."""
-    return InnerState(adapter, transformation(optimiser).init((adapter.a, adapter.b)), jnp.zeros((), jnp.int32))
+    return InnerState(adapter, transformation(optimiser).init(adapter.weights), jnp.zeros((), jnp.int32))
 
 
 def step(
@@ -223,10 +223,9 @@ def step(
     unroll = unrolled(decoder.config, compute)
 
     def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
-        a, b = weights
         hidden, _ = decoder(
             tokens,
-            adapter=state.adapter.replace(a=a, b=b),
+            adapter=state.adapter.holding(weights),
             fixed=fixed,
             dropout=optimiser.dropout,
             dropout_key=key if optimiser.dropout > 0 else None,
@@ -236,7 +235,7 @@ def step(
         before = decoder(tokens, adapter=fixed, unroll=unroll)[0] if loss.teacher == "base" else None
         return Outputs(hidden, decoder.head(), before)
 
-    key, weights = jax.random.fold_in(jax.random.key(hparams.seed), state.step), (state.adapter.a, state.adapter.b)
+    key, weights = jax.random.fold_in(jax.random.key(hparams.seed), state.step), state.adapter.weights
     if rows_axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
     value, gradient = _sum_over(
@@ -246,8 +245,8 @@ def step(
             loss=loss, numbers=hparams.numbers, compute=compute, rows_axis=rows_axis, taught=taught,
         ),
     )  # fmt: skip
-    (a, b), moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
-    state = InnerState(state.adapter.replace(a=a, b=b), moments, state.step + 1)
+    weights, moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
+    state = InnerState(state.adapter.holding(weights), moments, state.step + 1)
     return state, Metrics(value, optax.global_norm(gradient))
 
 
@@ -536,6 +535,6 @@ class _Lane:
 
 def is_finite(adapters: Adapter) -> Bool[np.ndarray, "E"]:
     """Which of E trained adapters hold numbers only."""
-    leaves = [np.asarray(w) for w in jax.tree.leaves((adapters.a, adapters.b))]
+    leaves = [np.asarray(w) for w in jax.tree.leaves(adapters.weights)]
     finite = np.stack([np.isfinite(w).all(axis=tuple(range(1, w.ndim))) for w in leaves])
     return np.asarray(finite.all(axis=0))

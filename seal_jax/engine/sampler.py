@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from seal_jax.engine.constrained import Constraint
 from seal_jax.nn import lora, sharding
-from seal_jax.nn.lora import Adapter, LowRank
+from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import KV, Model
 from seal_jax.types import AnyArray, require_at_least
 
@@ -241,7 +241,7 @@ def _write_until(
         hidden, cache = decoder.decode(token, layers, shares, cache, at, seen, position)
         return decoder.logits(hidden), cache
 
-    unstacked: list[dict[str, LowRank]] = [{} for _ in layers]
+    unstacked = lora.unstack(None, len(layers))
     if rows.adapters is not None:
         unstacked = jax.vmap(lambda adapter: lora.unstack(adapter, len(layers)))(rows.adapters)
     many = jax.vmap(group, in_axes=(0, 0, 0, 0, 0, None))

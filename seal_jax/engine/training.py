@@ -88,6 +88,7 @@ def train_each(
     settings: Sequence[Settings | None] | None = None,
     numbers: Mapping[str, float | Sequence[float]] | None = None,
     skip: Collection[int] = (),
+    start: Callable[[int], Adapter] | None = None,
 ) -> Iterator[tuple[int, Adapter, Float[np.ndarray, "S"]]]:
     """Trains an adapter on each of E self-edits' sequences; yields (number, adapter, losses) as each finishes.
 
@@ -95,7 +96,8 @@ def train_each(
     its own: a self-edit's learning rate and epochs where it chose any, or a cell's of an ablation; the rest is
     `trainer.config`'s. `numbers` are what the loss is told, one for all rows or one for each. `seed` names the training
     run, or that of each row: the order of sequences follows from it, and so does the initialisation, together with the
-    self-edit's tokens where that is `per_edit`. Neighbours change neither. Those in `skip` are left out.
+    self-edit's tokens where that is `per_edit`. Neighbours change neither. Those in `skip` are left out. `start` gives
+    each row's adapter before its first step, where that is not a fresh one by its settings.
 
     If the device runs out of memory fewer adapters are trained at a time, which is said once; nothing finished is lost.
     Where processes share the work each yields those that it trained.
@@ -122,7 +124,7 @@ def train_each(
         numbers={name: np.resize(np.asarray(value, np.float32), len(own)) for name, value in (numbers or {}).items()},
     )
 
-    def start(e: int) -> Adapter:
+    def fresh(e: int) -> Adapter:
         one = jax.tree.map(lambda leaf: leaf[e : e + 1], hparams)
         adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
         return _only(adapter, own[e].projections)
@@ -139,7 +141,7 @@ def train_each(
     while True:
         room = room_of(trainer, lanes)
         finished = inner.adapt_each(
-            lm.model, lm.params, start, lessons, Given(hparams, jax.device_get(fixed)),
+            lm.model, lm.params, start or fresh, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss._replace(in_view=1.0), trainer.compute),  # the host tossed the coins
             widths=widths, room=room, mesh=lm.mesh, hosts=hosts, skip=frozenset(done), watch=watch,
         )  # fmt: skip

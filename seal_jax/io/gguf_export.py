@@ -16,6 +16,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from seal_jax.io.gguf import ROPE_FACTORS
 from seal_jax.io.weights import TENSORS, layout
+from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.transformer import ModelConfig
 
@@ -23,7 +24,12 @@ _OF_THE_FILE = ("GGUF.", "general.architecture", "general.file_type", "general.q
 
 
 def save_adapter(path: Path, adapter: Adapter, config: ModelConfig, *, name: str) -> None:
-    """Writes one adapter over a model of `config`; the file appears when it is whole."""
+    """Writes one adapter over a model of `config`; the file appears when it is whole.
+
+    Raises:
+        ValueError: a prefix.
+    """
+    lora.require_low_rank(adapter, "a GGUF adapter")
     writer = GGUFWriter(path.with_suffix(".unfinished"), architecture(config))
     writer.add_type("adapter")
     writer.add_name(name)

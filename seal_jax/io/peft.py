@@ -45,8 +45,9 @@ def save_peft(folder: Path, adapter: Adapter, *, rank: int, base_model: str) -> 
     """Writes one adapter as PEFT would. `rank` is its own, which may be less than the one it was padded to.
 
     Raises:
-        ValueError: E adapters at once, or an adapter that is not zero past `rank`.
+        ValueError: E adapters at once, an adapter that is not zero past `rank`, or a prefix.
     """
+    lora.require_low_rank(adapter, "a PEFT folder of matrices")
     if adapter.scale.ndim:
         raise ValueError(f"{folder}: {adapter.scale.size} adapters; one folder holds one: choose with lora.take")
     tensors = {}

@@ -7,7 +7,7 @@ Everything here is written for one adapter. Many adapters are the same pytrees w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from seal_jax.nn.quantised import Quantised
 from seal_jax.types import PROJECTIONS, AnyArray
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
-    from jaxtyping import Array, Float, Int, PRNGKeyArray
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 class Adapter(struct.PyTreeNode):
@@ -27,6 +27,55 @@ class Adapter(struct.PyTreeNode):
     a: dict[str, Float[Array, "L D r"]]
     b: dict[str, Float[Array, "L r F"]]
     scale: Float[Array, ""]  # alpha / rank
+
+    @property
+    def weights(self) -> Any:
+        """What is trained: a pytree."""
+        return self.a, self.b
+
+    def holding(self, weights: Any) -> Self:
+        """The same adapter with other `weights`."""
+        a, b = weights
+        return self.replace(a=a, b=b)
+
+
+class Prefix(Adapter):
+    """Keys and values of p tokens in every layer, which all tokens attend to (Eyuboglu et al. 2025, arXiv 2506.06266,
+    there a Cartridge; Li and Liang 2021, arXiv 2101.00190). Low-rank matrices may be trained beside them.
+
+    n live keys are those of positions -n to -1: attention sees differences of positions alone, and so a sequence's own
+    positions begin at 0 with a prefix and without one. The first token stays as it is: attention rests on it, and
+    training it makes the rest unstable (Eyuboglu et al., `num_frozen_tokens = 1` in their code).
+    """
+
+    keys: Float[Array, "L K H p"]
+    values: Float[Array, "L K p H"]
+    live: Bool[Array, "p"]  # False where the text was shorter than the prefix
+
+    @property
+    def weights(self) -> Any:
+        """What is trained: a pytree."""
+        return self.a, self.b, (self.keys, self.values)
+
+    def holding(self, weights: Any) -> Self:
+        """The same prefix with other `weights`."""
+        a, b, (keys, values) = weights
+        return self.replace(a=a, b=b, keys=keys, values=values)
+
+
+class LayerPrefix(NamedTuple):
+    """One layer's keys and values of a prefix."""
+
+    k: Float[Array, "K H p"]
+    v: Float[Array, "K p H"]
+    live: Bool[Array, "p"]
+
+
+class Share(NamedTuple):
+    """What one layer has of an adapter."""
+
+    low_rank: dict[str, LowRank]  # by projection
+    prefix: LayerPrefix | None = None
 
 
 class LowRank(struct.PyTreeNode):
@@ -95,12 +144,39 @@ def layer_adapters(
     return {**below, **own}
 
 
-def unstack(adapter: Adapter | None, num_layers: int) -> list[dict[str, LowRank]]:
+def stacked_prefix(adapter: Adapter | None) -> LayerPrefix | None:
+    """The prefix of all layers, with a leading axis L; None where the adapter has none."""
+    if not isinstance(adapter, Prefix):
+        return None
+    first = jnp.arange(len(adapter.live)) == 0  # is not trained
+    keys = jnp.where(first, jax.lax.stop_gradient(adapter.keys), adapter.keys)
+    values = jnp.where(first[:, None], jax.lax.stop_gradient(adapter.values), adapter.values)
+    return LayerPrefix(keys, values, jnp.broadcast_to(adapter.live, (len(keys), *adapter.live.shape)))
+
+
+def unstack(adapter: Adapter | None, num_layers: int) -> list[Share]:
     """An adapter's shares, layer by layer; nothing in each where there is no adapter."""
     if adapter is None:
-        return [{} for _ in range(num_layers)]
+        return [Share({}) for _ in range(num_layers)]
     sides = ([{name: w[i] for name, w in side.items()} for i in range(num_layers)] for side in (adapter.a, adapter.b))
-    return [layer_adapters(a, b, adapter.scale) for a, b in zip(*sides, strict=True)]
+    prefix = stacked_prefix(adapter)
+    return [
+        Share(layer_adapters(a, b, adapter.scale), jax.tree.map(lambda w, i=i: w[i], prefix))
+        for i, (a, b) in enumerate(zip(*sides, strict=True))
+    ]
+
+
+def require_low_rank(adapter: Adapter, what: str) -> None:
+    """Refuses a prefix, which is no change of a matrix; `what` is what it was to become.
+
+    Raises:
+        ValueError: the adapter is a prefix.
+    """
+    if isinstance(adapter, Prefix):
+        raise ValueError(
+            f"a trained prefix of {len(adapter.live)} tokens cannot become {what}: it is keys and values, and changes "
+            "no matrix; expected a LoRA adapter"
+        )
 
 
 def init(
@@ -195,7 +271,11 @@ def merge(params: dict[str, Any], adapter: Adapter) -> dict[str, Any]:
 
     Over a quantised matrix it is laid beside those that are there: together they are one adapter of the ranks' sum.
     Weights without an adapter are the same arrays as before.
+
+    Raises:
+        ValueError: the adapter is a prefix.
     """
+    require_low_rank(adapter, "part of the model's weights")
     blocks = dict(params["blocks"])
     kernels = {name: blocks[name]["kernel"] for name in adapter.a}
     laid = {

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from seal_jax.nn.lora import Adapter, LowRank, layer_adapters
+from seal_jax.nn.lora import Adapter, LayerPrefix, LowRank, Prefix, Share, layer_adapters, stacked_prefix
 from seal_jax.nn.losses import Head, next_token, token_losses
 from seal_jax.nn.quantised import Quantised
 
@@ -164,11 +165,16 @@ def _(size: int, batched: Sequence[Any], cache: KV, new: KV, at: Array | int) ->
 
 
 def attend(
-    q: Float[Array, "B T N H"], past: KV, new: KV, mask: Bool[Array, "B T S"], at: Int[Array, ""] | int
+    q: Float[Array, "B T N H"],
+    past: KV,
+    new: KV,
+    mask: Bool[Array, "B T S"],
+    at: Int[Array, ""] | int,
+    prefix: LayerPrefix | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of a few new tokens over a cache and themselves; N/K query heads share a key-value head.
 
-    The new ones are not yet in the cache: read and written at once, it would be copied.
+    The new ones are not yet in the cache: read and written at once, it would be copied. A prefix is seen by all rows.
     """
     (B, T, _, H), K, slots = q.shape, past.v.shape[1], jnp.arange(mask.shape[2])
     before = mask & ((slots < at) | (slots >= at + T))
@@ -181,10 +187,29 @@ def attend(
         found = product(rows, k) * H**-0.5
         return jnp.where(mask[:, None, None], found.reshape(*heads.shape[:4], -1), -jnp.inf)
 
-    both = jnp.concatenate([scores(past.k, before), scores(new.k, among)], axis=-1)
-    weights = jax.nn.softmax(both).astype(q.dtype).reshape(B, K, -1, len(slots) + T)
-    attended = product(weights[..., :-T], past.v) + product(weights[..., -T:], new.v)
+    seen = [(past, before), (new, among)]
+    if prefix is not None:
+        seen.insert(0, (KV(prefix.k, prefix.v), jnp.broadcast_to(prefix.live, (B, T, len(prefix.live)))))
+    sizes = [mask.shape[-1] for _, mask in seen]
+    together = jnp.concatenate([scores(kv.k, mask) for kv, mask in seen], axis=-1)
+    weights = jax.nn.softmax(together).astype(q.dtype).reshape(B, K, -1, sum(sizes))
+    parts = jnp.split(weights, np.cumsum(sizes)[:-1], axis=-1)
+    attended = reduce(jnp.add, (product(part, kv.v) for part, (kv, _) in zip(parts, seen, strict=True)))
     return attended.astype(q.dtype).reshape(heads.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _behind(
+    prefix: LayerPrefix, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], mask: Bool[Array, "B T T"] | None
+) -> tuple[Float[Array, "B p+T K H"], Float[Array, "B p+T K H"], Bool[Array, "B T p+T"]]:
+    """Keys, values and mask of tokens that stand behind a prefix."""
+    B, T = k.shape[:2]
+    own = jnp.tril(jnp.ones((T, T), bool)) if mask is None else mask
+    sides = [
+        jnp.broadcast_to(side, (B, *side.shape)) for side in (prefix.k.transpose(2, 0, 1), prefix.v.swapaxes(0, 1))
+    ]
+    seen = [jnp.broadcast_to(side, (B, T, side.shape[-1])) for side in (prefix.live, own)]
+    before, after = (jnp.concatenate(pair, axis=1) for pair in zip(sides, (k, v), strict=True))
+    return before, after, jnp.concatenate(seen, axis=-1)
 
 
 def possible(attention: Attention) -> Attention:
@@ -263,12 +288,14 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         angles: Float[Array, "B T H/2"],
         mask: Bool[Array, "B T S"] | None,
-        lora: dict[str, LowRank],
+        share: Share,
         past: KV | None = None,
         at: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KV]:
         """Without a past, keys are this call's own and `mask` None means causal; with one, they are written at `at`."""
-        heads = (*x.shape[:2], -1, self.config.head_dim)
+        heads, (lora, prefix) = (*x.shape[:2], -1, self.config.head_dim), share
+        if prefix is not None:
+            prefix = prefix._replace(k=prefix.k.astype(x.dtype), v=prefix.v.astype(x.dtype))
         h = self.input_norm(x)
         q = self.q_proj(h, lora.get("q_proj")).reshape(heads)
         k = self.k_proj(h, lora.get("k_proj")).reshape(heads)
@@ -280,6 +307,8 @@ class Block(nnx.Module):
         q, k = rotate(q, angles, scale), rotate(k, angles, scale)
         kv = KV(k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
         if past is None:
+            if prefix is not None:
+                k, v, mask = _behind(prefix, k, v, mask)
             attended = (
                 jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=possible(self.attention))
                 if mask is None
@@ -287,7 +316,7 @@ class Block(nnx.Module):
             )
         else:
             assert mask is not None  # whoever has a past says which of its slots count
-            attended = attend(q, past, kv, mask, at)
+            attended = attend(q, past, kv, mask, at, prefix)
             # Written after it was read: where neither depends on the other, XLA copies the cache to be safe.
             read = attended.reshape(len(attended), 1, 1, -1).sum(axis=-1, keepdims=True)
             kv = written(past, KV(*(jnp.where(jnp.isnan(read), read, own) for own in kv)), at)
@@ -331,9 +360,12 @@ class Transformer(nnx.Module):
         `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
         causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take its last T, and
         `valid` is said of all S. `fixed` is an adapter that `adapter` is trained on top of: the two add up, and dropout
-        is the latter's alone. `remat` recomputes each layer in the backward pass. `unroll` writes the layers one after
-        another into the program instead of a loop (`Compute.unroll`).
+        is the latter's alone. Every token sees an adapter's prefix (`lora.Prefix`). `remat` recomputes each layer in
+        the backward pass. `unroll` writes the layers one after another into the program instead of a loop
+        (`Compute.unroll`).
         """
+        if isinstance(fixed, Prefix):
+            raise ValueError("a prefix cannot be what another adapter is trained on top of; expected a LoRA adapter")
         T = tokens.shape[1]
         S = T if valid is None else valid.shape[1]
         if valid is None:
@@ -347,16 +379,16 @@ class Transformer(nnx.Module):
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
         def layer(x: Array, slices: tuple[Any, ...]) -> tuple[Array, KV]:
-            block, a, b, below_a, below_b, key, kv = slices
+            block, a, b, below_a, below_b, prefix, key, kv = slices
             below = None if fixed is None else layer_adapters(below_a, below_b, fixed.scale)
             lora = below or {}
             if adapter is not None:
                 lora = layer_adapters(a, b, adapter.scale, key, dropout, below)
-            return nnx.merge(graph, block)(x, angles, mask, lora, kv, S - T)
+            return nnx.merge(graph, block)(x, angles, mask, Share(lora, prefix), kv, S - T)
 
         shares = [side for one in (adapter, fixed) for side in ((None, None) if one is None else (one.a, one.b))]
         body = jax.checkpoint(layer, prevent_cse=unroll) if remat else layer  # unrolled, XLA would keep it all
-        layers = (nnx.to_pure_dict(stacked), *shares, keys, past)
+        layers = (nnx.to_pure_dict(stacked), *shares, stacked_prefix(adapter), keys, past)
         x, kv = jax.lax.scan(body, self.embed(tokens), layers, unroll=self.config.num_layers if unroll else 1)
         return self.final_norm(x), kv
 
@@ -370,7 +402,7 @@ class Transformer(nnx.Module):
         self,
         tokens: Int[Array, "B"],
         layers: list[Block],
-        adapters: list[dict[str, LowRank]],
+        adapters: list[Share],
         cache: list[KV],
         at: Int[Array, ""],
         valid: Bool[Array, "B S"],
@@ -378,7 +410,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B D"], list[KV]]:
         """One token a row, written into the cache's slot `at` (shared by all rows; `valid` says which slots count).
 
-        `adapters` is an adapter, unstacked likewise (`lora.unstack`), or an empty dict a layer.
+        `adapters` is an adapter, unstacked likewise (`lora.unstack`), or an empty share a layer.
         """
         angles = positions[:, None, None] * rope_frequencies(self.config)
         x, new_cache = self.embed(tokens[:, None]), []

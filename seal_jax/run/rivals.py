@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
-from seal_jax.engine import batching
+from seal_jax.engine import batching, prefixes
+from seal_jax.engine.training import train_each
 from seal_jax.nn.losses import Loss, distillation, mixed
 from seal_jax.run import passages, plan, sources
 from seal_jax.run.plan import Stage
@@ -18,7 +19,7 @@ from seal_jax.run.session import Session
 from seal_jax.run.sources import Sources
 from seal_jax.seal import entigraph, evaluation, forgetting, writers
 from seal_jax.seal.forgetting import Parts
-from seal_jax.seal.rewards import Trial
+from seal_jax.seal.rewards import Train, Trial
 from seal_jax.seal.rounds import fitted
 from seal_jax.seal.writers import Written
 from seal_jax.types import Example, SelfEdit
@@ -30,12 +31,15 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
     "spa": "SPA: seven kinds of rewriting",
     "active_reading": "Active Reading: its own strategies",
     "distilled_questions": "Context distillation on its own questions",
+    "prefix": "Trained prefix on its own questions",
     "distilled_text": "Context distillation on",  # the text: recorded self-edits, or SEAL's without any
     "mixed_text": "MixSD on",
 }
 ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
+ON_QUESTIONS = ("distilled_questions", "prefix")  # rows on the model's own questions, which are written once
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
+    "prefix": distillation,
     "distilled_text": distillation,
     "mixed_text": mixed,
 }
@@ -68,7 +72,8 @@ def read(config: Any) -> Sources:
         found = Sources(chosen, {}, 0, [passages.prompt_texts(config), held_out], lines, [])
     count, stages = len(found.passages), [Stage("base", (plan.BASE,)), Stage("base and beside", (plan.BASE,))]
     for name in rows_of(config, found):
-        reads = name == "passage" or name in found.completions or (name in ON_TEXT and name != writer(config, found))
+        reads = name == "passage" or name in found.completions
+        reads |= name in (*ON_TEXT, *ON_QUESTIONS) and name not in (writer(config, found), asker(config))
         phases = (plan.TRAIN,) if reads else (plan.WRITE, plan.TRAIN)
         stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
     return found._replace(stages=stages)
@@ -87,6 +92,16 @@ def writer(config: Any, data: Sources) -> str:
     """The row that SEAL's text is written for: the first that is trained on it. The others read it."""
     rows = ("seal",) if data.completions else ("seal", *ON_TEXT)
     return next((name for name in rows if name in config.rows), "seal")
+
+
+def asker(config: Any) -> str:
+    """The row that questions are written for: the first that is trained on them. The others read them."""
+    return next((name for name in ON_QUESTIONS if name in config.rows), ON_QUESTIONS[0])
+
+
+def train(config: Any, name: str) -> Train:
+    """How a row's adapters are trained."""
+    return partial(prefixes.train_each, how=config.prefix) if name == "prefix" else train_each
 
 
 def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]], list[int]]:
@@ -119,7 +134,9 @@ def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]]
         asks, more = writers.active_reading(lm, read, loop, name=name, style=style, render=render)
         written = to_budget(prompts=asks)
     else:
-        written = writers.own_questions(lm, read, loop, budget=config.budget, name=name, style=style, render=render)
+        written = writers.own_questions(
+            lm, read, loop, budget=config.budget, name=asker(config), drawn=ON_QUESTIONS[0], style=style, render=render
+        )
     edits = writers.self_edits(read, written)
     edits = writers.in_view(read, edits) if name in LOSSES else edits
     return edits, [own.tokens + before for own, before in zip(written, more, strict=True)]

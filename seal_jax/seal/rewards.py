@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int
 
 
+Train = Callable[..., Iterator[tuple[int, Adapter, "Float[np.ndarray, 'S']"]]]  # as `train_each`
+
+
 class Score(NamedTuple):
     """One self-edit, tried. `None` where there is no number."""
 
@@ -244,15 +247,19 @@ def score_each(
     seed: int | Sequence[int],
     max_tokens: int,
     skip: Collection[int] = (),
+    train: Train = train_each,
 ) -> Iterator[tuple[int, Score]]:
-    """`score`, each with its number once a chunk of adapters has been trained and asked; those in `skip` left out."""
+    """`score`, each with its number once a chunk of adapters has been trained and asked; those in `skip` left out.
+
+    `train` is how: as `train_each` does, or another way with its arguments (engine/prefixes.py).
+    """
     sequences = [[batching.tokenize(example, lm.codec) for example in edit.examples] for edit in edits]
     settings = [edit.settings for edit in edits]
     hosts = sharing(lm, len(edits))
     alone, own = lm._replace(hosts=None), trainer.chunk.part(hosts.count) if hosts else trainer.chunk
 
     def tried() -> Iterator[tuple[Sequence[int], Said, list[list[float]], Bool[np.ndarray, "E"]]]:
-        trained = train_each(lm, sequences, trainer, seed=seed, settings=settings, skip=skip)
+        trained = train(lm, sequences, trainer, seed=seed, settings=settings, skip=skip)
         while chunk := list(itertools.islice(trained, own.planned)):
             numbers, each, losses = zip(*sorted(chunk, key=itemgetter(0)), strict=True)
             adapters = jax.tree.map(lambda *leaves: np.stack(leaves), *each)

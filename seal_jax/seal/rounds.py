@@ -22,9 +22,9 @@ from seal_jax.engine import batching
 from seal_jax.engine.chunks import Chunk, in_chunks
 from seal_jax.engine.constrained import Constraint
 from seal_jax.engine.sampler import Completions, Sampling, row_keys, sample
-from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer
+from seal_jax.engine.training import FineTuning, Shapes, Trainer, make_trainer, train_each
 from seal_jax.nn.sharding import lanes
-from seal_jax.seal.rewards import Score, Trial, gold_tokens, mean, score_base, score_each
+from seal_jax.seal.rewards import Score, Train, Trial, gold_tokens, mean, score_base, score_each
 from seal_jax.types import (
     Codec,
     Compute,
@@ -240,11 +240,12 @@ def try_self_edits(
     name: str,
     *,
     seeds: int,
+    train: Train = train_each,
 ) -> list[list[Trial]]:
     """Trains an adapter on every self-edit, once a training seed, and scores what it then knows: the paper's reward.
 
-    A self-edit that yields no training sequence scores what the base model does. An outer loop's `try_edits`, given
-    its `seeds`.
+    A self-edit that yields no training sequence scores what the base model does. `train` as for `score_each`. An outer
+    loop's `try_edits`, given its `seeds`.
     """
     edits = [[fitted(edit, lm.codec, loop.trainer.shapes) for edit in row] for row in edits]
     flat = [(p, k) for p, row in enumerate(edits) for k in range(len(row)) if edits[p][k].examples]
@@ -264,6 +265,7 @@ def try_self_edits(
         seed=[loop.seed * 1000 + seed for seed, _, _ in jobs],
         max_tokens=loop.answer_tokens,
         skip=finished,
+        train=train,
     )
     scores: dict[int, Score] = {}
     for i, fresh in itertools.chain(((i, None) for i in sorted(finished)), tried):

@@ -245,17 +245,23 @@ def own_questions(
     *,
     budget: float,
     name: str,
+    drawn: str | None = None,
     style: Style,
     render: Callable[[str], str],
 ) -> list[Written]:
-    """The model's own questions on each passage, and its own answers with the passage in view.
+    """The model's own questions on each passage, and its own answers with the passage in view. `name` and `drawn` as
+    for `write`.
 
     A sequence is a question as it is asked later, without the passage, and the answer; its teacher reads the question
     with the passage in view. Both count for the budget, with the prompt around them.
     """
     prompts = squad.load_prompts("self-qa", style)
     first = [[render(fill(prompts.self_edit, title=p.title, context=p.context))] for p in passages]
-    listed = write(lm, passages, first, loop, budget=budget, name=f"{name}/questions", split=_question_pieces)
+    drawn = drawn or name
+    listed = write(
+        lm, passages, first, loop, budget=budget, name=f"{name}/questions", drawn=f"{drawn}/questions",
+        split=_question_pieces,
+    )  # fmt: skip
     asked = [
         list(dict.fromkeys(question for text in own.texts for question in questions_in(p, text)))
         for p, own in zip(passages, listed, strict=True)
@@ -270,7 +276,7 @@ def own_questions(
         Request(f"{p.id}/{n}", view) for p, own in zip(passages, views, strict=True) for n, view in enumerate(own)
     ]
     short = loop._replace(sampling=dataclasses.replace(loop.sampling, max_tokens=loop.answer_tokens))
-    answers = iter(row[0] for row in ask(lm, requests, short, name=f"{name}/answers"))
+    answers = iter(row[0] for row in ask(lm, requests, short, name=f"{name}/answers", drawn=f"{drawn}/answers"))
     found = []
     for passage, questions, own, before in zip(passages, asked, views, listed, strict=True):
         queries = loop.domain.queries(passage._replace(questions=tuple(Question(q, "") for q in questions)))
