@@ -6,9 +6,9 @@
     python -m experiments.rivals smoke                                     # shows that everything runs, and no more
 
 Rows: the base model; the passage alone; its own self-edits (SEAL); recorded ones; text by EntiGraph, SPA and Active
-Reading; context distillation on its own questions and on given text; MixSD on the same text; a trained prefix. Each
-synthetic row has a budget of tokens, as a multiple of the passage's, so that rows differ in what they train on and not
-in how much.
+Reading; context distillation on its own questions and on given text; MixSD on the same text; a trained prefix; SDFT,
+whose answers each adapter samples itself. Each synthetic row has a budget of tokens, as a multiple of the passage's, so
+that rows differ in what they train on and not in how much.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from seal_jax.engine import batching
+from seal_jax.engine.on_policy import OnPolicy
 from seal_jax.engine.prefixes import PrefixTuning
 from seal_jax.nn.losses import next_token
 from seal_jax.run import command, passages, rivals
@@ -50,6 +51,8 @@ class Config(Knowledge):
     """Training runs a self-edit."""
     prefix: PrefixTuning = PrefixTuning()
     """Keys and values in place of LoRA: the row prefix."""
+    sdft: OnPolicy = OnPolicy()
+    """Training on answers that each adapter samples itself: the row sdft."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -131,7 +131,7 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
     assert command(rivals.EXPERIMENT, *options, str(tmp_path / "run")) == 0
     printed, found = capsys.readouterr().out, results(tmp_path / "run")
     names = ["base", "passage", "seal", "one", "two_text", "entigraph", "spa", "active_reading", "distilled_questions"]
-    assert [row["name"] for row in found["rows"]] == [*names, "prefix", "distilled_text", "mixed_text"]
+    assert [row["name"] for row in found["rows"]] == [*names, "prefix", "sdft", "distilled_text", "mixed_text"]
     assert all(row["passages"] == 3 for row in found["rows"])
     labels = {row["name"]: row["label"] for row in found["rows"]}
     assert labels["mixed_text"] == "MixSD on one"
@@ -141,7 +141,7 @@ def test_rivals_are_rows_over_the_same_passages(command: Command, tmp_path: Path
         assert likely[row] != likely[same]
     learnt, cost, against = found["tables"]
     assert [row[0] for row in learnt["rows"]] == [row[0] for row in cost["rows"]] == [*labels.values()][1:]
-    assert len(against["rows"]) == 12 * 11 // 2
+    assert len(against["rows"]) == 13 * 12 // 2
     spent = {row[0]: row for row in cost["rows"]}
     assert spent["Passage alone"][3] == "0" and float(spent["SPA: seven kinds of rewriting"][5]) > 0
     assert spent[labels["distilled_text"]][4] == spent["Recorded: one"][4]  # the same text, another loss
@@ -171,8 +171,9 @@ def test_text_that_rows_share_is_written_for_the_first_of_them():
     shown = {stage.name: stage.phases for stage in rows.read(config).stages[2:]}
     both, reading = (plan.WRITE, plan.TRAIN), (plan.TRAIN,)
     assert shown == {"passage": reading, "distilled_text": both, "mixed_text": reading}
-    asked = rows.read(dataclasses.replace(config, rows=("prefix", "distilled_questions")))
-    assert {stage.name: stage.phases for stage in asked.stages[2:]} == {"distilled_questions": both, "prefix": reading}
+    asked = rows.read(dataclasses.replace(config, rows=("prefix", "sdft", "distilled_questions")))
+    shown = {stage.name: stage.phases for stage in asked.stages[2:]}
+    assert shown == {"distilled_questions": both, "prefix": reading, "sdft": reading}
     alone = rows.read(dataclasses.replace(config, rows=("prefix",)))
     assert alone.stages[2].phases == both
     more = rows.read(dataclasses.replace(config, rows=("seal", "distilled_text")))

@@ -199,8 +199,14 @@ class Given(struct.PyTreeNode):
     fixed: Adapter | None = None  # trained before; this one is trained on top of it
 
 
-def begin(adapter: Adapter, optimiser: Optimiser) -> InnerState:
-    """An adapter before its first step."""
+Start = Adapter | InnerState  # a fresh adapter, or one whose training goes on
+
+
+def begin(start: Start, optimiser: Optimiser) -> InnerState:
+    """An adapter before its first step, or before the next one if it has taken some."""
+    if isinstance(start, InnerState):
+        return start
+    adapter = start
     return InnerState(adapter, transformation(optimiser).init(adapter.weights), jnp.zeros((), jnp.int32))
 
 
@@ -318,17 +324,17 @@ def tick(
 
 
 @partial(jax.jit, static_argnames=("optimiser", "places", "mesh"))
-def _empty(adapter: Adapter, given: Given, *, optimiser: Optimiser, places: int, mesh: Mesh | None = None) -> Bank:
-    one = Bank(begin(adapter, optimiser), given)
+def _empty(start: Start, given: Given, *, optimiser: Optimiser, places: int, mesh: Mesh | None = None) -> Bank:
+    one = Bank(begin(start, optimiser), given)
     return sharding.constrained(jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape), leaf.dtype), one), mesh)
 
 
 @partial(jax.jit, static_argnames=("optimiser", "mesh"), donate_argnames="bank")
 def _put(
-    bank: Bank, place: Int[Array, ""], adapter: Adapter, given: Given, *, optimiser: Optimiser, mesh: Mesh | None = None
+    bank: Bank, place: Int[Array, ""], start: Start, given: Given, *, optimiser: Optimiser, mesh: Mesh | None = None
 ) -> Bank:
-    """The bank with an adapter before its first step at a place."""
-    one = Bank(begin(adapter, optimiser), given)
+    """The bank with an adapter before its first step, or before the next one, at a place."""
+    one = Bank(begin(start, optimiser), given)
     return sharding.constrained(jax.tree.map(lambda leaf, new: leaf.at[place].set(new), bank, one), mesh)
 
 
@@ -372,7 +378,7 @@ class Lessons(NamedTuple):
 def adapt_each(
     model: Model,
     params: dict[str, Any],
-    start: Callable[[int], Adapter],
+    start: Callable[[int], Start],
     lessons: Lessons,
     given: Given,
     recipe: Recipe,
@@ -383,15 +389,17 @@ def adapt_each(
     hosts: Hosts | None = None,
     skip: Collection[int] = (),
     watch: Callable[[int, int], None] | None = None,
+    keep: Callable[[int, InnerState], None] | None = None,
 ) -> Iterator[tuple[int, Adapter, Metrics]]:
     """Trains E adapters; yields each one's number, itself and its metrics [S], on the host, as soon as it has finished.
 
-    `start(e)` is adapter e before its first step; `given` has a leading axis E. With a `mesh` each lane has a bank, a
-    schedule and its share of the adapters, and nothing is exchanged; a single adapter is trained by all of them, each
-    on its share of a step's sequences. Of `hosts` each yields what its own devices trained. Adapters in `skip` are left
-    out, and the ticks of all others are what they would be without: a run that is carried on computes the same numbers.
-    `watch` is called with the tokens computed so far and in all. A diverged adapter holds NaN and changes no other: see
-    `is_finite`.
+    `start(e)` is adapter e before its first step, or a state that `keep` was called with: once an adapter has finished,
+    with its number and all that its training could go on from, on the host. `given` has a leading axis E. With a `mesh`
+    each lane has a bank, a schedule and its share of the adapters, and nothing is exchanged; a single adapter is
+    trained by all of them, each on its share of a step's sequences. Of `hosts` each yields what its own devices
+    trained. Adapters in `skip` are left out, and the ticks of all others are what they would be without: a run that is
+    carried on computes the same numbers. `watch` is called with the tokens computed so far and in all. A diverged
+    adapter holds NaN and changes no other: see `is_finite`.
 
     Raises:
         jax.errors.JaxRuntimeError: memory does not suffice.
@@ -410,7 +418,7 @@ def adapt_each(
 
     for e in sorted(found.keys() - set(skip)) if first == 0 else ():
         if not len(longest[e]):  # nothing to train on: it stays as it began
-            yield e, jax.device_get(start(e)), found.pop(e)
+            yield e, jax.device_get(begin(start(e), recipe.optimiser).adapter), found.pop(e)
 
     if mesh is not None and lessons.taught is not None:
         # A teacher is read by all devices: not while lanes have programs of their own that exchange something.
@@ -433,6 +441,8 @@ def adapt_each(
             lane.settle(found, leave=0 if finished else AHEAD)
             done += schedule.computed_tokens([ticked], batch_size)
             for adapter, _, place in finished:
+                if keep is not None:
+                    keep(adapter, lane.state(place))
                 yield adapter, lane.adapter(place), found.pop(adapter)
             if watch is not None:
                 watch(done, total)
@@ -496,11 +506,11 @@ class _Lane:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def take(self, ticked: Tick, rows: Rows, arriving: dict[int, tuple[Adapter, Given]]) -> None:
+    def take(self, ticked: Tick, rows: Rows, arriving: dict[int, tuple[Start, Given]]) -> None:
         """Starts a tick, for which new adapters take places first; it has not ended when this returns."""
         self._pending.append((ticked, self._thread.submit(self._take, rows, arriving)))
 
-    def _take(self, rows: Rows, arriving: dict[int, tuple[Adapter, Given]]) -> Metrics:
+    def _take(self, rows: Rows, arriving: dict[int, tuple[Start, Given]]) -> Metrics:
         optimiser = self._recipe.optimiser
         for place, new in arriving.items():
             mine = self._placed(new)
@@ -531,6 +541,11 @@ class _Lane:
         """What lies at a place, copied to the host. All ticks have ended."""
         assert self._bank is not None
         return jax.device_get(lora.take(self._bank.state.adapter, place))
+
+    def state(self, place: int) -> InnerState:
+        """The same, with its moments and its number of steps."""
+        assert self._bank is not None
+        return jax.device_get(jax.tree.map(lambda leaf: leaf[place], self._bank.state))
 
 
 def is_finite(adapters: Adapter) -> Bool[np.ndarray, "E"]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from seal_jax.engine import batching, inner, schedule
 from seal_jax.engine.chunks import Chunk
-from seal_jax.engine.inner import Given, Lessons, Optimiser, Recipe
+from seal_jax.engine.inner import Given, InnerState, Lessons, Optimiser, Recipe, Start
 from seal_jax.engine.schedule import Room, Tick
 from seal_jax.engine.teachers import States
 from seal_jax.nn import lora, sharding
@@ -88,7 +88,9 @@ def train_each(
     settings: Sequence[Settings | None] | None = None,
     numbers: Mapping[str, float | Sequence[float]] | None = None,
     skip: Collection[int] = (),
-    start: Callable[[int], Adapter] | None = None,
+    start: Callable[[int], Start] | None = None,
+    keep: Callable[[int, InnerState], None] | None = None,
+    horizon: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Adapter, Float[np.ndarray, "S"]]]:
     """Trains an adapter on each of E self-edits' sequences; yields (number, adapter, losses) as each finishes.
 
@@ -97,7 +99,9 @@ def train_each(
     `trainer.config`'s. `numbers` are what the loss is told, one for all rows or one for each. `seed` names the training
     run, or that of each row: the order of sequences follows from it, and so does the initialisation, together with the
     self-edit's tokens where that is `per_edit`. Neighbours change neither. Those in `skip` are left out. `start` gives
-    each row's adapter before its first step, where that is not a fresh one by its settings.
+    each row's adapter before its first step, where that is not a fresh one by its settings, or a state to go on from,
+    which `keep` is called with; `horizon` are then the steps of each row's whole training, by which its learning rate
+    falls.
 
     If the device runs out of memory fewer adapters are trained at a time, which is said once; nothing finished is lost.
     Where processes share the work each yields those that it trained.
@@ -114,10 +118,10 @@ def train_each(
     states = States(lm, edits, seeds, trainer.loss, fixed) if trainer.loss.teacher == "in_context" else None
     lessons = lessons._replace(taught=states)
     if config.initialisation == "per_edit":  # one that depends on what an edit says, and not on its neighbours
-        seeds = [_fingerprint(one, sequences) for one, sequences in zip(seeds, edits, strict=True)]
+        seeds = [fingerprint(one, sequences) for one, sequences in zip(seeds, edits, strict=True)]
     hparams = HParams(
         learning_rate=np.asarray([chosen.learning_rate for chosen in own], np.float32),
-        num_steps=np.asarray([len(order) for order in lessons.orders], np.int32),
+        num_steps=np.asarray(horizon or [len(order) for order in lessons.orders], np.int32),
         alpha=np.asarray([chosen.alpha for chosen in own], np.float32),
         rank=np.asarray([chosen.rank for chosen in own], np.int32),
         seed=np.asarray(seeds, np.int32),
@@ -143,7 +147,7 @@ def train_each(
         finished = inner.adapt_each(
             lm.model, lm.params, start or fresh, lessons, Given(hparams, jax.device_get(fixed)),
             Recipe(config.optimiser, trainer.loss._replace(in_view=1.0), trainer.compute),  # the host tossed the coins
-            widths=widths, room=room, mesh=lm.mesh, hosts=hosts, skip=frozenset(done), watch=watch,
+            widths=widths, room=room, mesh=lm.mesh, hosts=hosts, skip=frozenset(done), watch=watch, keep=keep,
         )  # fmt: skip
         try:
             for e, adapter, metrics in finished:
@@ -300,6 +304,7 @@ def init_adapters(blocks: dict[str, Any], hparams: HParams, projections: tuple[s
     return jax.vmap(one)(hparams)
 
 
-def _fingerprint(seed: int, sequences: Sequence[batching.Tokens]) -> int:
+def fingerprint(seed: int, sequences: Sequence[batching.Tokens]) -> int:
+    """31 bits of a seed and of what is trained on."""
     words = np.fromiter((i for s in sequences for i in (len(s.ids), *s.ids)), np.uint32)
     return int(np.random.default_rng([seed, *words]).integers(2**31))

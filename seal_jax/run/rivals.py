@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap
 from seal_jax.domains import squad
 from seal_jax.domains.passages import Passage
-from seal_jax.engine import batching, prefixes
+from seal_jax.engine import batching, on_policy, prefixes
 from seal_jax.engine.training import train_each
 from seal_jax.nn.losses import Loss, distillation, mixed
 from seal_jax.run import passages, plan, sources
@@ -32,14 +32,16 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
     "active_reading": "Active Reading: its own strategies",
     "distilled_questions": "Context distillation on its own questions",
     "prefix": "Trained prefix on its own questions",
+    "sdft": "SDFT: on its own answers, sampled anew",
     "distilled_text": "Context distillation on",  # the text: recorded self-edits, or SEAL's without any
     "mixed_text": "MixSD on",
 }
 ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
-ON_QUESTIONS = ("distilled_questions", "prefix")  # rows on the model's own questions, which are written once
+ON_QUESTIONS = ("distilled_questions", "prefix", "sdft")  # rows on the model's own questions, which are written once
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
     "prefix": distillation,
+    "sdft": distillation,
     "distilled_text": distillation,
     "mixed_text": mixed,
 }
@@ -101,7 +103,11 @@ def asker(config: Any) -> str:
 
 def train(config: Any, name: str) -> Train:
     """How a row's adapters are trained."""
-    return partial(prefixes.train_each, how=config.prefix) if name == "prefix" else train_each
+    if name == "prefix":
+        return partial(prefixes.train_each, how=config.prefix)
+    if name == "sdft":
+        return partial(on_policy.train_each, how=config.sdft, max_tokens=config.answer_tokens)
+    return train_each
 
 
 def write(here: Session, data: Sources, name: str) -> tuple[list[list[SelfEdit]], list[int]]:
