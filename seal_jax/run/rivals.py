@@ -34,6 +34,7 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
     "mixed_text": "MixSD on",
 }
 ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
+SMALLER = "{}, smaller budgets"  # a row's stage that trains on the beginnings of its text
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
     "distilled_text": distillation,
@@ -71,6 +72,8 @@ def read(config: Any) -> Sources:
         reads = name == "passage" or name in found.completions or (name in ON_TEXT and name != writer(config, found))
         phases = (plan.TRAIN,) if reads else (plan.WRITE, plan.TRAIN)
         stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
+        if name != "passage" and (smaller := len(config.budgets) - 1):
+            stages.append(Stage(SMALLER.format(name), (plan.TRAIN,), count * smaller, config.seeds))
     return found._replace(stages=stages)
 
 
@@ -139,6 +142,17 @@ def recorded(here: Session, passage: Passage, completions: Sequence[str]) -> Wri
     return Written("\n\n".join(used), kept, writers.written_tokens(used, codec))
 
 
+def beginnings(here: Session, name: str, edits: Sequence[Sequence[SelfEdit]]) -> list[list[SelfEdit]]:
+    """Of a row's `[P][1]` self-edits, as much as each smaller budget holds: `[P][B - 1]`, the smallest first.
+
+    Empty where there is nothing to cut: one budget alone, or a row without text.
+    """
+    smaller = here.config.budgets[:-1]
+    if name == "passage" or not smaller:
+        return []
+    return [[writers.beginning(row[0], budget, here.lm.codec) for budget in smaller] for row in edits]
+
+
 def trained_tokens(here: Session, trials: Sequence[Sequence[Trial]]) -> list[int]:
     """Tokens of all steps of each passage's self-edits, as they were tried: what a step has no room for is cut."""
     codec, epochs = here.lm.codec, here.config.inner.epochs
@@ -195,3 +209,53 @@ def tables(rows: Sequence[Row], base: Sequence[Parts], here: Session) -> list[di
             "rows": spent,
         },
     ]
+
+
+def over_budgets(
+    curves: Mapping[str, Sequence[Row]], rows: Sequence[Row], here: Session
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What each row knows over the budget, as curves of the page and as a table; none without several budgets.
+
+    The passage alone, where it is a row, is every curve's point at 0.
+    """
+    budgets, seed = here.config.budgets, here.config.seed
+    lines, values = list[list[Any]](), list[list[Any]]()
+    alone = next((stage_of(row).accuracy for row in rows if row.name == "passage"), None)
+    start = [] if alone is None else [bootstrap_mean(alone, seed=seed, within=SHARE).as_json()]
+    of_seal = [stage_of(row).accuracy for row in curves.get("seal", ())]
+    for name, curve in curves.items():
+        stages, before = [stage_of(row) for row in curve], alone
+        values.append(list(start))
+        for b, (row, stage) in enumerate(zip(curve, stages, strict=True)):
+            accuracy = bootstrap_mean(stage.accuracy, seed=seed, within=SHARE)
+            values[-1].append(accuracy.as_json())
+            kept = bootstrap_mean([part.others for one in row.parts for part in one], seed=seed, within=SHARE)
+            others = [before, of_seal[b] if of_seal and name != "seal" else None]
+            against = (
+                "" if other is None
+                else paired_bootstrap(other, stage.accuracy, seed=seed, within=GAIN).text(form="+.1f")
+                for other in others
+            )  # fmt: skip
+            likely, trained = bootstrap_mean(stage.log_likelihood, seed=seed), sum(row.trained) / len(row.trained)
+            lines.append(
+                [row.label, f"{budgets[b]:g} x", accuracy.text(), *against, likely.text(1, ".2f"), kept.text(),
+                 f"{trained:,.0f}"]
+            )  # fmt: skip
+            before = stage.accuracy
+    if not curves:
+        return [], []
+    title, note = "Accuracy over the budget", "Synthetic tokens trained on, as a multiple of the passage's own"
+    same = "A smaller budget is the beginning of the same text; differences are paired by passage."
+    columns = ["", "budget", "accuracy, %", "against the smaller one", "against SEAL with as much",
+               "gold answer, nats a token", "others' answers kept, %", "tokens trained, a passage"]  # fmt: skip
+    zero = " 0 is the passage alone." if start else ""
+    trend = {
+        "title": title,
+        "note": f"{same}{zero}",
+        "across": note,
+        "rows": [curve[0].label for curve in curves.values()],
+        "columns": [*("0" for _ in start), *(f"{budget:g}" for budget in budgets)],
+        "values": values,
+    }
+    table = {"title": f"{title}, in figures", "note": f"{note}. {same}", "columns": columns, "rows": lines}
+    return [trend], [table]
