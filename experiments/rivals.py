@@ -23,7 +23,6 @@ from seal_jax.engine import batching
 from seal_jax.nn.losses import next_token
 from seal_jax.run import command, passages, rivals
 from seal_jax.run.passages import Knowledge
-from seal_jax.run.plan import Most
 from seal_jax.run.rivals import Row
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.run.sources import Sources
@@ -87,15 +86,10 @@ def prepare(config: Config, data: Sources, model: Model) -> Prepared:
     capacity = round(config.max_sequences * max(1.0, config.budget))
     ready = passages.prepare(config, model, data.passages, capacity=capacity)
     speaker, texts = model.speaker, [forgetting.unrelated(passage) for passage in data.passages]
-    widest, longest = ready.shapes.widths[-1], ready.most.alone
-    if widest + longest + 8 > speaker.context_length:
-        raise ValueError(
-            f"a teacher reads a passage of {longest} tokens and a sequence of {widest}; {config.model} has a context "
-            f"of {speaker.context_length}. Shorten the passages, or lower --sampling.max-tokens"
-        )
+    rivals.require_view(config, speaker, ready)
     gold = batching.round_up(max(len(gold_tokens(speaker.lm.codec.encode_more, text)) for text in texts), 8)
     shapes = ready.shapes._replace(gold_width=max(gold, ready.shapes.gold_width))
-    return ready._replace(shapes=shapes, most=Most(capacity, round((1 + config.budget) * longest), longest))
+    return ready._replace(shapes=shapes, most=rivals.most(config, ready, capacity))
 
 
 def run(here: Session, data: Sources) -> dict[str, Any]:

@@ -46,6 +46,7 @@ SMALLER = {  # options of a number: the most they are given here
     "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--compute.chunk": 2, "--inner.epochs": 1,
     "--limit": 4, "--outer.passages": 2, "--outer.samples": 2, "--outer.validation": 1, "--passages": 2,
     "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2,
+    "--streams": 2, "--stream-length": 2,
 }  # fmt: skip
 MODELS = {"--model", "--writer", "--grader.model"}
 # Small programs take longer to compile than to run: these settings compile the same programs with less effort.

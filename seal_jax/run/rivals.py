@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from seal_jax.domains.passages import Passage
 from seal_jax.engine import batching
 from seal_jax.nn.losses import Loss, distillation, mixed
 from seal_jax.run import passages, plan, sources
-from seal_jax.run.plan import Stage
-from seal_jax.run.session import Session
+from seal_jax.run.plan import Most, Stage
+from seal_jax.run.runtime import Speaker
+from seal_jax.run.session import Prepared, Session
 from seal_jax.run.sources import Sources
 from seal_jax.seal import entigraph, evaluation, forgetting, writers
 from seal_jax.seal.forgetting import Parts
@@ -35,6 +36,9 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
 }
 ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
 SMALLER = "{}, smaller budgets"  # a row's stage that trains on the beginnings of its text
+IN_STREAMS = (  # those that a stream can be taught by: a text and a loss say all, and what is trained can be merged
+    "passage", "seal", "entigraph", "spa", "active_reading", "distilled_questions", "distilled_text", "mixed_text",
+)  # fmt: skip
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
     "distilled_text": distillation,
@@ -58,8 +62,7 @@ def read(config: Any) -> Sources:
     Raises:
         ValueError: as `sources.together`; a row that there is not.
     """
-    if unknown := [name for name in config.rows if name not in OWN]:
-        raise ValueError(f"--rows: {unknown[0]!r} is no row; expected some of {', '.join(OWN)}")
+    require_rows(config.rows, OWN)
     if config.recorded:
         found = sources.together("--recorded", config.recorded, config, taken=("base", *OWN))
     else:
@@ -69,12 +72,17 @@ def read(config: Any) -> Sources:
         found = Sources(chosen, {}, 0, [passages.prompt_texts(config), held_out], lines, [])
     count, stages = len(found.passages), [Stage("base", (plan.BASE,)), Stage("base and beside", (plan.BASE,))]
     for name in rows_of(config, found):
-        reads = name == "passage" or name in found.completions or (name in ON_TEXT and name != writer(config, found))
-        phases = (plan.TRAIN,) if reads else (plan.WRITE, plan.TRAIN)
+        phases = (plan.WRITE, plan.TRAIN) if writes(config, found, name) else (plan.TRAIN,)
         stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
         if name != "passage" and (smaller := len(config.budgets) - 1):
             stages.append(Stage(SMALLER.format(name), (plan.TRAIN,), count * smaller, config.seeds))
     return found._replace(stages=stages)
+
+
+def require_rows(rows: Sequence[str], expected: Collection[str]) -> None:
+    """Raises ValueError for a row that there is not."""
+    if unknown := [name for name in rows if name not in expected]:
+        raise ValueError(f"--rows: {unknown[0]!r} is no row; expected some of {', '.join(expected)}")
 
 
 def rows_of(config: Any, data: Sources) -> dict[str, str]:
@@ -84,6 +92,12 @@ def rows_of(config: Any, data: Sources) -> dict[str, str]:
     recorded = {name: f"Recorded: {name}" for name in data.completions}
     first = {name: label for name, label in own.items() if name in ("passage", "seal")}
     return first | recorded | own
+
+
+def writes(config: Any, data: Sources, name: str) -> bool:
+    """Whether a row's text is written for it, and not read or another row's."""
+    reads = name == "passage" or name in data.completions
+    return not reads and (name not in ON_TEXT or name == writer(config, data))
 
 
 def writer(config: Any, data: Sources) -> str:
@@ -140,6 +154,22 @@ def recorded(here: Session, passage: Passage, completions: Sequence[str]) -> Wri
             examples += fitted(parsed, codec, here.loop.trainer.shapes).examples
     kept = writers.within(examples, wanted, codec)[: here.loop.trainer.shapes.capacity - 1]
     return Written("\n\n".join(used), kept, writers.written_tokens(used, codec))
+
+
+def most(config: Any, ready: Prepared, capacity: int) -> Most:
+    """The longest self-edit of any row: the passage, and the budget's tokens."""
+    alone = ready.most.alone
+    return Most(capacity, round((1 + config.budget) * alone), alone)
+
+
+def require_view(config: Any, speaker: Speaker, ready: Prepared) -> None:
+    """Raises ValueError where the model's context cannot hold what a teacher reads."""
+    widest, longest = ready.shapes.widths[-1], ready.most.alone
+    if widest + longest + 8 > speaker.context_length:
+        raise ValueError(
+            f"a teacher reads a passage of {longest} tokens and a sequence of {widest}; {config.model} has a context "
+            f"of {speaker.context_length}. Shorten the passages, or lower --sampling.max-tokens"
+        )
 
 
 def beginnings(here: Session, name: str, edits: Sequence[Sequence[SelfEdit]]) -> list[list[SelfEdit]]:
