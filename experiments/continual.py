@@ -4,12 +4,16 @@
     python -m experiments.continual paper                    # 64 streams of 8: a GPU that holds Qwen2.5-7B
     python -m experiments.continual smoke                    # a minute; shows that everything runs, and no more
     python -m experiments.continual demo --options none replay+kl --replay None --kl 0.3
+    python -m experiments.continual demo --rows seal spa distilled_text --options none replay
 
 After each edit the model is asked about all passages of its stream: row r, column c of the matrix is the accuracy on
 passage c after edit r. The paper has this for plain merging (`--options none`): 30.7 % before, 41.5 % on each passage
 right after its own edit, 24.7 % on all after the last. The other options are answers to that forgetting which the paper
 leaves open: `replay` trains again on earlier self-edits, `kl` holds each edit close to the model before it; they join
 with a plus. All options meet the same streams and the same draws, and are compared stream by stream.
+
+With `--rows`, each passage is taught by the text and the loss of a row of experiments.rivals, or by recorded
+self-edits, in place of what the model writes as the stream goes; each of them under every option.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ import sys
 from typing import Any, Literal
 
 from seal_jax.engine.sampler import Sampling
-from seal_jax.run import command, passages, streams
+from seal_jax.nn.losses import next_token
+from seal_jax.run import command, passages, rivals, streams
 from seal_jax.run.passages import Knowledge
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
-from seal_jax.run.streams import Streams
+from seal_jax.run.streams import Streams, Way
 from seal_jax.seal import continual
-from seal_jax.seal.continual import Retention
-from seal_jax.types import Compute, require_at_least
+from seal_jax.seal.continual import Retention, Stream
+from seal_jax.types import Compute, SelfEdit, require_at_least
 
 OPTIONS = ("none", "replay", "kl")
 
@@ -67,14 +72,39 @@ class Config(Knowledge):
     """Of option replay: earlier self-edits trained on again with each new one; None: all of the stream's."""
     kl: float = 0.1
     """Of option kl: the weight of KL(before || now), nats a token, beside the loss."""
+    rows: tuple[str, ...] = ()
+    """How passages are taught: rows of experiments.rivals, such as seal, spa or distilled_text, their text written by
+    the model as it was. Without any, and without --recorded, by what the model writes as the stream goes (paper)."""
+    recorded: tuple[str, ...] = ()
+    """Recorded self-edits, a row more each: NAME=FILE. The passages that all hold are the run's, in place of --data."""
+    budget: float = 4.0
+    """Of rows: tokens of a passage's synthetic sequences, as a multiple of the passage's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, streams=self.streams, stream_length=self.stream_length)
+        require_at_least(0, budget=self.budget)
+        rivals.require_rows(self.rows, rivals.IN_STREAMS)
+        with_kl = [option for option in self.options if "kl" in option.split("+")]
+        if with_kl and (own := [row for row in self.rows if row in rivals.LOSSES]):
+            raise ValueError(
+                f"--options {with_kl[0]} adds to the next token's loss, and --rows {own[0]} has a loss of its own: "
+                "leave out one of them"
+            )
         if not self.options or len(set(self.options)) < len(self.options):
             raise ValueError(f"--options {' '.join(self.options)}: expected one or more, none of them twice")
         for name in self.options:
             retention(self, name)
+
+    @property
+    def passages(self) -> int:
+        """Of all streams."""
+        return self.streams * self.stream_length
+
+    @property
+    def sequences(self) -> int:
+        """Training sequences of a self-edit at most."""
+        return round(self.max_sequences * (max(1.0, self.budget) if self.rows or self.recorded else 1))
 
     def lessons(self, option: str) -> int:
         """Self-edits that an adapter is trained on at most."""
@@ -106,6 +136,7 @@ SMOKE = dataclasses.replace(
     **passages.SMALLEST | {"max_sequences": 3},
     streams=2,
     stream_length=2,
+    budget=1.0,
 )
 
 PRESETS = {
@@ -122,21 +153,32 @@ PRESETS = {
 def prepare(config: Config, data: Streams, model: Model) -> Prepared:
     """All options share one program: an adapter has room for the most self-edits that any of them trains on."""
     lessons = max(map(config.lessons, config.options))
-    return passages.prepare(config, model, data.everything, capacity=config.max_sequences * lessons)
+    ready = passages.prepare(config, model, data.everything, capacity=config.sequences * lessons)
+    if not (config.rows or config.recorded):
+        return ready
+    rivals.require_view(config, model.speaker, ready)
+    return ready._replace(most=rivals.most(config, ready, config.sequences))
 
 
 def run(here: Session, data: Streams) -> dict[str, Any]:
-    """The streams as they are, then under each option."""
-    config, found = here.config, {}
-    base = continual.try_base(here.lm, data.streams, here.loop, name="streams")
-    for option in config.options:
-        kept = retention(config, option)
-        found[option] = continual.run_streams(here.lm, data.streams, base, kept, here.loop, name=option)
-        streams.record(here, option, found[option])
+    """The streams as they are, then in each way and under each option."""
+    config, loop, found = here.config, here.loop, dict[Way, list[Stream]]()
+    base = continual.try_base(here.lm, data.streams, loop, name="streams")
+    texts: dict[str, list[list[SelfEdit]]] = {}
+    for way in streams.ways(config, data.sources):
+        if way.row and way.row not in texts:
+            texts[way.row] = streams.written(here, data, way.row)
+        taught = texts[way.row] if way.row else None
+        own = loop._replace(trainer=loop.trainer._replace(loss=rivals.LOSSES.get(way.row or "", next_token)))
+        kept = retention(config, way.option)
+        found[way] = continual.run_streams(here.lm, data.streams, base, kept, own, name=way.name, taught=taught)
+        streams.record(here, way.name, found[way])
     return here.finish(
         streams.rows(config, found, data),
+        data="recorded" if config.recorded else config.data,
+        trends=[streams.so_far(config, found)],
         tables=[streams.compare(config, found), streams.differences(config, found)],
-        matrices=[streams.heat_map(config, option, done) for option, done in found.items()],
+        matrices=[streams.heat_map(way, done) for way, done in found.items()],
     )
 
 

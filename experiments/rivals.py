@@ -3,18 +3,21 @@
     python -m experiments.rivals demo                                      # embedded model and passages, 2 CPU cores
     python -m experiments.rivals demo --recorded iter2=iter2.json gpt=gpt4_1.json --passages 120
     python -m experiments.rivals paper --recorded iter2=iter2.json         # Qwen2.5-7B, a GPU
+    python -m experiments.rivals demo --rows passage seal spa active_reading --budgets 1 2 4 8 16   # a curve for each
     python -m experiments.rivals smoke                                     # shows that everything runs, and no more
 
 Rows: the base model; the passage alone; its own self-edits (SEAL); recorded ones; text by EntiGraph, SPA and Active
 Reading; context distillation on its own questions and on given text; MixSD on the same text; a trained prefix; SDFT,
 whose answers each adapter samples itself. Each synthetic row has a budget of tokens, as a multiple of the passage's, so
-that rows differ in what they train on and not in how much.
+that rows differ in what they train on and not in how much. With several budgets each text is written once, for the last
+of them, and its beginnings are the others'.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from seal_jax.engine import batching
@@ -23,7 +26,6 @@ from seal_jax.engine.prefixes import PrefixTuning
 from seal_jax.nn.losses import next_token
 from seal_jax.run import command, passages, rivals
 from seal_jax.run.passages import Knowledge
-from seal_jax.run.plan import Most
 from seal_jax.run.rivals import Row
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
 from seal_jax.run.sources import Sources
@@ -43,8 +45,9 @@ class Config(Knowledge):
     """Which of the other rows there are."""
     passages: int | None = None
     """Only so many passages, drawn with --data-seed."""
-    budget: float = 4.0
-    """Tokens of a passage's synthetic sequences, as a multiple of the passage's own: such as 1, 2, 4, 8, 16."""
+    budgets: tuple[float, ...] = (4.0,)
+    """Tokens of a passage's synthetic sequences, as multiples of the passage's own, upwards: such as 1 2 4 8 16. A row
+    is written for the last; of several, its accuracy over them is a curve, by the beginnings of the same text."""
     others: int = 8
     """Questions on other passages, which the base answers right, that each adapter is asked: what is forgotten."""
     seeds: int = 1
@@ -57,14 +60,22 @@ class Config(Knowledge):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, seeds=self.seeds, passages=1 if self.passages is None else self.passages)
-        require_at_least(0, budget=self.budget, others=self.others)
+        require_at_least(0, others=self.others, **{"each of --budgets": min(self.budgets, default=0)})
+        if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
+            said = " ".join(f"{budget:g}" for budget in self.budgets)
+            raise ValueError(f"--budgets {said}: expected one or more, each larger than the one before")
+
+    @property
+    def budget(self) -> float:
+        """The largest: what is written, and what the tables are of."""
+        return self.budgets[-1]
 
 
 PAPER = Config("paper", **passages.PAPER, passages=200)
 
 DEMO = Config("demo", **passages.SMALL, passages=10)
 
-SMOKE = dataclasses.replace(DEMO, preset="smoke", **passages.SMALLEST, passages=3, budget=1.0, others=2)
+SMOKE = dataclasses.replace(DEMO, preset="smoke", **passages.SMALLEST, passages=3, budgets=(1.0,), others=2)
 
 PRESETS = {
     "demo": Preset("Ten passages and the embedded model, on 2 CPU cores.", DEMO, Compute(chunk=10, write_chunk=20)),
@@ -82,15 +93,10 @@ def prepare(config: Config, data: Sources, model: Model) -> Prepared:
     capacity = round(config.max_sequences * max(1.0, config.budget))
     ready = passages.prepare(config, model, data.passages, capacity=capacity)
     speaker, texts = model.speaker, [forgetting.unrelated(passage) for passage in data.passages]
-    widest, longest = ready.shapes.widths[-1], ready.most.alone
-    if widest + longest + 8 > speaker.context_length:
-        raise ValueError(
-            f"a teacher reads a passage of {longest} tokens and a sequence of {widest}; {config.model} has a context "
-            f"of {speaker.context_length}. Shorten the passages, or lower --sampling.max-tokens"
-        )
+    rivals.require_view(config, speaker, ready)
     gold = batching.round_up(max(len(gold_tokens(speaker.lm.codec.encode_more, text)) for text in texts), 8)
     shapes = ready.shapes._replace(gold_width=max(gold, ready.shapes.gold_width))
-    return ready._replace(shapes=shapes, most=Most(capacity, round((1 + config.budget) * longest), longest))
+    return ready._replace(shapes=shapes, most=rivals.most(config, ready, capacity))
 
 
 def run(here: Session, data: Sources) -> dict[str, Any]:
@@ -104,20 +110,35 @@ def run(here: Session, data: Sources) -> dict[str, Any]:
     base = try_base(here.lm, read, loop, name="base and beside")
     nothing = [Trial(task, 0, SelfEdit("", ()), [score], score) for task, score in zip(read, base, strict=True)]
     before = [forgetting.parts(trial, beside[trial.task.id]) for trial in nothing]
+
+    def tried(name: str, label: str, trials: Sequence[Sequence[Trial]], written: list[int]) -> Row:
+        parts = [[forgetting.parts(trial, beside[trial.task.id]) for trial in row] for row in trials]
+        here.record(name, [[part.own for part in row] for row in parts])
+        return Row(name, label, parts, written, rivals.trained_tokens(here, trials))
+
     rows: list[Row] = []
+    curves: dict[str, list[Row]] = {}
     for name, label in rivals.rows_of(config, data).items():
         edits, written = rivals.write(here, data, name)
         trainer = loop.trainer._replace(loss=rivals.LOSSES.get(name, next_token))
         own = loop._replace(trainer=trainer)
         train = rivals.train(config, name)
         trials = try_self_edits(here.lm, read, edits, base, own, name, seeds=config.seeds, train=train)
-        parts = [[forgetting.parts(trial, beside[trial.task.id]) for trial in row] for row in trials]
-        here.record(name, [[part.own for part in row] for row in parts])
-        rows.append(Row(name, label, parts, written, rivals.trained_tokens(here, trials)))
+        rows.append(tried(name, label, trials, written))
+        if shorter := rivals.beginnings(here, name, edits):
+            stage = rivals.SMALLER.format(name)
+            trials = try_self_edits(here.lm, read, shorter, base, own, stage, seeds=config.seeds, train=train)
+            smaller = [
+                tried(f"{name} x {budget:g}", label, [[row[b]._replace(sample=0)] for row in trials], written)
+                for b, budget in enumerate(config.budgets[:-1])
+            ]
+            curves[name] = [*smaller, rows[-1]]
     stages = [evaluation.base_stage(known, "Base model"), *map(rivals.stage_of, rows)]
     table = evaluation.rows(stages, read, passages.questions_of(read), seed=config.seed)
     tables = [*rivals.tables(rows, before, here), evaluation.differences(stages, seed=config.seed)]
-    return here.finish(table, data="recorded" if config.recorded else config.data, tables=tables)
+    trends, over = rivals.over_budgets(curves, rows, here)
+    data_name = "recorded" if config.recorded else config.data
+    return here.finish(table, data=data_name, trends=trends, tables=[*over, *tables])
 
 
 EXPERIMENT = Experiment("rivals", __doc__ or "", PRESETS, rivals.read, prepare, run)

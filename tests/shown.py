@@ -45,7 +45,8 @@ LEFT_OUT = {  # what is in a command that cannot be run here: why
 SMALLER = {  # options of a number: the most they are given here
     "--adapters": 2, "--edits": 2, "--epochs": 1, "--evaluation.passages": 2, "--compute.chunk": 2, "--inner.epochs": 1,
     "--limit": 4, "--outer.passages": 2, "--outer.samples": 2, "--outer.validation": 1, "--passages": 2,
-    "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2, "--budget": 1,
+    "--questions": 4, "--random": 2, "--repeats": 1, "--samples": 2, "--seeds": 2,
+    "--streams": 2, "--stream-length": 2,
 }  # fmt: skip
 MODELS = {"--model", "--writer", "--grader.model"}
 # Small programs take longer to compile than to run: these settings compile the same programs with less effort.
@@ -95,6 +96,10 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
             words[i] = model
         elif option in SMALLER and value.isdigit():
             words[i] = str(min(int(value), SMALLER[option]))
+    if "--budgets" in words:
+        start = words.index("--budgets") + 1
+        given = len(list(itertools.takewhile(str.isdigit, words[start:])))
+        words[start : start + given] = ["1", "2"][:given]
     if module == "library" and words[0] in READ_A_LIBRARY:
         words[1] = f"runs/library-{number}"
     elif module == "library" or (module == "adapt" and words[0].endswith("/")):

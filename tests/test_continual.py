@@ -20,6 +20,7 @@ from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes, Trainer
 from seal_jax.nn import lora
+from seal_jax.nn.losses import distillation, next_token
 from seal_jax.run.journal import RunFolder
 from seal_jax.run.streams import figures, matrix, retained
 from seal_jax.seal import continual
@@ -110,6 +111,34 @@ def outcomes(streams) -> list[list[str]]:
 def plain(lm, tmp_path_factory):
     """Three streams, two at a time, nothing done against forgetting."""
     return run(lm, tmp_path_factory.mktemp("plain"), [CALM, OTHER, CALM[::-1]])
+
+
+def test_what_was_written_beforehand_teaches_as_what_is_written_on_the_way(lm, plain, tmp_path):
+    """The edits of a run, given to another: the same streams, not a word written; another loss is the loop's."""
+    streams, _ = plain
+    given = [[step.edit for step in stream.steps] for stream in streams]
+    tasks = [[step.task for step in stream.steps] for stream in streams]
+
+    def taught(edits, folder, loss=next_token, **option):
+        loop = make_loop(tmp_path / folder)
+        loop = loop._replace(trainer=loop.trainer._replace(loss=loss))
+        found = run_streams(lm, tasks, [s.base for s in streams], Retention(**option), loop, name="t", taught=edits)
+        assert not loop.journal.has("t/streams 0/step 0/write")
+        loop.journal.close()
+        return found
+
+    assert timeless(taught(given, "same")) == timeless(streams)
+    viewed = [
+        [edit._replace(examples=tuple(e._replace(view=f"red blue {e.prompt}") for e in edit.examples)) for edit in row]
+        for row in given
+    ]
+    again, replayed = taught(viewed, "view", distillation), taught(viewed, "replay", distillation, replay=None)
+    assert again[0].steps[0].losses != streams[0].steps[0].losses
+    assert [step.sequences for step in again[0].steps] == [1, 1, 1]
+    assert [step.sequences for step in replayed[0].steps] == [1, 2, 3]
+    assert replayed[0].steps[0].losses == pytest.approx(again[0].steps[0].losses, abs=1e-5)
+    with pytest.raises(ValueError, match="kl is added to the loss of the next token"):
+        taught(viewed, "kl", distillation, kl=0.1)
 
 
 def test_each_task_is_learned_right_after_its_own_edit(plain):

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import continual
 from experiments.continual import PAPER, SMOKE, Config, retention
+from seal_jax.domains import squad
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
@@ -130,6 +131,72 @@ def test_streams_share_no_passage_and_follow_from_the_seed(config):
     assert len({passage.id for stream in cut for passage in stream}) == 6
     assert streams.cut(config).streams == cut
     assert streams.cut(dataclasses.replace(config, data_seed=1)).streams != cut
+
+
+ROWS = ("passage", "spa", "distilled_text")
+
+
+@pytest.fixture(scope="module")
+def by_rows(config, tmp_path_factory) -> tuple[Config, dict, Path]:
+    """Two streams of two, taught in four ways, with replay and without."""
+    folder = tmp_path_factory.mktemp("rows")
+    read = squad.load_passages("invented", "train")[:5]
+    recorded = [
+        {"title": p.title, "context": p.context, "questions": [q._asdict() for q in p.questions],
+         "completions": ["One line.\nAnother line."]}
+        for p in read
+    ]  # fmt: skip
+    (folder / "edits.json").write_text(json.dumps(recorded), encoding="utf-8")
+    options = {"streams": 2, "rows": ROWS, "recorded": (f"mine={folder / 'edits.json'}",), "budget": 1.0}
+    own = dataclasses.replace(config, options=("none", "replay"), **options)
+    return own, execute(own, folder / "run"), folder / "run"
+
+
+def test_rows_of_rivals_teach_the_same_streams_with_replay_and_without(by_rows):
+    _, results, folder = by_rows
+    named = [way for row in ("passage", "mine", "spa", "distilled_text") for way in (row, f"{row}+replay")]
+    names = [f"{stage}_{way}" for way in named for stage in ("after_own_edit", "after_all_edits")]
+    assert [row["name"] for row in results["rows"]] == ["base", *names]
+    assert results["rows"][-1]["label"] == "After all edits: Context distillation on mine, replay of 1"
+    records = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    said = {way: [record for record in records if record["stage"] == way] for way in named}
+    assert all(len(own) == 4 for own in said.values())
+    for first, second in (("spa", "spa+replay"), ("mine", "distilled_text")):  # the same text
+        assert [own["sequences"] for own in said[first]] == [own["sequences"] for own in said[second]]
+    assert all("One line." in own["completion"] for own in said["mine"])
+    assert [own["losses"][0] for own in said["mine"]] != [own["losses"][0] for own in said["distilled_text"]]
+    compared, differences = results["tables"]
+    trained = {row[0]: row[compared["columns"].index("tokens trained")] for row in compared["rows"]}
+    for label in ("Passage alone", "SPA: seven kinds of rewriting", "Context distillation on mine"):
+        assert trained[f"{label}, replay of 1"] > trained[label]
+    pairs = [row[:2] for row in differences["rows"]]
+    assert [f"Recorded: mine{end}" for end in (", replay of 1", "")] in pairs  # with replay and without
+    assert ["Recorded: mine, replay of 1", "Passage alone, replay of 1"] in pairs  # the ways
+    assert len(pairs) == 4 + 2 * 3
+    (trend,) = results["trends"]
+    assert (len(trend["rows"]), trend["columns"]) == (8, ["1", "2"])
+    for values, row in zip(trend["values"], results["rows"][2::2], strict=True):
+        assert values[-1] == row["accuracy"]  # after the last edit, on all
+
+
+def test_a_run_of_rows_carries_on(by_rows, tmp_path, killed_after):
+    config, results, _ = by_rows
+    with killed_after(22):
+        execute(config, tmp_path)
+    assert without_seconds(execute(config, tmp_path)) == without_seconds(results)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": ("spa", "prefix")}, "--rows: 'prefix' is no row; expected some of passage, seal"),
+        ({"rows": ("mixed_text",), "options": ("none", "kl")}, "--rows mixed_text has a loss of its own"),
+        ({"rows": ("spa",), "budget": -1.0}, "budget is -1.0; expected at least 0"),
+    ],
+)
+def test_rows_that_cannot_teach_a_stream(config, options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **options)
 
 
 def test_more_streams_than_passages_are_refused(config):

@@ -180,11 +180,55 @@ def test_text_that_rows_share_is_written_for_the_first_of_them():
     assert {stage.name: stage.phases for stage in more.stages[2:]} == {"seal": both, "distilled_text": reading}
 
 
+def test_a_smaller_budget_is_what_a_run_of_that_budget_is(command: Command, tmp_path: Path, capsys):
+    """Two budgets in one run, written once, against a run of each: the same answers and likelihoods by passage."""
+    options = [
+        "--rows",
+        "passage",
+        "seal",
+        "spa",
+        "--inner.learning-rate",
+        "0.02",
+        "--max-sequences",
+        "20",
+        "--budgets",
+    ]
+    for name, budgets in {"both": ("1", "2"), "1": ("1",), "2": ("2",)}.items():
+        assert command(rivals.EXPERIMENT, *options, *budgets, "--run-folder", str(tmp_path / name)) == 0
+    assert "Accuracy over the budget, in figures" in capsys.readouterr().out
+    both, one, two = (results(tmp_path / name) for name in ("both", "1", "2"))
+    assert [row["name"] for row in both["rows"]] == ["base", "passage", "seal", "spa"]
+    for row, other in zip(both["rows"], two["rows"], strict=True):  # the tables are of the largest budget
+        assert row["log_likelihood"]["mean"] == pytest.approx(other["log_likelihood"]["mean"], abs=1e-5)
+
+    def tried(folder: str, stage: str) -> dict[str, tuple[list[str], float]]:
+        lines = (tmp_path / folder / "self_edits.jsonl").read_text().splitlines()
+        own = [edit for edit in map(json.loads, lines) if edit["stage"] == stage]
+        assert len(own) == 3 and {edit["sample"] for edit in own} == {0}
+        return {edit["passage"]: (edit["sequences"], edit["log_likelihood"]) for edit in own}
+
+    for stage in ("seal", "spa"):
+        small, alone, large = tried("both", f"{stage} x 1"), tried("1", stage), tried("both", stage)
+        for passage, (sequences, likely) in small.items():
+            assert sequences == alone[passage][0] and likely == pytest.approx(alone[passage][1], abs=1e-5)
+            assert len("".join(sequences)) < len("".join(large[passage][0])) and sequences[-1] == large[passage][0][-1]
+            assert likely != large[passage][1]
+    (trend,), table = both["trends"], both["tables"][0]
+    assert (trend["columns"], trend["rows"]) == (["0", "1", "2"], [row["label"] for row in both["rows"][2:]])
+    for row, values in zip(both["rows"][2:], trend["values"], strict=True):
+        assert values[0] == both["rows"][1]["accuracy"] and values[2] == row["accuracy"]
+    assert [row[:2] for row in table["rows"]] == [[label, x] for label in trend["rows"] for x in ("1 x", "2 x")]
+    trained = [float(row[7].replace(",", "")) for row in table["rows"]]
+    assert trained[0] < trained[1] and trained[2] < trained[3]
+    assert table["rows"][0][4] == "" and table["rows"][2][4]  # against SEAL, which is not against itself
+    assert (one["trends"], len(one["tables"])) == ([], 3)
+
+
 def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
     """Of twenty tokens, the first line would hold all; a step has room for eight of it."""
     lm, loop = tiny.language_model([*"Tabcd"]), make_loop(tmp_path)
     loop = loop._replace(trainer=loop.trainer._replace(shapes=loop.trainer.shapes._replace(widths=(8,))))
-    here = SimpleNamespace(lm=lm, loop=loop, config=dataclasses.replace(rivals.SMOKE, budget=4.0))
+    here = SimpleNamespace(lm=lm, loop=loop, config=dataclasses.replace(rivals.SMOKE, budgets=(4.0,)))
     texts = [" ".join("a" * 30), "b c d", "d d"]
     found = rows.recorded(here, Passage("t", "T", "a b c d", ()), texts)
     assert [size(example, lm.codec) for example in found.examples] == [8, 4, 3]
@@ -194,7 +238,9 @@ def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
     ("options", "message"),
     [
         (["--rows", "spaa"], "--rows: 'spaa' is no row; expected some of passage, seal"),
-        (["--budget", "-1"], "budget is -1.0; expected at least 0"),
+        (["--budgets", "-1"], "each of --budgets is -1.0; expected at least 0"),
+        (["--budgets", "4", "2"], "--budgets 4 2: expected one or more, each larger than the one before"),
+        (["--budgets", "2", "2"], "--budgets 2 2: expected one or more, each larger than the one before"),
         (["--recorded", "spa=first.json"], "--recorded: a row of the table is called 'spa'"),
     ],
 )

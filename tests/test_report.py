@@ -15,6 +15,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
 from seal_jax.report import figures
 from seal_jax.report.blocks import holds
 from seal_jax.report.page import write_report
-from seal_jax.report.results import Estimate
+from seal_jax.report.results import Estimate, Trends
 from seal_jax.report.sections import RECORDS
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> </style> {{ 7 * 7 }} & "quotes" $x^2$ \u202e'
@@ -500,6 +501,31 @@ def test_long_labels_of_a_heat_map_are_whole_and_the_rest_is_filled_up(tmp_path)
     page = Page(write_report(write_sample_run(tmp_path, {"matrices": [matrix]}, [])))
     assert all(f">{column}</th>" in page.source for column in columns)
     assert page.source.count('<td class="none">') == 17
+
+
+def test_trends_share_their_axes_and_show_each_line_over_the_others(tmp_path):
+    known = [{"mean": 0.1, "low": 0.0, "high": 0.3}, {"mean": 0.2, "low": 0.1, "high": 0.4}]
+    trend = {
+        "title": "Over the budget", "note": "By passage.", "across": "tokens <of> it", "columns": ["0", "1", "16"],
+        "rows": ["SEAL <b>", "SPA", "never"], "values": [[*known, None], [{"mean": 0.4}, None, {"mean": 0.3}]],
+    }  # fmt: skip
+    results = {"rows": [], "trends": [trend, {"title": "Gone", "rows": ["a"], "values": [[None]]}]}
+    page = Page(write_report(write_sample_run(tmp_path, results, [])))
+    words = page.words()
+    assert "Over the budget By passage. SEAL <b>" in words and "Across: tokens <of> it." in words
+    assert "Gone" not in words and "never" not in words
+    (figure,) = re.findall(r'<figure class="curves trends".*?</figure>', page.source, flags=re.DOTALL)
+    assert figure.count("<polygon") == 1 and figure.count('class="dot"') == 4  # one line has no intervals
+    assert figure.count('class="other"') == 2 and "SPA: 0: 40.0" in figure
+    drawn = figures.trends(msgspec.convert(trend, Trends))
+    assert [text for _, text in drawn.ticks] == ["0\u202f%", "10\u202f%", "20\u202f%", "30\u202f%", "40\u202f%"]
+    first, second = drawn.parts[2]
+    assert first["line"] == "0,75 50,50" and first["band"] == "0,100 50,75 50,0 0,25"
+    assert second["line"] == "0,0 100,25" and second["others"] == [first["line"]] and second["band"] == ""
+    lost = figures.trends(
+        msgspec.convert(trend | {"unit": "points", "values": [[{"mean": -0.1}, {"mean": 0.1}]]}, Trends)
+    )
+    assert lost.parts[2][0]["line"] == "0,100 50,0" and lost.ticks[0] == (0, "\u221210.0")
 
 
 def test_places_in_a_figure_are_those_of_its_values(tmp_path):

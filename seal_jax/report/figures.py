@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from seal_jax.report.blocks import MINUS, NO_BREAK, Figure, percent
-from seal_jax.report.results import Estimate, Losses, Matrix
+from seal_jax.report.blocks import MINUS, NO_BREAK, Figure, percent, points
+from seal_jax.report.results import Estimate, Losses, Matrix, Trends
 
 BINS = 10  # of a distribution of rewards, each a tenth wide
 POINTS = 200  # drawn of a loss curve at most
@@ -85,9 +85,7 @@ def curves(title: str, panels: Sequence[tuple[str, Sequence[Losses]]], step: str
     found = [(label, lines, *spread) for label, lines in panels if len((spread := _spread(lines))[0])]
     if not found:
         return None
-    lowest, highest = min(0.0, *(low.min() for *_, low, _ in found)), max(0.1, *(high.max() for *_, high in found))
-    size = ticks(highest - lowest, 4)[1]
-    scale = [size * n for n in range(math.floor(lowest / size), math.ceil(highest / size - 1e-9) + 1)]
+    scale = _scale(min(low.min() for *_, low, _ in found), max(high.max() for *_, high in found))
 
     def at(y: float) -> float:
         return 100 * (y - scale[0]) / (scale[-1] - scale[0])
@@ -102,6 +100,43 @@ def curves(title: str, panels: Sequence[tuple[str, Sequence[Losses]]], step: str
         drawn.append({"label": label, "line": line, "band": band if len(lines) > 1 else "", "last": int(steps[-1])})
     marks = [(at(y), f"{y:g}".replace("-", MINUS)) for y in scale]
     return Figure("curves", title, [{"step": step} | panel for panel in drawn], marks)
+
+
+def trends(part: Trends) -> Figure | None:
+    """A panel for each line: its means in colour, its intervals as a band, and the other lines behind it.
+
+    All panels share both axes; the places are equally far apart, whatever they are called.
+    """
+    places, ends = len(part.columns), list[float]()
+    lines: list[tuple[str, list[tuple[int, Estimate]]]] = []
+    for label, values in zip(part.rows, _filled(part.values, len(part.rows), []), strict=True):
+        there = [(n, value) for n, value in enumerate(values[:places]) if value and value.mean is not None]
+        ends += _numbers(end for _, value in there for end in (value.mean, value.low, value.high))
+        lines += [(label, there)] if there else []
+    if not lines:
+        return None
+    scale, signed = _scale(min(ends), max(ends)), part.unit == "points"
+    along = [round(100 * n / (places - 1), 2) if places > 1 else 50.0 for n in range(places)]
+
+    def at(y: float | None) -> float:
+        return round(100 * ((y or 0.0) - scale[0]) / (scale[-1] - scale[0]), 2)
+
+    def drawn(places: Iterable[tuple[int, float | None]]) -> str:
+        return " ".join(f"{along[n]:g},{100 - at(y):g}" for n, y in places)
+
+    means = [drawn((n, value.mean) for n, value in there) for _, there in lines]
+    panels = []
+    for own, (label, there) in enumerate(lines):
+        within = [(n, value) for n, value in there if value.low is not None and value.high is not None]
+        band = [*((n, value.low) for n, value in within), *((n, value.high) for n, value in reversed(within))]
+        said = [f"{part.columns[n]}: {(points if signed else percent)(value.mean)}" for n, value in there]
+        panels.append(
+            {"label": label, "line": means[own], "band": drawn(band), "dots": means[own].split(),
+             "others": [line for n, line in enumerate(means) if n != own], "said": ", ".join(said)}
+        )  # fmt: skip
+    text = points if signed else lambda y: f"{round(100 * y, 2):g}{NO_BREAK}%".replace("-", MINUS)
+    marks = list(zip(along, part.columns, strict=True))
+    return Figure("trends", part.title, [part.across, marks, panels], [(at(y), text(y)) for y in scale])
 
 
 def heat_map(matrix: Matrix) -> Figure | None:
@@ -119,6 +154,13 @@ def heat_map(matrix: Matrix) -> Figure | None:
         for row in values
     ]
     return Figure("heat", matrix.title, [matrix.columns, list(zip(matrix.rows, cells, strict=True))])
+
+
+def _scale(lowest: float, highest: float) -> list[float]:
+    """Round numbers in equal steps, that hold 0 and both ends."""
+    lowest, highest = min(0.0, lowest), max(0.1, highest)
+    size = ticks(highest - lowest, 4)[1]
+    return [size * n for n in range(math.floor(lowest / size), math.ceil(highest / size - 1e-9) + 1)]
 
 
 def _filled(values: Sequence[Any], length: int, empty: Any = None) -> list[Any]:

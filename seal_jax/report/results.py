@@ -129,6 +129,16 @@ class Matrix(Part, frozen=True):
     values: list[Losses] = []
 
 
+class Trends(Part, frozen=True):
+    """Lines over the same few places, each a mean with its interval: of accuracy over the budget, say."""
+
+    across: str = ""  # what the places are
+    rows: list[str] = []
+    columns: list[str] = []
+    values: list[list[Estimate | None]] = []  # a line a row
+    unit: str = "%"  # or "points": a difference, with its sign
+
+
 class Attempt(Record, frozen=True):
     label: str = "Attempt"
     grid: Any = None
@@ -159,6 +169,7 @@ class Results(Record, frozen=True):
     validation: Validation = Validation()
     tables: list[Table] = []
     matrices: list[Matrix] = []
+    trends: list[Trends] = []
     grids: list[Grids] = []
     ungraded: int = 0
     settings: dict[str, Any] = {}

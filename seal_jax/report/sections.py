@@ -51,6 +51,7 @@ from seal_jax.report.results import (
     Row,
     Run,
     SelfEdit,
+    Trends,
     Written,
     difference,
     read_self_edits,
@@ -282,6 +283,8 @@ def _of_one(run: Run) -> Iterator[Section]:
     """What its own experiment shows, its rounds and its self-edits."""
     results, self_edits = run.results, read_self_edits(run.folder / "self_edits.jsonl")
     labels = {row.name: row.title for row in results.rows}
+    for trend in results.trends:
+        yield Section(trend.title or "Curves", trend.note, _trend(trend))
     for matrix in results.matrices:
         yield Section(matrix.title or "Matrix", matrix.note, [figures.heat_map(matrix)])
     for given in results.tables:
@@ -291,6 +294,14 @@ def _of_one(run: Run) -> Iterator[Section]:
     yield _losses(results, self_edits, labels)
     yield from map(_grids, results.grids)
     yield from _extremes(results, self_edits, labels)
+
+
+def _trend(trend: Trends) -> list[Block | Figure | None]:
+    """The figure, and how to read it."""
+    figure = figures.trends(trend)
+    across = f"Across: {trend.across}. " if trend.across else ""
+    said = f"{across}The band is the 95{NO_BREAK}% interval; the other lines are grey."
+    return [figure, Block("text", said)] if figure else []
 
 
 def _kept(runs: Sequence[Run], beside: Path) -> list[Section]:

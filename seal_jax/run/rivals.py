@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ from seal_jax.engine import batching, on_policy, prefixes
 from seal_jax.engine.training import train_each
 from seal_jax.nn.losses import Loss, distillation, mixed
 from seal_jax.run import passages, plan, sources
-from seal_jax.run.plan import Stage
-from seal_jax.run.session import Session
+from seal_jax.run.plan import Most, Stage
+from seal_jax.run.runtime import Speaker
+from seal_jax.run.session import Prepared, Session
 from seal_jax.run.sources import Sources
 from seal_jax.seal import entigraph, evaluation, forgetting, writers
 from seal_jax.seal.forgetting import Parts
@@ -38,6 +39,10 @@ OWN = {  # rows by name, and as the page calls them; all train on the passage as
 }
 ON_TEXT = ("distilled_text", "mixed_text")  # rows without a text of their own; a recorded row may be called nearly so
 ON_QUESTIONS = ("distilled_questions", "prefix", "sdft")  # rows on the model's own questions, which are written once
+SMALLER = "{}, smaller budgets"  # a row's stage that trains on the beginnings of its text
+IN_STREAMS = (  # those that a stream can be taught by: a text and a loss say all, and what is trained can be merged
+    "passage", "seal", "entigraph", "spa", "active_reading", "distilled_questions", "distilled_text", "mixed_text",
+)  # fmt: skip
 LOSSES: Mapping[str, Loss] = {
     "distilled_questions": distillation,
     "prefix": distillation,
@@ -63,8 +68,7 @@ def read(config: Any) -> Sources:
     Raises:
         ValueError: as `sources.together`; a row that there is not.
     """
-    if unknown := [name for name in config.rows if name not in OWN]:
-        raise ValueError(f"--rows: {unknown[0]!r} is no row; expected some of {', '.join(OWN)}")
+    require_rows(config.rows, OWN)
     if config.recorded:
         found = sources.together("--recorded", config.recorded, config, taken=("base", *OWN))
     else:
@@ -74,11 +78,17 @@ def read(config: Any) -> Sources:
         found = Sources(chosen, {}, 0, [passages.prompt_texts(config), held_out], lines, [])
     count, stages = len(found.passages), [Stage("base", (plan.BASE,)), Stage("base and beside", (plan.BASE,))]
     for name in rows_of(config, found):
-        reads = name == "passage" or name in found.completions
-        reads |= name in (*ON_TEXT, *ON_QUESTIONS) and name not in (writer(config, found), asker(config))
-        phases = (plan.TRAIN,) if reads else (plan.WRITE, plan.TRAIN)
+        phases = (plan.WRITE, plan.TRAIN) if writes(config, found, name) else (plan.TRAIN,)
         stages.append(Stage(name, phases, count, config.seeds, alone=name == "passage"))
+        if name != "passage" and (smaller := len(config.budgets) - 1):
+            stages.append(Stage(SMALLER.format(name), (plan.TRAIN,), count * smaller, config.seeds))
     return found._replace(stages=stages)
+
+
+def require_rows(rows: Sequence[str], expected: Collection[str]) -> None:
+    """Raises ValueError for a row that there is not."""
+    if unknown := [name for name in rows if name not in expected]:
+        raise ValueError(f"--rows: {unknown[0]!r} is no row; expected some of {', '.join(expected)}")
 
 
 def rows_of(config: Any, data: Sources) -> dict[str, str]:
@@ -88,6 +98,12 @@ def rows_of(config: Any, data: Sources) -> dict[str, str]:
     recorded = {name: f"Recorded: {name}" for name in data.completions}
     first = {name: label for name, label in own.items() if name in ("passage", "seal")}
     return first | recorded | own
+
+
+def writes(config: Any, data: Sources, name: str) -> bool:
+    """Whether a row's text is written for it, and not read or another row's."""
+    shared = name in (*ON_TEXT, *ON_QUESTIONS) and name not in (writer(config, data), asker(config))
+    return not (name == "passage" or name in data.completions or shared)
 
 
 def writer(config: Any, data: Sources) -> str:
@@ -162,6 +178,33 @@ def recorded(here: Session, passage: Passage, completions: Sequence[str]) -> Wri
     return Written("\n\n".join(used), kept, writers.written_tokens(used, codec))
 
 
+def most(config: Any, ready: Prepared, capacity: int) -> Most:
+    """The longest self-edit of any row: the passage, and the budget's tokens."""
+    alone = ready.most.alone
+    return Most(capacity, round((1 + config.budget) * alone), alone)
+
+
+def require_view(config: Any, speaker: Speaker, ready: Prepared) -> None:
+    """Raises ValueError where the model's context cannot hold what a teacher reads."""
+    widest, longest = ready.shapes.widths[-1], ready.most.alone
+    if widest + longest + 8 > speaker.context_length:
+        raise ValueError(
+            f"a teacher reads a passage of {longest} tokens and a sequence of {widest}; {config.model} has a context "
+            f"of {speaker.context_length}. Shorten the passages, or lower --sampling.max-tokens"
+        )
+
+
+def beginnings(here: Session, name: str, edits: Sequence[Sequence[SelfEdit]]) -> list[list[SelfEdit]]:
+    """Of a row's `[P][1]` self-edits, as much as each smaller budget holds: `[P][B - 1]`, the smallest first.
+
+    Empty where there is nothing to cut: one budget alone, or a row without text.
+    """
+    smaller = here.config.budgets[:-1]
+    if name == "passage" or not smaller:
+        return []
+    return [[writers.beginning(row[0], budget, here.lm.codec) for budget in smaller] for row in edits]
+
+
 def trained_tokens(here: Session, trials: Sequence[Sequence[Trial]]) -> list[int]:
     """Tokens of all steps of each passage's self-edits, as they were tried: what a step has no room for is cut."""
     codec, epochs = here.lm.codec, here.config.inner.epochs
@@ -218,3 +261,53 @@ def tables(rows: Sequence[Row], base: Sequence[Parts], here: Session) -> list[di
             "rows": spent,
         },
     ]
+
+
+def over_budgets(
+    curves: Mapping[str, Sequence[Row]], rows: Sequence[Row], here: Session
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What each row knows over the budget, as curves of the page and as a table; none without several budgets.
+
+    The passage alone, where it is a row, is every curve's point at 0.
+    """
+    budgets, seed = here.config.budgets, here.config.seed
+    lines, values = list[list[Any]](), list[list[Any]]()
+    alone = next((stage_of(row).accuracy for row in rows if row.name == "passage"), None)
+    start = [] if alone is None else [bootstrap_mean(alone, seed=seed, within=SHARE).as_json()]
+    of_seal = [stage_of(row).accuracy for row in curves.get("seal", ())]
+    for name, curve in curves.items():
+        stages, before = [stage_of(row) for row in curve], alone
+        values.append(list(start))
+        for b, (row, stage) in enumerate(zip(curve, stages, strict=True)):
+            accuracy = bootstrap_mean(stage.accuracy, seed=seed, within=SHARE)
+            values[-1].append(accuracy.as_json())
+            kept = bootstrap_mean([part.others for one in row.parts for part in one], seed=seed, within=SHARE)
+            others = [before, of_seal[b] if of_seal and name != "seal" else None]
+            against = (
+                "" if other is None
+                else paired_bootstrap(other, stage.accuracy, seed=seed, within=GAIN).text(form="+.1f")
+                for other in others
+            )  # fmt: skip
+            likely, trained = bootstrap_mean(stage.log_likelihood, seed=seed), sum(row.trained) / len(row.trained)
+            lines.append(
+                [row.label, f"{budgets[b]:g} x", accuracy.text(), *against, likely.text(1, ".2f"), kept.text(),
+                 f"{trained:,.0f}"]
+            )  # fmt: skip
+            before = stage.accuracy
+    if not curves:
+        return [], []
+    title, note = "Accuracy over the budget", "Synthetic tokens trained on, as a multiple of the passage's own"
+    same = "A smaller budget is the beginning of the same text; differences are paired by passage."
+    columns = ["", "budget", "accuracy, %", "against the smaller one", "against SEAL with as much",
+               "gold answer, nats a token", "others' answers kept, %", "tokens trained, a passage"]  # fmt: skip
+    zero = " 0 is the passage alone." if start else ""
+    trend = {
+        "title": title,
+        "note": f"{same}{zero}",
+        "across": note,
+        "rows": [curve[0].label for curve in curves.values()],
+        "columns": [*("0" for _ in start), *(f"{budget:g}" for budget in budgets)],
+        "values": values,
+    }
+    table = {"title": f"{title}, in figures", "note": f"{note}. {same}", "columns": columns, "rows": lines}
+    return [trend], [table]

@@ -6,7 +6,7 @@ weights differ, but only by the adapters merged so far, and those are together o
 model (`lora.join`): so nothing is ever merged in place, and the base model is shared as everywhere else.
 
 The paper measures how much a model forgets so (its streams of 8 passages) and leaves open what to do about it;
-`Retention` holds some answers.
+`Retention` holds some answers. What is trained on may also be written beforehand, by whatever means (`taught`).
 """
 
 from __future__ import annotations
@@ -106,22 +106,28 @@ def run_streams(
     loop: Loop,
     *,
     name: str,
+    taught: Sequence[Sequence[SelfEdit]] | None = None,
 ) -> list[Stream]:
     """R streams of N tasks, as many side by side as adapters are trained at a time.
 
-    What a stream does depends on the seed and its own tasks, not on `name` or its neighbours: two options of
-    `Retention` meet the same draws, so that they can be compared stream by stream. `loop.trainer.shapes.capacity` must
-    hold a self-edit's training sequences and those replayed with it (`Retention.self_edits` of them at most).
+    With `taught`, `[R][N]` self-edits, nothing is written: each task is learned from its own of them, by the loss of
+    `loop.trainer`. What a stream does depends on the seed and its own tasks, not on `name` or its neighbours: two
+    options of `Retention` meet the same draws, so that they can be compared stream by stream.
+    `loop.trainer.shapes.capacity` must hold a self-edit's training sequences and those replayed with it
+    (`Retention.self_edits` of them at most).
 
     Raises:
-        ValueError: streams of unequal length.
+        ValueError: streams of unequal length; KL where the loss is not the next token's.
     """
     _require_equal(streams)
+    if retention.kl and loop.trainer.loss != next_token:
+        raise ValueError("kl is added to the loss of the next token; expected a trainer of that loss, or kl 0")
     loop.display.phase(f"{name}: streams", sum(map(len, streams)), "self-edits")
     finished: list[Stream] = []
     for start in range(0, len(streams), loop.trainer.chunk.planned):
         rows = slice(start, start + loop.trainer.chunk.planned)
-        finished += _run_group(lm, streams[rows], base[rows], retention, loop, f"{name}/streams {start}")
+        given = None if taught is None else taught[rows]
+        finished += _run_group(lm, streams[rows], base[rows], retention, loop, f"{name}/streams {start}", given)
     return finished
 
 
@@ -132,13 +138,14 @@ def _run_group(
     retention: Retention,
     loop: Loop,
     name: str,
+    taught: Sequence[Sequence[SelfEdit]] | None,
 ) -> list[Stream]:
     """The streams of a chunk, step by step. Each step is written, trained, merged or not, and asked.
 
     The adapters of a group that is under way are checkpoints; once it is finished its journal says all there is to say
     of it, and they are removed.
     """
-    group = _Group(lm, streams, retention, loop, name)
+    group = _Group(lm, streams, retention, loop, name, taught)
     log: list[list[Step]] = [[] for _ in streams]
     for n in range(len(streams[0])):
         resumed = loop.journal.has(f"{name}/step {n}/ask")
@@ -156,10 +163,17 @@ class _Group:
     """R streams under way: their tasks, and the weights that each has come to."""
 
     def __init__(
-        self, lm: LanguageModel, streams: Sequence[Sequence[Task]], retention: Retention, loop: Loop, name: str
+        self,
+        lm: LanguageModel,
+        streams: Sequence[Sequence[Task]],
+        retention: Retention,
+        loop: Loop,
+        name: str,
+        taught: Sequence[Sequence[SelfEdit]] | None = None,
     ):
         self.lm, self.streams, self.retention, self.loop, self.name = lm, streams, retention, loop, name
-        self.trainer = loop.trainer._replace(loss=kl_to_base if retention.kl else next_token)
+        self.taught = taught
+        self.trainer = loop.trainer._replace(loss=kl_to_base) if retention.kl else loop.trainer
         # A finished group is read from the journal alone: nothing then asks for its weights.
         self.weights = None if loop.journal.has(f"{name}/finished") else _room(lm, streams, loop)
 
@@ -168,11 +182,15 @@ class _Group:
         loop, piece = self.loop, f"{self.name}/step {n}"
         tasks = [stream[n] for stream in self.streams]
 
-        texts, seconds = loop.journal.once(f"{piece}/write", lambda: _timed(lambda: self._write(tasks)))
-        edits = [
-            fitted(loop.domain.parse(task, text), self.lm.codec, loop.trainer.shapes)._replace(finished=ended)
-            for task, (text, ended) in zip(tasks, texts, strict=True)
-        ]
+        if self.taught is None:
+            texts, seconds = loop.journal.once(f"{piece}/write", lambda: _timed(lambda: self._write(tasks)))
+            edits = [
+                loop.domain.parse(task, text)._replace(finished=ended)
+                for task, (text, ended) in zip(tasks, texts, strict=True)
+            ]
+        else:
+            edits, seconds = [row[n] for row in self.taught], 0.0
+        edits = [fitted(edit, self.lm.codec, loop.trainer.shapes) for edit in edits]
         own = [self._sequences(edit) for edit in edits]
         lessons = [
             lines + self._replayed(task, row) if lines else [] for task, lines, row in zip(tasks, own, log, strict=True)

@@ -157,6 +157,14 @@ def within(examples: Sequence[Example], tokens: float, codec: Codec) -> tuple[Ex
     return tuple(kept)
 
 
+def beginning(edit: SelfEdit, budget: float, codec: Codec) -> SelfEdit:
+    """A self-edit that `self_edits` made, with the first of its text that holds a smaller budget, and the passage."""
+    if not edit.examples:
+        return edit
+    *text, passage = edit.examples
+    return edit._replace(examples=(*within(text, budget * size(passage, codec), codec), passage))
+
+
 def size(example: Example, codec: Codec) -> int:
     """Tokens of a training sequence."""
     return len(codec.encode_more(example.prompt) + codec.encode_more(example.completion))
