@@ -13,7 +13,7 @@ import pytest
 
 from experiments.benchmark import hlo
 from seal_jax.engine import sampler
-from seal_jax.engine.sampler import Sampling, choose, row_keys, sample
+from seal_jax.engine.sampler import Form, Sampling, choose, row_keys, sample
 from seal_jax.nn import lora
 from seal_jax.types import PROJECTIONS
 
@@ -48,7 +48,19 @@ def adapters(tiny, count: int):
 
 
 def write(
-    tiny, rows, *, groups=1, adapter=None, k=1, sampling=None, stop=(), limits=None, keys=None, width=WIDTH, mesh=None
+    tiny,
+    rows,
+    *,
+    groups=1,
+    adapter=None,
+    k=1,
+    sampling=None,
+    stop=(),
+    limits=None,
+    keys=None,
+    width=WIDTH,
+    mesh=None,
+    form=None,
 ):
     """`sample` on [E, Q] prompts given as a flat list."""
     sampling = sampling or Sampling(N, temperature=0)
@@ -57,7 +69,17 @@ def write(
     keys = row_keys(0, np.arange(np.prod(shape)).reshape(shape)) if keys is None else keys
     limits = np.full(shape, sampling.max_tokens) if limits is None else np.broadcast_to(limits, shape)
     return sample(
-        keys, tiny.model, tiny.params, adapter, tokens, valid, limits, sampling=sampling, stop=stop, mesh=mesh
+        keys,
+        tiny.model,
+        tiny.params,
+        adapter,
+        tokens,
+        valid,
+        limits,
+        sampling=sampling,
+        stop=stop,
+        mesh=mesh,
+        form=form,
     )
 
 
@@ -139,6 +161,20 @@ def test_each_row_has_its_own_limit(tiny, greedy):
         assert tokens.tolist() == row[:limit] + [0] * (N - limit)
     assert (out.lengths == limits).all()
     assert not out.stopped.any()
+
+
+@pytest.mark.parametrize(
+    "form", [Form(loop=True, tail=False), Form(loop=True, tail=True), Form(loop=False, tail=False)]
+)
+@pytest.mark.parametrize("groups", [0, 4])
+def test_every_form_of_the_program_writes_the_same(tiny, form, groups):
+    """Sampled, with rows that end at different steps, by adapters or without any."""
+    work = {"groups": groups or 1, "adapter": adapters(tiny, groups) if groups else None, "k": 3}
+    work |= {"sampling": Sampling(12, temperature=1.0, top_p=0.9), "stop": tuple(range(0, 512, 9))}
+    expected = write(tiny, PROMPTS, form=Form(loop=False, tail=True), **work)
+    assert len({int(n) for n in expected.lengths.reshape(-1)}) > 3
+    for mine, theirs in zip(write(tiny, PROMPTS, form=form, **work), expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("last", range(4))

@@ -277,7 +277,8 @@ class Target:
             return Program(lower, each * prompts * GOLD_TOKENS, mesh=self.axes)
         rows = (groups, prompts, samples)
         keys = here(jax.eval_shape(lambda: sampler.row_keys(0, np.zeros(rows, np.int32))))
-        rules = {"sampling": sampling, "stop": (0,), "mesh": self.mesh}
+        form = sampler.Form.on(self.machine.platform, model)
+        rules = {"sampling": sampling, "stop": (0,), "mesh": self.mesh, "form": form}
         lower = partial(sampler.write.lower, keys, *base, read, valid, here(array(*rows)), **rules)
         need = memory.writing(
             model, self.machine, prompts=each * prompts, samples=samples, prompt_width=width,

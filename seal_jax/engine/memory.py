@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from seal_jax.engine import costs, inner
 from seal_jax.engine.batching import round_up
 from seal_jax.engine.costs import FLOAT32
+from seal_jax.engine.sampler import Form
 from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes
 from seal_jax.nn import quantised, sharding
@@ -49,6 +50,11 @@ class Machine(NamedTuple):
     base: Base = "full"  # how the layers' matrices are kept
     fsdp: int = 1
     tensor: int = 1
+
+    @property
+    def platform(self) -> str:
+        """As JAX calls it."""
+        return "cpu" if self.on_cpu else "tpu" if self.vector_width > 1 else "gpu"
 
 
 class Writing(NamedTuple):
@@ -145,7 +151,9 @@ def writing(
     slot = costs.kv_bytes(model, itemsize)
     once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.vector_width) // model.head_dim
     cache = prompts * samples * round_up(prompt_width + max_tokens, machine.vector_width) * slot
-    cache *= 2 if machine.on_cpu and samples > 1 else 1  # all layers' prompts are repeated first
+    looped = Form.on(machine.platform, whole).loop  # it lays out no layers, and writes each cache beside the old one
+    cache *= 2 if looped or (machine.on_cpu and samples > 1) else 1  # on a CPU all layers' prompts are repeated first
+    singly = 0 if looped else _layers(model, machine)
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
     own = adapters * _adapter(whole, config, machine) if config else 0
     # For the last groups a TPU lays A out anew, with its few ranks in all lanes: one projection, whole and in pieces.
@@ -154,7 +162,7 @@ def writing(
     return Need(
         base=base_bytes(whole, machine),
         adapters=2 * own,  # as trained, and layer by layer
-        activations=once_read + max(reading, _layers(model, machine) + max(cache, anew)),
+        activations=once_read + max(reading, singly + max(cache, anew)),
         logits=(prompts + 3 * prompts * samples) * model.vocab_size * FLOAT32,
     )
 

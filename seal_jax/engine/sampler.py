@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from seal_jax.engine import costs
 from seal_jax.engine.constrained import Constraint
 from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
@@ -25,6 +26,8 @@ from seal_jax.types import AnyArray, require_at_least
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+    from seal_jax.nn.transformer import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,22 @@ def read(
     return many(params, adapters, prompts, valid)
 
 
-@partial(jax.jit, static_argnames=("model", "sampling", "stop", "mesh"))
+class Form(NamedTuple):
+    """How the program of a decoding loop is written. It changes no token."""
+
+    loop: bool  # over layers, where they are otherwise written one after another, each with a cache of its own
+    tail: bool  # the last groups go on alone, by a second loop
+
+    @classmethod
+    def on(cls, platform: str, config: ModelConfig) -> Form:
+        """What suits a platform: layers one after another copy neither weights nor caches; a loop is compiled at once.
+        On a GPU that is what a small model waits for (SmolLM2: a minute and a half of compiling for seconds of work).
+        """
+        small = costs.matmul_parameters(config) < SMALL
+        return cls(loop=platform == "gpu" and small, tail=platform == "cpu")
+
+
+@partial(jax.jit, static_argnames=("model", "sampling", "stop", "mesh", "form"))
 def write(
     keys: PRNGKeyArray,
     model: Model,
@@ -130,6 +148,7 @@ def write(
     stop: tuple[int, ...],
     constraint: Constraint | None = None,
     mesh: Mesh | None = None,
+    form: Form | None = None,
 ) -> Completions:
     """Continues each of E·Q prompts, once read, K times; arguments as for `sample`."""
     V = prompts.logits.shape[-1]
@@ -138,7 +157,8 @@ def write(
             f"the constraint knows {constraint.next_state.shape[1]} tokens and the model has logits for {V}; "
             f"call compile_pattern with vocab_size={V}"
         )
-    many = over_groups(partial(_write, model, sampling, stop), mesh, arguments=5)
+    form = form or Form.on(jax.default_backend(), nnx.merge(model, params).config)
+    many = over_groups(partial(_write, form, model, sampling, stop), mesh, arguments=5)
     return many((params, constraint), adapters, prompts, valid, keys, limits)
 
 
@@ -155,7 +175,7 @@ class Rows(NamedTuple):
     """Rows being written: G groups that share an adapter, R rows each. A group leaves only as a whole."""
 
     adapters: Adapter | None  # [G]
-    cache: list[KV]  # a layer each, [G, R, ...]
+    cache: list[KV] | KV  # a layer each, [G, R, ...]; or all of them, [G, L, R, ...]
     in_prompt: Bool[Array, "G R S"]  # slots that hold the prompt
     keys: PRNGKeyArray  # [G, R], as all below
     limits: Int[Array, "G R"]
@@ -167,10 +187,12 @@ class Rows(NamedTuple):
     states: Int[Array, "G R"] | None = None  # of the constraint, where there is one
 
 
+SMALL = 2e9  # parameters: fewer cost less in copies of their caches than in compiling
 TAIL = 4  # when so few groups are left of every TAIL, they go on alone
 
 
 def _write(
+    form: Form,
     model: Model,
     sampling: Sampling,
     stop: tuple[int, ...],
@@ -189,8 +211,15 @@ def _write(
     def per_sample(x: Array) -> Array:  # [E, Q, ...] -> [G, R, ...]: a prompt's samples share its cache
         return jnp.repeat(x, K, axis=1).reshape(*shape, *x.shape[2:])
 
+    def all_layers(x: Array) -> Array:  # [E, L, Q, ...] -> [G, L, R, ...]
+        return jax.vmap(per_sample, in_axes=1, out_axes=1)(x)
+
     layers = range(prompts.cache.k.shape[1])
-    cache = [KV(*(per_sample(x[:, i]) for x in prompts.cache)).grown(N) for i in layers]
+    cache: list[KV] | KV = (
+        KV(*map(all_layers, prompts.cache)).grown(N)
+        if form.loop
+        else [KV(*(per_sample(x[:, i]) for x in prompts.cache)).grown(N) for i in layers]
+    )
     limits = limits.reshape(shape)
     nothing = jnp.zeros(shape, jnp.int32)
     rows = Rows(
@@ -206,12 +235,12 @@ def _write(
         tokens=jnp.zeros((*shape, N), jnp.int32),
         states=None if constraint is None else jnp.broadcast_to(constraint.start, shape),
     )
-    tail = shape[0] // TAIL
-    step, rows = _write_until(tail, model, sampling, stop, params, constraint, jnp.zeros((), jnp.int32), rows)
+    tail = shape[0] // TAIL if form.tail else 0
+    step, rows = _write_until(tail, form, model, sampling, stop, params, constraint, jnp.zeros((), jnp.int32), rows)
     if tail:
         unfinished_first = jnp.argsort(rows.done.all(axis=1), stable=True)[:tail]
         few = jax.tree.map(lambda x: x[unfinished_first], rows)
-        _, few = _write_until(0, model, sampling, stop, params, constraint, step, few)
+        _, few = _write_until(0, form, model, sampling, stop, params, constraint, step, few)
         rows = rows._replace(
             **{name: getattr(rows, name).at[unfinished_first].set(getattr(few, name))
                for name in ("stopped", "lengths", "tokens")}
@@ -221,6 +250,7 @@ def _write(
 
 def _write_until(
     left: int,
+    form: Form,
     model: Model,
     sampling: Sampling,
     stop: tuple[int, ...],
@@ -231,19 +261,23 @@ def _write_until(
 ) -> tuple[Int[Array, ""], Rows]:
     """Writes one token a row after another until at most `left` groups are unfinished."""
     decoder = nnx.merge(model, params)
-    layers = decoder.layers()
     N, S = sampling.max_tokens, rows.in_prompt.shape[2]
     T, slots, prompt_length = S - N, jnp.arange(S), jnp.sum(rows.in_prompt, axis=-1)
+    shares: Any = rows.adapters
+    if not form.loop:
+        layers = decoder.layers()
+        unstack = lambda adapter: lora.unstack(adapter, len(layers))
+        shares = unstack(None) if rows.adapters is None else jax.vmap(unstack)(rows.adapters)
 
     def group(
-        shares: Any, cache: list[KV], token: Array, seen: Array, position: Array, at: Array
-    ) -> tuple[Array, list[KV]]:
+        shares: Any, cache: Any, token: Array, seen: Array, position: Array, at: Array
+    ) -> tuple[Array, list[KV] | KV]:
+        if form.loop:
+            hidden, cache = decoder(token[:, None], valid=seen, adapter=shares, past=cache, at=at)
+            return decoder.logits(hidden[:, 0]), cache
         hidden, cache = decoder.decode(token, layers, shares, cache, at, seen, position)
         return decoder.logits(hidden), cache
 
-    unstacked = lora.unstack(None, len(layers))
-    if rows.adapters is not None:
-        unstacked = jax.vmap(lambda adapter: lora.unstack(adapter, len(layers)))(rows.adapters)
     many = jax.vmap(group, in_axes=(0, 0, 0, 0, 0, None))
 
     @jax.vmap
@@ -266,7 +300,7 @@ def _write_until(
         if constraint is not None and states is not None:
             states = jnp.where(written, constraint.after(states, token), states)
         seen = rows.in_prompt | ((slots >= T) & (slots <= T + step))
-        logits, cache = many(unstacked, rows.cache, token, seen, prompt_length + step, T + step)
+        logits, cache = many(shares, rows.cache, token, seen, prompt_length + step, T + step)
         return step + 1, rows._replace(
             cache=cache,
             logits=logits,
@@ -293,6 +327,7 @@ def sample(
     stop: tuple[int, ...],
     constraint: Constraint | None = None,
     mesh: Mesh | None = None,
+    form: Form | None = None,
 ) -> Completions:
     """Continues each of E·Q prompts K times.
 
@@ -305,9 +340,10 @@ def sample(
         constraint: what may be written, made with the same `stop`; whatever else it could be is dropped before
             temperature, top-k and top-p. A row whose limit is at least `constraint.shortest()` ends as a match.
         mesh: its lanes divide E; each decodes its own groups and stops when they are done.
+        form: how the program is written; by default as suits the device.
     """
     once_read = read(model, params, adapters, prompts, valid, mesh=mesh)
-    rules = {"sampling": sampling, "stop": stop, "constraint": constraint, "mesh": mesh}
+    rules = {"sampling": sampling, "stop": stop, "constraint": constraint, "mesh": mesh, "form": form}
     return write(keys, model, params, adapters, once_read, valid, limits, **rules)
 
 

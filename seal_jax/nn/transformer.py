@@ -350,6 +350,7 @@ class Transformer(nnx.Module):
         adapter: Adapter | None = None,
         fixed: Adapter | None = None,
         past: KV | None = None,
+        at: Int[Array, ""] | int | None = None,
         dropout: float = 0.0,
         dropout_key: PRNGKeyArray | None = None,
         remat: bool = False,
@@ -358,11 +359,11 @@ class Transformer(nnx.Module):
         """Hidden states after the last norm, and every layer's keys and values (leading axis L).
 
         `valid` False marks padding, on either side; None says there is none that matters (right-padded training rows:
-        causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take its last T, and
-        `valid` is said of all S. `fixed` is an adapter that `adapter` is trained on top of: the two add up, and dropout
-        is the latter's alone. Every token sees an adapter's prefix (`lora.Prefix`). `remat` recomputes each layer in
-        the backward pass. `unroll` writes the layers one after another into the program instead of a loop
-        (`Compute.unroll`).
+        causality alone keeps real tokens from seeing pads). With a `past` of S slots the tokens take T of them, from
+        `at` on (by default the last), and `valid` is said of all S. `fixed` is an adapter that `adapter` is trained on
+        top of: the two add up, and dropout is the latter's alone. Every token sees an adapter's prefix (`lora.Prefix`).
+        `remat` recomputes each layer in the backward pass. `unroll` writes the layers one after another into the
+        program instead of a loop (`Compute.unroll`).
         """
         if isinstance(fixed, Prefix):
             raise ValueError("a prefix cannot be what another adapter is trained on top of; expected a LoRA adapter")
@@ -371,9 +372,10 @@ class Transformer(nnx.Module):
         if valid is None:
             positions, mask = jnp.broadcast_to(jnp.arange(T), tokens.shape), None
         else:
-            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)[:, S - T :]
-            mask = jnp.tril(jnp.ones((S, S), bool)) & valid[:, None, :]
-            mask = (mask | jnp.eye(S, dtype=bool))[:, S - T :]  # a left pad sees itself: no row of softmax is empty
+            own = jnp.arange(T) + (S - T if at is None else at)  # the slots of these tokens
+            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)[:, own]
+            seen, itself = (test(jnp.arange(S), own[:, None]) for test in (jnp.less_equal, jnp.equal))
+            mask = seen & valid[:, None, :] | itself  # a left pad sees itself: no row of softmax is empty
         angles = positions[..., None] * rope_frequencies(self.config)
         graph, stacked = nnx.split(self.blocks)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
@@ -384,7 +386,7 @@ class Transformer(nnx.Module):
             lora = below or {}
             if adapter is not None:
                 lora = layer_adapters(a, b, adapter.scale, key, dropout, below)
-            return nnx.merge(graph, block)(x, angles, mask, Share(lora, prefix), kv, S - T)
+            return nnx.merge(graph, block)(x, angles, mask, Share(lora, prefix), kv, S - T if at is None else at)
 
         shares = [side for one in (adapter, fixed) for side in ((None, None) if one is None else (one.a, one.b))]
         body = jax.checkpoint(layer, prevent_cse=unroll) if remat else layer  # unrolled, XLA would keep it all

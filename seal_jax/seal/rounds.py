@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numpy as np
 
 from seal_jax.engine import batching
@@ -166,7 +167,8 @@ def write_self_edits(
                 sampling=loop.sampling, stop=codec.stop, mesh=lm.mesh, constraint=loop.constraint,
             )  # fmt: skip
 
-        out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=False, hosts=lm.hosts)
+        fill = jax.default_backend() != "cpu"  # rows cost next to nothing there, and another number of them a program
+        out = in_chunks(run, len(group), loop.write_chunk, devices=devices, each=samples, fill=fill, hosts=lm.hosts)
         written, lengths, stopped = (np.asarray(side[:, 0]) for side in out)
         return [
             [
