@@ -89,7 +89,11 @@ def prepare(config: Config, data: Sources, model: Model) -> Prepared:
             f"of {speaker.context_length}. Shorten the passages, or lower --sampling.max-tokens"
         )
     gold = batching.round_up(max(len(gold_tokens(speaker.lm.codec.encode_more, text)) for text in texts), 8)
-    shapes = ready.shapes._replace(gold_width=max(gold, ready.shapes.gold_width))
+    shapes = ready.shapes._replace(
+        gold_width=max(gold, ready.shapes.gold_width),
+        taught=not rivals.LOSSES.keys().isdisjoint(config.rows),
+        prefix=config.prefix.tokens if "prefix" in config.rows else 0,
+    )
     return ready._replace(shapes=shapes, most=Most(capacity, round((1 + config.budget) * longest), longest))
 
 
