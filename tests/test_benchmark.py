@@ -296,6 +296,7 @@ def test_without_a_subcommand_it_is_everything_that_is_compared():
     ("arguments", "said"),
     [
         (["inner", "--plot", "a.png"], "--plot belongs to scaling"),
+        (["decode", "--loss", "distillation"], "--loss belongs to inner"),
         (["decode", "--edits", "2"], "--edits belongs to peers and inner"),
         (["inner", "--json", "no/such/folder/a.json"], "folder does not exist"),
         (["decode", "--peer", "skyrl-tx"], "--peer skyrl-tx only trains"),
@@ -352,6 +353,26 @@ def test_everything_compared_runs_with_little_installed(tmp_path):
     uniform = next(row for row in result["rows"] if row["stage"] == "train_qv")
     width = batching.bucket_widths(48, Compute.width_cuts)[-1]
     assert uniform["padding"] == pytest.approx(width / 48) or 48 in Compute.width_cuts
+
+
+@pytest.mark.slow
+def test_a_teacher_is_timed_beside_the_next_token(tmp_path):
+    file = tmp_path / "out.json"
+    done = run(tmp_path, "inner", *SMALL, "--loss", "distillation", "--workload", "uniform", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    result = check_schema(file, {"train_qv", "train_all"})
+    assert result["ratios"].keys() == {"distilled"} and result["ratios"]["distilled"].keys() == {
+        "train_qv",
+        "train_all",
+    }
+    assert {row["who"] for row in result["rows"]} == {"seal_jax", "distilled"}
+
+
+def test_a_teacher_reads_a_passage_and_then_the_sequence():
+    edits = [tokens(3, 9), tokens(2)]
+    for own, seen in zip(edits, workloads.in_view(edits, 50, seed=1), strict=True):
+        assert [s.ids for s in seen] == [s.ids for s in own]
+        assert all(len(s.view) == 151 + len(s.ids) and s.view[151:] == s.ids for s in seen)
 
 
 def test_a_peer_that_is_not_installed_is_an_error_that_says_how_to_do_without(tmp_path):

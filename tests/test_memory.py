@@ -16,6 +16,8 @@ from seal_jax.engine.schedule import Room, rows_of
 from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapters
 from seal_jax.io.architectures import NAMED
 from seal_jax.nn import lora, quantised, sharding, transformer
+from seal_jax.nn.losses import distillation, next_token
+from seal_jax.run import plan
 from seal_jax.seal.outer.imitation import SFT
 from seal_jax.types import PROJECTIONS, Base, Compute, HParams, MeshShape
 
@@ -66,19 +68,25 @@ TRAINING = [
 ]
 
 
-def compiled_tick(name, layers, adapters, width, config, compute, base="full", mesh=None):
+def compiled_tick(name, layers, adapters, width, config, compute, base="full", mesh=None, taught=False, prefix=0):
     shapes, model, params = abstract(name, layers, base)
     hyper, one = jax.eval_shape(lambda many: lora.take(many, 0), abstract_adapters(params, config, 1))
+    if prefix:
+        cached = (shapes.num_layers, shapes.num_kv_heads)
+        keys, values = ((*cached, *size) for size in ((shapes.head_dim, prefix), (prefix, shapes.head_dim)))
+        floats = (shape(*size, dtype=np.float32) for size in ((), keys, values))
+        one = lora.Prefix({}, {}, *floats, shape(prefix, dtype=bool))
     bank = jax.eval_shape(
         lambda a, h: inner._empty(a, Given(h), optimiser=config.optimiser, places=adapters), one, hyper
     )
     size = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
     read = (size, config.batch_size, width)
-    rows = Rows(shape(size), shape(*read), shape(*read, dtype=np.float32))
+    states = shape(*read, shapes.hidden_size, dtype=np.float32) if taught else None
+    rows = Rows(shape(size), shape(*read), shape(*read, dtype=np.float32), states)
     if mesh is not None:
         laid = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         params, bank = (jax.tree.map(laid, tree, sharding.shardings(tree, mesh)) for tree in (params, bank))
-    recipe = Recipe(config.optimiser, compute=compute)
+    recipe = Recipe(config.optimiser, distillation if taught else next_token, compute)
     return shapes, inner.tick.lower(model, params, bank, rows, recipe=recipe, mesh=mesh).compile()
 
 
@@ -103,6 +111,29 @@ def test_a_device_of_two_that_share_a_model_needs_what_was_planned(where):
     machine = CPU._replace(fsdp=where.fsdp, tensor=where.tensor)
     planned = memory.training(shapes, config, compute, machine, adapters=8, width=64).total
     assert planned == pytest.approx(assigned(compiled), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [TRAINING[0], TRAINING[1], TRAINING[3]])
+def test_a_teachers_states_and_logits_are_in_the_plan(case):
+    adapters, width, config, compute = case[2:]
+    shapes, compiled = compiled_tick(*case, taught=True)
+    planned = memory.training(shapes, config, compute, CPU, adapters=adapters, width=width, taught=True).total
+    assert planned == pytest.approx(assigned(compiled), rel=0.1)
+    without = memory.training(shapes, config, compute, CPU, adapters=adapters, width=width).total
+    assert planned > without
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "prefix"), [(TRAINING[0], 32), (TRAINING[3], 1024)])
+def test_a_prefix_has_room_in_the_plan_beside_adapters(case, prefix):
+    """The plan is for whichever of the two takes more; a long prefix takes more than LoRA on two projections."""
+    adapters, width, config, compute = case[2:]
+    shapes, compiled = compiled_tick(*case, taught=True, prefix=prefix)
+    planned = memory.training(
+        shapes, config, compute, CPU, adapters=adapters, width=width, taught=True, prefix=prefix
+    ).total
+    assert assigned(compiled) <= 1.1 * planned <= 1.5 * assigned(compiled)
 
 
 def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
@@ -347,3 +378,12 @@ def test_lines_name_what_is_needed_and_what_there_is():
     text = "\n".join(memory.lines(need, 2 * GIB))
     assert "513 MiB" in text and "of 2.00 GiB free" in text
     assert need.total == sum(need)
+
+
+def test_what_a_teacher_keeps_on_the_host_is_in_the_printed_plan():
+    def lines(shapes: Shapes) -> str:
+        named = NAMED["smollm2-135m"], FineTuning(), shapes, Compute(chunk=3), WRITING, "float32", "full", None
+        return "\n".join(plan.memory_lines(*named))
+
+    said = f"on the host: at most {memory.readable(3 * 8 * 256 * 576 * 4)} for each device's adapters"
+    assert said in lines(SHAPES._replace(taught=True)) and "a teacher" not in lines(SHAPES)

@@ -56,6 +56,7 @@ class Settings:
     json: Path | None = None  # where all figures are written
     dry_run: bool = False  # print the least that it can cost, and run nothing
     edits: int = 64  # peers, inner: self-edits of ragged lengths
+    loss: Literal["next_token", "distillation"] = "next_token"  # inner: distillation is timed beside next_token
     workload: Literal["uniform", "seal", "both"] = "both"  # inner: sequences all alike, of ragged lengths, or both
     passages: int = 4  # round: passages of the round
     samples: int = 3  # round: self-edits of each

@@ -5,7 +5,8 @@
     python -m experiments.benchmark --dry-run --random qwen2.5-7b  # the least it can cost; runs nothing
 
 peers: inner, decode and both together. inner: training on 8 sequences of 48 tokens, all alike (q,v and all seven
-projections), and on ragged lengths. decode: 5 questions of 40 tokens for each adapter, 64 new tokens each, greedy.
+projections), and on ragged lengths; --loss distillation also with a teacher, which reads 151 tokens before each
+sequence. decode: 5 questions of 40 tokens for each adapter, 64 new tokens each, greedy.
 sample: 5 self-edits for each of 8 prompts of 200 tokens, 128 new tokens each, T = 1, top-p 0.95. round: a whole round
 of ReST-EM on tasks made of random numbers, phase by phase. scaling: the cost of a self-edit over the number trained at
 a time, the length of its sequences and the model's size. profile: where the time of a step, and of a written token,
@@ -49,6 +50,7 @@ BUSY = 0.5  # processes at work on average in the last minute: from here on a wa
 PARTS = {  # options that only some subcommands have
     "base": ("peers", "inner", "decode", "sample", "round", "profile"),
     "edits": ("peers", "inner", "scaling"),
+    "loss": ("inner",),
     "workload": ("inner", "scaling"),
     **dict.fromkeys(("passages", "samples", "seeds", "paper"), ("round",)),
     **dict.fromkeys(("over_adapters", "over_tokens", "over_models", "at_adapters", "steps", "plot"), ("scaling",)),

@@ -18,9 +18,10 @@ import numpy as np
 from seal_jax.engine import costs
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.sampler import Sampling
-from seal_jax.engine.training import FineTuning, train
+from seal_jax.engine.training import FineTuning, Trainer, train
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.losses import distillation
 
 from . import ours, process_memory, workloads
 from .bench import Bench
@@ -29,6 +30,7 @@ from .peer_process import SKYRL_TX, DidNotFitError, Peer
 from .workloads import ANSWER_TOKENS, PROMPT_TOKENS, PROMPTS, QUESTION_TOKENS, QUESTIONS, SAMPLE_TOKENS, SAMPLES, TOP_P
 
 OURS = "seal_jax"
+DISTILLED = "distilled"  # ours again, with a teacher that reads each sequence once with a passage in view
 WARM = -1  # the number of the turn that compiles, or warms a peer up
 WARM_STEPS = 3
 PICKS = 4  # self-edits that a peer trains in a turn, a quarter of all sizes each
@@ -110,6 +112,8 @@ def measure(
             compiling = taken - statistics.median(each) * units
             row = row._replace(floor_seconds=costs.floor(least, bench.peak), compile_seconds=max(0.0, compiling))
             rows.append(row._replace(peak_bytes=peak_memory(bench.devices)))
+        elif name == DISTILLED:
+            rows.append(row)
         else:
             peer, reply = bench.peers[name], bench.peers[name].replies[0]
             known = {
@@ -138,7 +142,7 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
     units = [sum(edit) / mean for edit in lengths]
     latest: list[Adapter] = []
 
-    def turn(number: int) -> tuple[float, float]:
+    def turn(trainer: Trainer, edits: Sequence[Sequence[Tokens]], number: int) -> tuple[float, float]:
         latest.clear()  # before the next ones take their room
         once = trainer._replace(config=dataclasses.replace(config, epochs=1)) if number == WARM else trainer
         taken, (adapters, _) = seconds(lambda: train(bench.lm, edits, once, seed=settings.seed))
@@ -150,7 +154,10 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
         sizes = {"epochs": config.epochs, "itemsize": bench.itemsize}
         return costs.mean_training(model, numbers, lengths, sharing=sharing, **sizes)
 
-    programs: dict[str, Program] = {OURS: turn}
+    programs: dict[str, Program] = {OURS: partial(turn, trainer, edits)}
+    if settings.loss == "distillation":
+        taught = workloads.in_view(edits, model.vocab_size, seed=settings.seed)
+        programs[DISTILLED] = partial(turn, trainer._replace(loss=distillation), taught)
     for name, peer in bench.peers.items():
         if name == SKYRL_TX:
             programs[name] = _training_together(bench, peer, config, edits, units, together)
@@ -158,7 +165,8 @@ def train_stage(bench: Bench, stage: str, lengths: Sequence[Sequence[int]]) -> t
             programs[name] = _peer_training(bench, peer, config, edits, units)
     parameters, devices = costs.model_parameters(model), len(bench.devices)
     padded = ours.processed_tokens(parameters, edits, trainer, seed=settings.seed, devices=devices) / count
-    sizes: dict[str, Any] = {"together": together, "tokens": config.epochs * mean, "processed": {OURS: padded}}
+    processed = {OURS: padded, DISTILLED: padded}
+    sizes: dict[str, Any] = {"together": together, "tokens": config.epochs * mean, "processed": processed}
     return measure(bench, stage, programs, phases, **sizes), latest[0]
 
 

@@ -66,3 +66,10 @@ def draw_tokens(lengths: Sequence[Sequence[int]], vocab_size: int, *, seed: int)
     """Self-edits of these lengths, every token random and trained on."""
     rng = np.random.default_rng([seed, 2])
     return [[Tokens(rng.integers(vocab_size, size=n).tolist(), 0) for n in edit] for edit in lengths]
+
+
+def in_view(edits: Sequence[Sequence[Tokens]], vocab_size: int, *, seed: int) -> list[list[Tokens]]:
+    """The same self-edits; a teacher reads a passage of the usual length before each sequence."""
+    rng, length = np.random.default_rng([seed, 3]), round(TOKENS_A_WORD * float(np.exp(WORDS_A_PASSAGE.mu)))
+    passages = rng.integers(vocab_size, size=(len(edits), length)).tolist()
+    return [[own._replace(view=seen + own.ids) for own in edit] for seen, edit in zip(passages, edits, strict=True)]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from seal_jax.nn.transformer import Attention, ModelConfig
 
 RESIDENT_COPIES = 3  # of an adapter in the bank: its value and Adam's two moments
+TAUGHT_COPIES = 2  # of a step's teacher's states: as they came, and cut to the pieces of the loss
+TAUGHT_LOGITS = 3  # of a token, in float32, for which there is a teacher: the teacher's, and what both become
 TPU_LANES = 128
 SHARE = 0.85  # of the free memory that is planned with: allocators leave gaps
 MOST_ON_CPU, MOST = 16, 128  # adapters in training on a device: beyond, padding falls no more
@@ -90,48 +92,66 @@ def share_of(model: ModelConfig, machine: Machine) -> ModelConfig:
 
 
 def training(
-    model: ModelConfig, config: FineTuning, compute: Compute, machine: Machine, *, adapters: int, width: int
-) -> Need:
+    model: ModelConfig, config: FineTuning, compute: Compute, machine: Machine, *, adapters: int, width: int,
+    taught: bool = False, prefix: int = 0,
+) -> Need:  # fmt: skip
     """`adapters` in training on one device, a step as wide as this.
 
-    The worst moment is that of the logits, or that of the gradient where it takes more room than they do.
+    The worst moment is that of the logits, or that of the gradient where it takes more room than they do. `taught`
+    says that steps are given a teacher's hidden states, `prefix` how many keys and values a layer they read besides.
     """
     rows, itemsize = config.batch_size // math.gcd(config.batch_size, compute.accumulate), machine.itemsize
     stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
-    tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config, machine)
+    tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config, machine, prefix)
     whole, model, unrolled = model, share_of(model, machine), inner.unrolled(model, compute)
-    layer = _kept(model, config, machine, width, unrolled=unrolled)
+    layer = _kept(model, config, machine, width, unrolled=unrolled, prefix=prefix)
+    states = TAUGHT_COPIES * tokens * model.hidden_size * itemsize if taught else 0
     taken_out = 0 if stepping == adapters else RESIDENT_COPIES if machine.on_cpu else 1  # the moments come last
     on_tpu = machine.vector_width > 1
     cast = stepping * one * itemsize // FLOAT32  # adapters in the base model's precision, layer by layer
     cast *= 2 if on_tpu else 1  # its loop also keeps what it read of them
     copies = FLOAT32 if on_tpu else FLOAT32 + itemsize
-    logits = stepping * min(compute.loss_chunk, rows * (width - 1)) * model.vocab_size * copies
+    piece = rows * (width - 1)  # tokens whose logits there are at a time
+    piece = math.ceil(piece / math.ceil(2 * piece / compute.loss_chunk)) if taught else min(compute.loss_chunk, piece)
+    logits = stepping * piece * model.vocab_size * (copies + TAUGHT_LOGITS * FLOAT32 * taught)
     at_work = (3 * tokens * model.intermediate_size + costs.layer_parameters(model) // layers) * itemsize
     gradient = stepping * one + at_work
     early = on_tpu and machine.fsdp * machine.tensor > 1  # there the gradient is begun while the logits live
     return Need(
         base=base_bytes(whole, machine),
         adapters=(RESIDENT_COPIES * adapters + taken_out * stepping) * one + cast,
-        activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer),
+        activations=tokens * (layers * model.hidden_size * itemsize + layer if compute.remat else layers * layer)
+        + states,
         logits=logits + gradient if early else max(logits, gradient),
     )
 
 
-def _kept(model: ModelConfig, config: FineTuning, machine: Machine, width: int, *, unrolled: bool) -> int:
+def training_at(
+    model: ModelConfig, config: FineTuning, shapes: Shapes, compute: Compute, machine: Machine, *, adapters: int
+) -> Need:
+    """`training` at the widest step of a run."""
+    return training(
+        model, config, compute, machine, adapters=adapters, width=shapes.widths[-1], taught=shapes.taught,
+        prefix=shapes.prefix,
+    )  # fmt: skip
+
+
+def _kept(
+    model: ModelConfig, config: FineTuning, machine: Machine, width: int, *, unrolled: bool, prefix: int = 0
+) -> int:
     """Bytes of a token that a layer keeps for the backward pass: what its norms, its attention, its gate and the
     adapters read. XLA's attention keeps its scores in float32, in a loop over layers a second time as masked, and on a
     TPU as weights instead."""
     d, f, h, width = (
         round_up(n, machine.vector_width) for n in (model.hidden_size, model.intermediate_size, model.head_dim, width)
     )
-    adapted, flash = set(config.projections), machine.attention == "cudnn"
+    adapted, flash = set(config.projections), machine.attention == "cudnn" and not prefix
     floats = 3 * d + (model.num_heads + 2 * model.num_kv_heads) * h + 2 * f + config.rank * len(adapted)
     floats += model.num_heads * h if flash or "o_proj" in adapted else 0
     floats += d if adapted & {"gate_proj", "up_proj"} else 0
     floats += f if "down_proj" in adapted else 0
     again = 0 if unrolled else machine.itemsize if machine.vector_width > 1 else FLOAT32
-    scores = 0 if flash else model.num_heads * width * (FLOAT32 + again)
+    scores = 0 if flash else model.num_heads * (width + prefix) * (FLOAT32 + again)
     return floats * machine.itemsize + scores
 
 
@@ -145,8 +165,10 @@ def writing(
     max_tokens: int,
     adapters: int = 0,
     config: FineTuning | None = None,
+    prefix: int = 0,
 ) -> Need:
-    """Reading so many prompts and continuing each, on one device, with so many adapters trained by `config`."""
+    """Reading so many prompts and continuing each, on one device, with so many adapters trained by `config`, or as many
+    prefixes where those are larger."""
     itemsize, whole, model = machine.itemsize, model, share_of(model, machine)
     slot = costs.kv_bytes(model, itemsize)
     once_read = prompts * prompt_width * slot * round_up(model.head_dim, machine.vector_width) // model.head_dim
@@ -155,7 +177,7 @@ def writing(
     cache *= 2 if looped or (machine.on_cpu and samples > 1) else 1  # on a CPU all layers' prompts are repeated first
     singly = 0 if looped else _layers(model, machine)
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
-    own = adapters * _adapter(whole, config, machine) if config else 0
+    own = adapters * _adapter(whole, config, machine, prefix) if config else 0
     # For the last groups a TPU lays A out anew, with its few ranks in all lanes: one projection, whole and in pieces.
     lanes = round_up(config.rank, machine.vector_width) if config and machine.vector_width > 1 else 0
     anew = 2 * adapters * model.num_layers * model.hidden_size * lanes * itemsize
@@ -180,6 +202,7 @@ def answering(
         max_tokens=max(max_tokens, shapes.gold_width),
         adapters=adapters,
         config=config,
+        prefix=shapes.prefix,
     )
 
 
@@ -198,10 +221,12 @@ def _layers(model: ModelConfig, machine: Machine) -> int:
     return costs.layer_parameters(model) * quantised.BITS[machine.base] // 8 + model.num_layers * scales * FLOAT32
 
 
-def _adapter(model: ModelConfig, config: FineTuning, machine: Machine) -> int:
+def _adapter(model: ModelConfig, config: FineTuning, machine: Machine, prefix: int = 0) -> int:
+    """Bytes of an adapter: its matrices, or the keys and values of a prefix where those are more."""
+    cached = 2 * model.num_kv_heads * model.head_dim * prefix  # whole on each device
     model = share_of(model, machine)
     sizes = (round_up(n, machine.vector_width) for name in config.projections for n in model.kernels()[name])
-    return model.num_layers * config.rank * sum(sizes) * FLOAT32
+    return model.num_layers * max(config.rank * sum(sizes), cached) * FLOAT32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,12 +248,12 @@ def fit(
 
     def answers(adapters: int, waiting: int) -> bool:
         need = answering(model, config, shapes, machine, adapters=adapters, max_tokens=sizes.answer_tokens)
-        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config, machine) <= room
+        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config, machine, shapes.prefix) <= room
 
     ready = _most(lambda n: answers(n, n), min(ENOUGH, wanted))
 
     def trains(candidate: Compute, adapters: int) -> bool:
-        if training(model, config, candidate, machine, adapters=adapters, width=shapes.widths[-1]).total > room:
+        if training_at(model, config, shapes, candidate, machine, adapters=adapters).total > room:
             return False
         return bool(compute.chunk) or adapters <= (ready or ENOUGH) or answers(ready, adapters)
 

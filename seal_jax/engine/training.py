@@ -54,6 +54,8 @@ class Shapes(NamedTuple):
     questions: int  # a task
     question_width: int  # tokens of a question's prompt
     gold_width: int  # tokens of a gold answer
+    taught: bool = False  # some steps are given a teacher's hidden states: for the plan of memory alone
+    prefix: int = 0  # keys and values a layer that some steps read besides: for the plan of memory alone
 
 
 TICK_TOKENS = 192  # that a device computes at a time where nothing else is said: a CPU's core is then busy

@@ -131,7 +131,9 @@ def memory_lines(
     cut = memory.fit(model, config, shapes, compute, sizes, machine)
     each = math.ceil((cut.chunk or 1) / machine.devices)
     together = math.ceil((cut.answer_chunk or 1) / machine.devices)
-    training = memory.training(model, config, cut, machine, adapters=each, width=shapes.widths[-1])
+    training = memory.training_at(model, config, shapes, cut, machine, adapters=each)
+    states = each * shapes.capacity * shapes.widths[-1] * model.hidden_size * machine.itemsize
+    kept = [f"a teacher's hidden states, on the host: at most {memory.readable(states)} for each device's adapters"]
     answering = memory.answering(model, config, shapes, machine, adapters=together, max_tokens=sizes.answer_tokens)
     return [
         f"{cut.chunk} adapters in training at a time over all devices ({each} on each), {cut.answer_chunk} that "
@@ -141,6 +143,7 @@ def memory_lines(
         "",
         f"inner loop, {each} adapters and a step {shapes.widths[-1]} tokens wide (the longest there can be)",
         *memory.lines(training, machine.free),
+        *(kept if shapes.taught else ()),
         "",
         f"answers, {together} x {shapes.questions} questions",
         *memory.lines(answering, machine.free),
