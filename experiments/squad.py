@@ -124,7 +124,8 @@ def run(here: Session, data: Split) -> dict[str, Any]:
         number, here.lm = state.number, state.learner
         if state.log:
             read = [loop.domain.prompt(row[0].task) for row in state.log.trials]
-            records.append(evaluation.round_record(number, state.log, read))
+            tokens = evaluation.round_tokens(state.log, here.writer.lm.codec, here.lm.codec, config.inner.epochs)
+            records.append(evaluation.round_record(number, state.log, read) | tokens)
             here.record(f"round {number}", state.log.trials, state.log.keep, state.log.losses)
         if data.validation:
             validated.append(passages.validate(here, state, data.validation))

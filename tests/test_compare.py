@@ -14,9 +14,10 @@ import pytest
 
 from experiments import report
 from seal_jax.analysis.statistics import bootstrap_mean, paired_bootstrap
+from seal_jax.report import loops
 from seal_jax.report.blocks import points
 from seal_jax.report.page import write_page, write_report
-from seal_jax.report.results import Difference, Estimate, RowKey, difference, read_runs
+from seal_jax.report.results import Difference, Estimate, RowKey, difference, read_runs, read_self_edits
 from seal_jax.report.sections import as_text, settings_that_differ
 from tests.test_report import HOSTILE, Page, alternatives, blank, interval, sample_run, write_sample_run
 
@@ -153,7 +154,15 @@ def test_page_has_every_part(tmp_path, two):
     keep(two[0], results | {"ungraded": 4})
     page = page_of(two, tmp_path / "out.html")
     words = page.words()
-    headings = ["Runs", "Accuracy", "The paper's figures", "Against one", "Settings that differ", "Phase"]
+    headings = [
+        "Runs",
+        "Accuracy",
+        "The paper's figures",
+        "Against one",
+        "Outer loops",
+        "Settings that differ",
+        "Phase",
+    ]
     positions = [words.index(heading) for heading in headings]
     assert positions == sorted(positions)
     for run in read_runs(two):
@@ -164,7 +173,7 @@ def test_page_has_every_part(tmp_path, two):
     assert re.findall(r"\b1\.7 %|93\.5 %|—|98\.3 %", table) == ["1.7 %", "93.5 %", "—", "98.3 %"]
     assert "one: table 2; model: big there, m here" in words
     assert "inner.rank 32 64" in words
-    assert sum(tag == "figure" for tag, _ in page.elements) == 4  # one a row
+    assert sum(tag == "figure" for tag, _ in page.elements) == 4 + 2  # one a row; gain and reward over the rounds
     ids = re.findall(r' id="([^"]*)"', page.source)
     assert len(ids) == len(set(ids))
 
@@ -274,6 +283,50 @@ def test_long_names_stay_within_the_terminal(tmp_path):
     assert max(map(len, lines)) <= 100
     heading = [line.split() for line in lines[lines.index("Accuracy") + 1 : lines.index("Accuracy") + 12]]
     assert any([name[-2:] for name in names[-3:]] == ["-0", "-1", "-2"] for names in heading)  # what tells them apart
+
+
+# Outer loops
+
+
+def study(folder: Path, method: str, *, seed: int = 0, rounds: int = 2) -> Path:
+    results, edits = sample_run(rounds=rounds, seed=seed)
+    results["settings"] = copy.deepcopy(results["settings"])
+    results["settings"]["outer"]["method"] = method
+    results["timings"] = {"round 1: inner loop": 30.0, "round 1, sets: inner loop": 31.0, "round 10: inner loop": 9.0}
+    results["written"] = [{"label": str(n), "distinct_4_across": 0.5 + n / 10} for n in range(rounds + 1)]
+    results["rounds"][0] |= {"tokens_written": 1234, "tokens_trained": 56789}
+    return write_sample_run(folder, results, edits)
+
+
+def test_outer_loops_are_compared_over_their_rounds(tmp_path):
+    runs = read_runs([study(tmp_path / "a", "rest_em"), study(tmp_path / "b", "preferences", seed=1, rounds=1)])
+    assert list(loops.named(runs)) == ["rest_em", "preferences"]
+    first, second = loops.rounds_of(runs[0])
+    change = paired_bootstrap(
+        *(list(runs[0].rows[RowKey(f"self_edits_round_{n}", "passage")].per_passage.values()) for n in (0, 2)), seed=0
+    )
+    assert numbers(second.gain) == pytest.approx(change[:3])  # against before RL, and not the round before
+    edits = [edit for edit in read_self_edits(runs[0].folder / "self_edits.jsonl") if edit.stage == "round 1"]
+    own = [np.mean([edit.reward for edit in edits if edit.passage == name]) for name in {e.passage: 0 for e in edits}]
+    assert numbers(first.reward) == pytest.approx(bootstrap_mean(own, seed=0)[:3]) and len(own) == 8
+    assert first.distinct.mean == pytest.approx(0.25, abs=0.01)  # four times the same text
+    assert (first.seconds, second.seconds, first.together) == (61.0, None, 0.6)
+    page = page_of([run.folder for run in runs], tmp_path / "out.html")
+    words = page.words().split("Outer loops")[1].split("Settings that differ")[0]
+    assert "paired by passage" in words and "not the same" not in words
+    for line in ("rest_em, 1", "rest_em, 2", "preferences, 1", "1,234", "56,789", "1 min 1 s"):
+        assert line in words
+    assert page.source.count('<figure class="curves trends"') == 3
+    text = as_text(runs)
+    assert "preferences, 1" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_outer_loops_of_one_method_are_called_as_their_runs(tmp_path):
+    runs = read_runs([study(tmp_path / "a", "rest_em"), study(tmp_path / "b", "rest_em", seed=1)])
+    assert list(loops.named(runs)) == ["a", "b"]
+    assert (
+        loops.section([runs[0], read_runs([keep(tmp_path / "c", alternatives({"base": [0.5, 0.5]}))])[0]]).blocks == []
+    )
 
 
 # Which runs

@@ -10,11 +10,13 @@ import pytest
 
 from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap, wilson
 from seal_jax.domains.passages import Passage, Question
+from seal_jax.engine.batching import tokenize
 from seal_jax.seal.evaluation import (
     Stage,
     base_stage,
     mean_losses,
     round_record,
+    round_tokens,
     rows,
     spread,
     summary,
@@ -25,6 +27,7 @@ from seal_jax.seal.evaluation import (
 from seal_jax.seal.rewards import Score, Trial
 from seal_jax.seal.rounds import RoundLog
 from seal_jax.types import Example, Query, SelfEdit, Settings
+from tests import tiny
 
 PASSAGES = [
     Passage(f"p{i}", f"Title {i}", f"Context {i}.", (Question("Who?", "Ada"), Question("When?", "1902")))
@@ -215,6 +218,19 @@ def test_a_record_without_a_reward_has_no_gain():
     record = trial_record("passage", lost, queries(0), False, about(0))
     assert (record["problem"], record["rewards_by_seed"]) == ("diverged", [1.0, 0.0])
     assert json.dumps(record, allow_nan=False)
+
+
+def test_what_a_round_costs_in_tokens():
+    codec = tiny.language_model([*"abcdT"]).codec
+    edit = SelfEdit("a b c", (Example("", "a b"), Example("", "c")))
+    trial = a_trial(0, [a_score(True), a_score(True)])._replace(edit=edit)  # two training seeds
+    log = RoundLog([[trial, trial]], np.ones((1, 2), bool), [])
+    sizes = sum(len(tokenize(example, codec).ids) for example in edit.examples)
+    assert round_tokens(log, codec, codec, 5) == {"tokens_written": 6, "tokens_trained": 2 * 2 * 5 * sizes}
+    own = trial._replace(edit=edit._replace(settings=Settings(1e-3, epochs=1)))  # it chose
+    assert round_tokens(log._replace(trials=[[own]]), codec, codec, 5)["tokens_trained"] == 2 * sizes
+    in_set = log._replace(trials=[[trial._replace(added={"accuracy": 0.5})]])
+    assert round_tokens(in_set, codec, codec, 5) == {"tokens_written": 3, "tokens_trained": None}
 
 
 def test_a_rounds_record():

@@ -525,7 +525,7 @@ def test_trends_share_their_axes_and_show_each_line_over_the_others(tmp_path):
     lost = figures.trends(
         msgspec.convert(trend | {"unit": "points", "values": [[{"mean": -0.1}, {"mean": 0.1}]]}, Trends)
     )
-    assert lost.parts[2][0]["line"] == "0,100 50,0" and lost.ticks[0] == (0, "\u221210.0")
+    assert lost.parts[2][0]["line"] == "0,100 50,0" and lost.ticks[0] == (0, "\u221210")
 
 
 def test_places_in_a_figure_are_those_of_its_values(tmp_path):

@@ -15,7 +15,7 @@ from seal_jax.domains.passages import Passage
 from seal_jax.nn import transformer
 from seal_jax.seal import rounds, writers
 from seal_jax.seal.writers import Request, Written, ask, in_view, own_questions, parse_strategies, size, within, write
-from seal_jax.types import Codec, Example, LanguageModel
+from seal_jax.types import Codec, Example, LanguageModel, SelfEdit
 from tests import tiny
 from tests.test_entigraph import GATE, TARN, make_loop
 
@@ -105,6 +105,20 @@ def test_the_sequence_that_crosses_the_budget_is_cut_unless_it_has_a_prompt():
     assert within(own, 8, codec) == tuple(own) == within(own, 99, codec)
     assert within([own[0], Example("d", "e f g h")], 7, codec) == (own[0],)
     assert within(own, 0, codec) == ()
+
+
+def test_a_smaller_budget_is_the_beginning_of_a_larger_one():
+    codec = tiny.language_model([*"Tabcd"]).codec
+    passage = Example("", "T a b c")  # four tokens
+    text = (Example("", "a b c d a"), Example("d", "c", view="T d"), Example("", "b " * 12))
+    edit = SelfEdit("text", (*text, passage))
+    first, second, third = (writers.beginning(edit, budget, codec) for budget in (1, 2, 4))
+    assert first.examples == (Example("", "a b c d"), passage)
+    assert second.examples == (*text[:2], passage)  # one token is left: too few to begin another
+    assert third.examples[:2] == text[:2] and size(third.examples[2], codec) == 16 - 7
+    assert third.examples[3:] == (passage,) and third.completion == "text"
+    assert writers.beginning(edit, 0, codec).examples == (passage,)
+    assert writers.beginning(SelfEdit("", (), "nothing was written"), 1, codec).examples == ()
 
 
 def test_a_prompt_too_long_for_the_context_is_named(lm, tmp_path):

@@ -134,9 +134,9 @@ def trends(part: Trends) -> Figure | None:
             {"label": label, "line": means[own], "band": drawn(band), "dots": means[own].split(),
              "others": [line for n, line in enumerate(means) if n != own], "said": ", ".join(said)}
         )  # fmt: skip
-    text = points if signed else lambda y: f"{round(100 * y, 2):g}{NO_BREAK}%".replace("-", MINUS)
+    mark = lambda y: points(y).removesuffix(".0") if signed else f"{round(100 * y, 2):g}{NO_BREAK}%"
     marks = list(zip(along, part.columns, strict=True))
-    return Figure("trends", part.title, [part.across, marks, panels], [(at(y), text(y)) for y in scale])
+    return Figure("trends", part.title, [part.across, marks, panels], [(at(y), mark(y)) for y in scale])
 
 
 def heat_map(matrix: Matrix) -> Figure | None:

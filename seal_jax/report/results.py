@@ -101,6 +101,8 @@ class Round(Written, frozen=True):
     mean_reward: float | None = None
     mean_best_reward: float | None = None
     mean_base_reward: float | None = None
+    tokens_written: int | None = None
+    tokens_trained: int | None = None
     problems: dict[str, int] = {}
     sft_losses: Losses = []
 

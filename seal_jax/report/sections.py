@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from seal_jax.analysis.statistics import FEW
-from seal_jax.report import arc_grids, figures
+from seal_jax.report import arc_grids, figures, loops
 from seal_jax.report.blocks import (
     DASH,
     NO_BREAK,
@@ -114,6 +114,7 @@ def compared(runs: Sequence[Run], beside: Path) -> list[Section]:
         Section("Runs", "", [_overview(runs, beside) if several else None]),
         _accuracy(runs),
         Section(f"Against {runs[0].label}", note, [_differences(runs) if several else None]),
+        loops.section(runs) if several else Section("", "", []),
         Section("Settings that differ", "", [_settings_that_differ(runs)] if several else []),
     ]
 

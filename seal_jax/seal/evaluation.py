@@ -14,9 +14,10 @@ import numpy as np
 
 from seal_jax.analysis import diversity
 from seal_jax.analysis.statistics import FEW, FEWEST, GAIN, SHARE, bootstrap_mean, paired_bootstrap, wilson
+from seal_jax.engine import batching
 from seal_jax.seal.rewards import Score, Trial, mean
 from seal_jax.seal.rounds import RoundLog
-from seal_jax.types import Query, SelfEdit, Task, Verdict
+from seal_jax.types import Codec, Query, SelfEdit, Task, Verdict
 
 
 class Stage(NamedTuple):
@@ -234,6 +235,23 @@ def round_record(number: int, log: RoundLog, prompts: Sequence[str]) -> dict[str
         "mean_base_reward": mean(row[0].base.accuracy for row in log.trials),
         "problems": problems_of(trials) | (skipped if log.skipped else {}),
         "sft_losses": log.losses,
+    }
+
+
+def round_tokens(log: RoundLog, writer: Codec, learner: Codec, epochs: int) -> dict[str, int | None]:
+    """What a round cost, in each model's tokens: of its self-edits, and of all steps of the inner loop.
+
+    The latter is None where adapters were trained on sets of self-edits as well.
+    """
+    trials = [trial for row in log.trials for trial in row]
+    steps = 0
+    for trial in trials:
+        chosen = trial.edit.settings
+        size = sum(len(batching.tokenize(example, learner).ids) for example in trial.edit.examples)
+        steps += len(trial.scores) * (chosen.epochs if chosen else epochs) * size
+    return {
+        "tokens_written": sum(len(writer.encode_more(trial.edit.completion)) for trial in trials),
+        "tokens_trained": None if any(trial.added is not None for trial in trials) else steps,
     }
 
 
