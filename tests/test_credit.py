@@ -1,4 +1,5 @@
-"""Credit by gradient is the derivative of what a plain loop computes, whatever trains beside it and fits in memory."""
+"""Credit by gradient is the derivative of what a plain loop computes, whatever trains beside it and fits in memory; by
+leaving out it is what the gold answers lose; a table says how far the two agree."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning, Shapes, make_trainer, train
 from seal_jax.nn import lora
 from seal_jax.nn.losses import distillation, kl_to_base, next_token
-from seal_jax.types import Compute, Example, Settings
+from seal_jax.seal.credit import Method, agreement, by_gradient, credit_table, helpful, leave_one_out, ranking
+from seal_jax.types import Compute, Example, Query, SelfEdit, Settings
 from tests import tiny
 
 WORDS = [f"w{n}" for n in range(30)]
@@ -63,7 +65,7 @@ def log_likelihoods(lm, adapter, tokens):
 
 def plainly(lm, edit, gold, config: FineTuning, seed: int):
     """F after one adapter's inner loop, in plain steps of AdamW, as a function of its sequences' weights."""
-    lessons, hparams, start = training.begin_each(lm, [edit], trainer(config), seed=seed)
+    lessons, _, start = training.begin_each(lm, [edit], trainer(config), seed=seed)
     adapter, order, o = start(0), lessons.orders[0], config.optimiser
     with_weights = lambda w: adapter.replace(a=w[0], b=w[1])
     norm = lambda tree: jnp.sqrt(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree)))
@@ -163,3 +165,66 @@ def test_a_loss_with_a_teacher_and_a_divided_model_are_refused(lm, edits, golds)
     for loss in (kl_to_base, distillation):
         with pytest.raises(ValueError, match="without a teacher"):
             credit_each(lm, edits, golds, trainer(loss=loss), seed=3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lines of self-edits
+
+
+def edit_of(row) -> SelfEdit:
+    """A self-edit whose last sequence is no line of it, as the passage is."""
+    return SelfEdit("\n".join(row), tuple(Example("", text) for text in row), lines=tuple(row[:-1]))
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return [[Query(q, q, a) for q, a in row] for row in ASKED]
+
+
+def test_leaving_a_line_out_loses_what_retraining_without_it_loses(lm, edits, golds, queries):
+    shapes = SHAPES._replace(questions=3, question_width=8, gold_width=8)
+    asked = trainer()._replace(shapes=shapes)
+    found = leave_one_out(lm, list(map(edit_of, TEXTS)), queries, asked, seed=3)
+    for e, left in enumerate(found):
+        assert len(left.log_likelihood) == len(left.probability) == len(TEXTS[e]) - 1
+        without = [
+            [s._replace(weight=0.0) if n == line else s for n, s in enumerate(edits[e])]
+            for line in range(-1, len(TEXTS[e]) - 1)
+        ]
+        whole, *rest = credit_each(lm, without, [golds[e]] * len(without), trainer(), seed=3)
+        expected = [whole.likelihood - one.likelihood for one in rest]
+        np.testing.assert_allclose(left.log_likelihood, expected, atol=2e-4)
+        assert all((a > 0) == (b > 0) for a, b in zip(left.log_likelihood, left.probability, strict=True) if abs(a) > 1)
+    credited = by_gradient(lm, list(map(edit_of, TEXTS)), queries, asked, seed=3)
+    straight = credit_each(lm, edits, golds, trainer(), seed=3)
+    for mine, one in zip(credited, straight, strict=True):
+        np.testing.assert_allclose(mine, one.lines[:-1], rtol=1e-3, atol=1e-5)
+
+
+def test_only_lines_that_helped_are_left_and_numbered_anew():
+    edit = SelfEdit("", (), lines=("1. a", "2. b", " 3) c", "- d"))
+    assert helpful(edit, [0.5, -0.1, 0.2, None]) == "1. a\n 2) c"
+    assert helpful(edit, [0.0, 0.0, 0.0, 1.0]) == "- d"
+    assert helpful(edit, [0.0, -1.0, None, 0.0]) == ""
+
+
+def test_agreement_is_of_tasks_whose_lines_can_be_ranked():
+    one = [[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [1.0, 2.0], [1.0, 1.0, 1.0], [1.0, None, 2.0], [1.0, 2.0, 2.0]]
+    other = [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [1.0, 2.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [5.0, 7.0, 9.0]]
+    found = agreement(one, other, [0, 0, 1, 2, 3, 4])
+    assert found[:4] == [0.0, None, None, None]  # the mean of +1 and -1; two lines; all equal; one without credit
+    assert found[4] == pytest.approx(np.sqrt(0.75))
+
+
+def test_the_table_says_how_far_methods_agree_and_what_they_cost():
+    exact = [[[3.0, 2.0, -1.0], [-1.0, 0.5, 1.0]], [[3.0, 1.0, 2.0], [1.0, 0.5, 2.0]]]
+    left = Method("left out", exact, [99.0, 12.0])
+    gradient = Method("by gradient", [exact[0], exact[0]], [50.0, 6.0], peak=3 * 2**30)
+    table = credit_table(left, left, [gradient], [0, 1], [77.0, 2.0], seed=0)
+    reference, row = table["rows"]
+    assert reference[:2] == ["left out", "-"] and reference[2].startswith("0.50 [")  # both are 0.5
+    assert row[0] == "by gradient" and row[1].startswith("0.75 [") and row[4:] == ["83 %", "3.0", "3.00", "3.0 GiB"]
+    assert "2 self-edits of 2 passages, 6 lines, 2 training seeds" in table["note"]
+    shown = ranking(left, gradient, [edit_of("abcd"), edit_of("efgh")], ["A", "B"], most=4)["rows"]
+    assert [line[:2] for line in shown] == [["A", "a"], ["A", "b"], ["A", "c"], ["B", "g"]]
+    assert shown[2][2:] == ["+0.500", "-1.000"]

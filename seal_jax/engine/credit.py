@@ -9,8 +9,8 @@ sequence teaches nothing and all else stays: the same initialisation, order and 
 computed in reverse: the states of an adapter's steps are kept on the way forward, and on the way back each step turns
 the derivative of F in the weights and moments after it into the one before it (Maclaurin et al. 2015, arXiv 1502.03492;
 here nothing is reversed, states are kept). What that needs of the loss is one product of its Hessian with a vector, a
-forward derivative of the gradient; Adam, element by element, is differentiated as it is, with the derivative of a square
-root at 0 taken as 0.
+forward derivative of the gradient; Adam, element by element, is differentiated as it is, with the derivative of a
+square root at 0 taken as 0.
 
 The steps are the trainer's own program (`inner.tick`), and adapters are rows here as they are there, a tick at a time
 (schedule.py). States that do not all fit are kept for a window of steps: the window before is then computed again.
@@ -18,10 +18,9 @@ The steps are the trainer's own program (`inner.tick`), and adapters are rows he
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -185,7 +184,8 @@ class _Lane:
             before.append(jax.tree.map(jnp.copy, bank))
             for ticked in ticks(begin):
                 bank, _ = self._step(bank, ticked)
-        adjoint, credits, values, trained = None, {e: np.zeros(len(self._lessons.sequences[e])) for e in group}, [], None
+        credits = {e: np.zeros(len(self._lessons.sequences[e])) for e in group}
+        trained: Adapter | None = None
         for begin in reversed(begins):
             own = ticks(begin)
             tape = []
@@ -193,11 +193,12 @@ class _Lane:
                 kept = _gather(bank.state, _filled([row.place for row in ticked.rows]))
                 bank, rows = self._step(bank, ticked)
                 tape.append((ticked, rows, kept))
-            if adjoint is None:
+            if trained is None:
                 trained = jax.device_get(bank.state.adapter)
                 values, adjoint = self._asked(bank.state.adapter, group, places)
             found = []
-            for ticked, rows, kept in reversed(tape):
+            while tape:  # what is done with is dropped
+                ticked, rows, kept = tape.pop()
                 index = np.zeros(ticked.size, np.int32)
                 seats = [*ticked.seats(places)]
                 index[seats] = np.arange(len(seats))
@@ -206,10 +207,8 @@ class _Lane:
                     recipe=self._recipe, curvature=self._curvature,
                 )  # fmt: skip
                 found.append((ticked, seats, share))
-            del tape
             for ticked, seats, share in found:
-                for seat, row, shares in zip(seats, ticked.rows, np.asarray(share)[seats], strict=True):
-                    del seat
+                for row, shares in zip(ticked.rows, np.asarray(share)[seats], strict=True):
                     read = self._lessons.orders[row.adapter][row.step]
                     np.add.at(credits[row.adapter], read[read >= 0], shares[: len(read)][read >= 0])
             if before:
@@ -228,7 +227,7 @@ class _Lane:
         tokens, weight = (side[np.resize(group, places)] for side in self._golden)
         at_once = schedule.rows_of(tokens.shape[2], self._room, tokens.shape[1])
         at_once = 1 << (min(at_once, places).bit_length() - 1)  # a divisor of the places
-        values, slopes = [], []
+        values, slopes = list[np.ndarray](), list[Any]()
         for begin in range(0, places, at_once):
             part = slice(begin, begin + at_once)
             value, slope = _gold(
@@ -245,7 +244,11 @@ class _Lane:
 def _differentiable(model: Model, params: dict[str, Any]) -> Model:
     """The model with attention that can be differentiated twice: XLA's."""
     decoder = nnx.merge(model, params)
-    return transformer.graph(decoder.config, decoder.embed.embedding[...].dtype) if decoder.blocks.attention != "xla" else model
+    return (
+        transformer.graph(decoder.config, decoder.embed.embedding[...].dtype)
+        if decoder.blocks.attention != "xla"
+        else model
+    )
 
 
 def _free(device: Any) -> float:
@@ -321,7 +324,10 @@ def _backward(
     Returns the derivatives of F in what the steps began with, and in the weight of each sequence that they read.
     """
     own = jax.tree.map(lambda leaf: leaf[rows.places], (given, adjoints))
-    back = partial(_step_back, model, params, recipe=recipe, curvature=curvature)
+
+    def back(*one: Any) -> tuple[Adjoint, Array]:
+        return _step_back(model, params, *one, recipe=recipe, curvature=curvature)
+
     new, shares = jax.vmap(back)(states, *own, rows.tokens, rows.loss_weight)
     put = lambda leaf, value: leaf.at[rows.places].set(value, mode="drop")
     return jax.tree.map(put, adjoints, new), shares
@@ -333,8 +339,8 @@ def _step_back(
     state: InnerState,
     given: Given,
     adjoint: Adjoint,
-    tokens: Int[AnyArray, "B T"],
-    loss_weight: Float[AnyArray, "B T"],
+    tokens: Int[Array, "B T"],
+    loss_weight: Float[Array, "B T"],
     *,
     recipe: Recipe,
     curvature: bool,
@@ -364,9 +370,8 @@ def _step_back(
     _, adam_back = jax.vjp(stepped, weights, *moments, clipped)
     before, mean, square, of_clipped = adam_back((adjoint.weights, adjoint.mean, adjoint.square))
     (direction,) = clip_back(of_clipped)
-    bent, by_row = push(direction) if curvature or len(tokens) > 1 else (None, None)
     if curvature:
-        before = jax.tree.map(jnp.add, before, bent)
+        before = jax.tree.map(jnp.add, before, push(direction)[0])
     if len(tokens) == 1:
         share = _dot(clipped, of_clipped)[None]
     else:  # the norm that a step is clipped at is constant here
