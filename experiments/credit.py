@@ -13,6 +13,7 @@ agrees with itself; the last seed is timed. Not in the paper.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -157,10 +158,12 @@ def credited(
     seeds, peak = here.config.seeds, None
     here.progress.phase(f"{label}: inner loop", seeds * len(edits), "self-edits")
     credit, seconds = [], []
+    groups = -(-len(edits) // GROUP)  # of about one size: they then share their programs
+    cuts = [len(edits) * n // groups for n in range(groups + 1)]
     for seed in range(seeds):
         found, spent = list[Any](), 0.0
-        for begin in range(0, len(edits), GROUP):
-            part, name = slice(begin, begin + GROUP), f"{label}/seed {seed}/{begin}"
+        for begin, end in itertools.pairwise(cuts):
+            part, name = slice(begin, end), f"{label}/seed {seed}/{begin}"
 
             def measure(part: slice = part, seed: int = seed) -> dict[str, Any]:
                 started = time.monotonic()

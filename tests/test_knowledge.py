@@ -235,7 +235,7 @@ def test_lines_are_credited_and_a_kill_costs_nothing(command: Command, tmp_path:
     table, ranked = found["tables"]
     methods = ["left out", "by gradient", "by gradient, without curvature"]
     assert [row[0] for row in table["rows"]] == methods
-    assert len(found["credit"]) == 2 and "cost, inner loops" in capsys.readouterr().out
+    assert len(found["credit"]) == 2 and "Credit for each line" in capsys.readouterr().out
     for line in found["credit"]:
         assert all(len(own) == len(line["lines"]) for name in methods for own in line[name])
     assert len(ranked["rows"]) == sum(len(line["lines"]) for line in found["credit"])

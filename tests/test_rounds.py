@@ -201,7 +201,7 @@ def test_winners_are_imitated_by_the_lines_that_helped(lm, tmp_path):
     loop = make_loop(tmp_path / "run", trainer=trainer, domain=DOMAIN._replace(parse=lined))
     edits = [
         [lined(KEYS[0], "green\nred"), lined(KEYS[0], "green")],
-        [lined(KEYS[1], "green\nred"), lined(KEYS[1], "red")],
+        [lined(KEYS[1], "green"), lined(KEYS[1], "red")],
     ]
     config = dataclasses.replace(OUTER, credit="lines", select="best", signal="log_likelihood")
     outer = config.make()
@@ -212,7 +212,7 @@ def test_winners_are_imitated_by_the_lines_that_helped(lm, tmp_path):
     assert all(credit < 0 for trial in log.trials[1] for credit in trial.credit or ())
     assert log.keep.tolist() == [[True, False], [False, False]]
     assert len(log.losses) == OUTER.sft.epochs
-    assert probability_of_best(after)[0] > 0.9 > probability_of_best(lm)[0]
+    assert probability_of_best(after)[0] > probability_of_best(lm)[0] + 0.1
     assert outer.learn(lm, trials, loop, "a")[1].trials == log.trials  # from the journal
     none = trials[:1]
     with pytest.raises(ValueError, match="not made of lines"):

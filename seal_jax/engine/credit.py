@@ -18,6 +18,7 @@ The steps are the trainer's own program (`inner.tick`), and adapters are rows he
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -45,8 +46,8 @@ from seal_jax.types import AnyArray, LanguageModel, Settings
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Float, Int
 
-SHARE = 0.5  # of a device's free memory that states are kept in
-MOST_ROWS = 8  # adapters whose states are kept at a time on a device
+SHARE = 0.7  # of a device's free memory that states are kept in
+MOST_ROWS_ON_CPU, MOST_ROWS = 4, 16  # adapters whose states are kept at a time on a device
 
 
 class Credit(NamedTuple):
@@ -84,7 +85,7 @@ def credit_each(
         is then about as long as the forward one, half of what it is else, and the derivative is not exact: what a
         sequence moved is credited by the gold answers' gradient at the end, through Adam's moments (near to TracIn,
         Pruthi et al. 2020, arXiv 2002.08484).
-      memory: bytes on each device in which states are kept; by default half of what is free.
+      memory: bytes on each device in which states are kept; by default most of what is free.
 
     Raises:
       ValueError: a loss that compares sequences or has a teacher; a model that is split over devices; as `train_each`.
@@ -111,6 +112,7 @@ def credit_each(
         found: dict[int, Credit] = {}
         with jax.default_matmul_precision(precision):
             waiting = shares[number]
+            lane.rows = min(lane.rows, max(1, len(waiting)))
             while waiting:
                 group, waiting = waiting[: lane.rows], waiting[lane.rows :]
                 given = [Given(jax.tree.map(lambda leaf, e=e: leaf[e], hparams)) for e in group]
@@ -154,12 +156,15 @@ class _Lane:
         self._twice = _differentiable(lm.model, self._params)
         self._recipe, self._lessons, self._widths, self._room = recipe, lessons, widths, room
         self._golden, self._curvature, self._memory = golden, curvature, memory
-        self.rows = min(MOST_ROWS, room.places)
+        # Layers one after another would compile for minutes here: unless it is asked for, they are a loop.
+        looped = dataclasses.replace(recipe.compute, unroll=bool(recipe.compute.unroll))
+        self._looped = recipe._replace(compute=looped)
+        self.rows = min(MOST_ROWS_ON_CPU if device.platform == "cpu" else MOST_ROWS, room.places)
 
     def credit(self, group: Sequence[int], adapters: Sequence[Adapter], given: Sequence[Given]) -> dict[int, Credit]:
         """Trains a group of adapters and credits their sequences."""
         batch_size, optimiser = self._lessons.batch_size, self._recipe.optimiser
-        places = 1 << max(0, len(group) - 1).bit_length()
+        places = 1 << max(0, self.rows - 1).bit_length()
         filled = [*range(len(group)), *[0] * (places - len(group))]
         stacked = jax.tree.map(lambda *leaves: jnp.stack([leaves[r] for r in filled]), *adapters)
         mine = jax.tree.map(lambda *leaves: np.stack([leaves[r] for r in filled]), *given)
@@ -169,7 +174,7 @@ class _Lane:
         room = self._room._replace(places=places)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(bank.state)) / places
         steps = max(map(len, longest.values()))
-        window = _window(steps, self._memory or SHARE * _free(self._device), size, places)
+        window = _window(steps, self._memory or SHARE * _free(self._device), size, len(group), places)
 
         def ticks(begin: int) -> list[Tick]:
             """Those of one window of steps; an adapter's place is its number in the group."""
@@ -190,7 +195,7 @@ class _Lane:
             own = ticks(begin)
             tape = []
             for ticked in own:
-                kept = _gather(bank.state, _filled([row.place for row in ticked.rows]))
+                kept = _gather(bank.state, np.array([row.place for row in ticked.rows], np.int32))
                 bank, rows = self._step(bank, ticked)
                 tape.append((ticked, rows, kept))
             if trained is None:
@@ -204,7 +209,7 @@ class _Lane:
                 index[seats] = np.arange(len(seats))
                 adjoint, share = _backward(
                     self._twice, self._params, _gather(kept, index), bank.given, adjoint, rows,
-                    recipe=self._recipe, curvature=self._curvature,
+                    recipe=self._looped, curvature=self._curvature,
                 )  # fmt: skip
                 found.append((ticked, seats, share))
             for ticked, seats, share in found:
@@ -252,28 +257,23 @@ def _differentiable(model: Model, params: dict[str, Any]) -> Model:
 
 
 def _free(device: Any) -> float:
-    """Bytes that a device has left; those of a CPU share its memory."""
+    """Bytes that a device has left; those of a CPU share half of its memory, for others work there too."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     pages = os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES")
-    return os.sysconf("SC_PAGE_SIZE") * pages / jax.local_device_count()
+    return os.sysconf("SC_PAGE_SIZE") * pages / jax.local_device_count() / 2
 
 
-def _window(steps: int, memory: float, size: float, rows: int) -> int:
-    """Steps whose states are kept at a time: as many as fit, with the states that each window begins with; the fewest
-    are those that take least."""
+def _window(steps: int, memory: float, size: float, rows: int, places: int) -> int:
+    """Steps whose states are kept at a time: as many as fit, of `rows` adapters, with the bank of `places` that each
+    window begins with; the fewest are those that take least."""
     least = max(1, math.isqrt(max(0, steps - 1)) + 1)
     for windows in range(1, least):
         window = -(-steps // windows)
-        if (window + windows) * size * rows <= memory:
+        if (window * rows + windows * places) * size <= memory:
             return window
     return least
-
-
-def _filled(places: Sequence[int]) -> Int[np.ndarray, "N"]:
-    """Places, repeated up to a power of two: few shapes, few programs."""
-    return np.resize(np.array(places, np.int32), 1 << max(0, len(places) - 1).bit_length())
 
 
 @jax.jit
