@@ -43,6 +43,11 @@ class Config(Knowledge):
     evaluation: Evaluation = Evaluation()
     """What is measured on held-out passages."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.writer is not None and self.outer.credit == "lines":
+            raise ValueError("--outer.credit lines credits what the writer itself learned: leave out --writer")
+
 
 # The paper's settings are the defaults of Config, FineTuning and Outer. Departures, each for a reason:
 # pads carry no loss (the reference trains on them); the base model is scored once a question, not once a self-edit;

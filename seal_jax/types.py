@@ -62,6 +62,7 @@ class SelfEdit(NamedTuple):
     settings: Settings | None = None  # None: those of the run
     left_out: int = 0  # sentences of the completion that speak of something else, and are not trained on
     shortened: int = 0  # of the examples: longer than a training step has room for
+    lines: tuple[str, ...] = ()  # of the completion, those that the first of the examples were made of, one each
 
 
 class Query(NamedTuple):

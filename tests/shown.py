@@ -128,7 +128,7 @@ def small(command: str, number: int, model: str, endpoint: str) -> list[str]:
         words += [] if "--run-folder" in words or "--dry-run" in words else ["--run-folder", f"runs/shown-{number}"]
         if module == "arc":  # a tokenizer that spells; few cells, but as many as the smallest tasks have
             words += ["--sampling.max-tokens", "256", "--max-cells", "750" if "arc-agi-2" in words else "200"]
-    if module == "rewards" and not {"--prompt", "--edits"} & set(words):
+    if module in ("rewards", "credit") and not {"--prompt", "--edits"} & set(words):
         words += ["--prompt", "implications"]  # of facts, a random model's are all dropped as not about the passage
     words += ["--grader.base-url", endpoint] if to_endpoint else []
     return [name, *words]

@@ -40,6 +40,7 @@ COMMANDS = {
     "cpt full": f"cpt smoke --n 2 --method full --full.epochs 3 {SMALL} --compute.devices 2",
     "continual": f"continual smoke {SMALL}",
     "rewards": f"rewards smoke {SMALL}",
+    "credit": f"credit smoke {SMALL}",
     "evaluate_edits": f"evaluate_edits smoke --answer-tokens 4 --edits edits.json {ONE}",
     "ablations": f"ablations smoke {SMALL}",
 }

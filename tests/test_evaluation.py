@@ -140,6 +140,7 @@ def test_a_self_edits_record_holds_all_that_came_of_it():
         "base_log_likelihood": -4.0,
         "rewards_by_seed": [0.5, 1.0],
         "added": None,
+        "credit": [],
         "probability": pytest.approx((math.exp(-0.5) + math.exp(-1.5) + 2 * math.exp(-0.25)) / 4),
         "rating": None,
         "settings": None,

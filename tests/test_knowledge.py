@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import evaluate_edits, rewards, rivals, squad
+from experiments import credit, evaluate_edits, rewards, rivals, squad
 from seal_jax.domains.passages import INVENTED, Passage, load_recorded
 from seal_jax.run import command as command_line
 from seal_jax.run import plan, runtime, session
@@ -277,6 +277,24 @@ def test_rewards_are_compared_over_seeds_and_a_kill_costs_nothing(command: Comma
     assert results(folder)["tables"] == found["tables"]
     by_name = itemgetter("name")  # adapters finish in another order where others were finished before
     assert sorted(pieces(folder / "journal.jsonl"), key=by_name) == sorted(journal, key=by_name)
+
+
+def test_lines_are_credited_and_a_kill_costs_nothing(command: Command, tmp_path: Path, capsys):
+    folder = tmp_path / "run"
+    options = ["--sampling.max-tokens", "24", "--sampling.temperature", "1", "--run-folder", str(folder)]
+    assert command(credit.EXPERIMENT, *options) == 0
+    found = results(folder)
+    table, ranked = found["tables"]
+    methods = ["left out", "by gradient", "by gradient, without curvature"]
+    assert [row[0] for row in table["rows"]] == methods
+    assert len(found["credit"]) == 2 and "Credit for each line" in capsys.readouterr().out
+    for line in found["credit"]:
+        assert all(len(own) == len(line["lines"]) for name in methods for own in line[name])
+    assert len(ranked["rows"]) == sum(len(line["lines"]) for line in found["credit"])
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join(lines[:5]))  # within the first method's seeds
+    assert command(credit.EXPERIMENT, *options) == 0
+    assert results(folder)["credit"] == found["credit"]
 
 
 def test_recorded_self_edits_need_two_a_passage(command: Command, tmp_path: Path, capsys):

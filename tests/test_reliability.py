@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import scipy
 
-from seal_jax.analysis.reliability import choose_best, reward_reliability
+from seal_jax.analysis.reliability import choose_best, reward_reliability, spearman
 
 
 def noisy(noise: float, *, passages: int = 4000, edits: int = 5, seeds: int = 4) -> np.ndarray:
@@ -78,3 +79,11 @@ def test_what_diverged_is_never_chosen():
     found = choose_best(rewards, np.array([[[np.nan, np.nan], [0.5, 0.5]]]), np.zeros(1), seeds=1)
     np.testing.assert_allclose(found.chosen, [0.5])
     np.testing.assert_allclose(found.average, [0.5])
+
+
+def test_spearman_is_scipys_and_undefined_where_nothing_differs():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = rng.integers(0, 5, 7), rng.normal(size=7)
+        np.testing.assert_allclose(spearman(one, other), scipy.stats.spearmanr(one, other).statistic)
+    assert np.isnan(spearman([1.0, 1.0], [1.0, 2.0]))

@@ -190,6 +190,35 @@ def test_what_a_self_edit_adds_to_the_others_of_its_task(lm, tmp_path):
     assert log.keep.tolist() == [[False, True]]
 
 
+def test_winners_are_imitated_by_the_lines_that_helped(lm, tmp_path):
+    """Of two lines one says the answer and the other another; a winner with no line that helped teaches nothing."""
+
+    def lined(task: Key, completion: str) -> SelfEdit:
+        lines = tuple(completion.splitlines())
+        return SelfEdit(completion, tuple(Example(f"ask {task.id} ?", line) for line in lines), lines=lines)
+
+    trainer = Trainer(INNER, SHAPES._replace(capacity=2), Compute(), Chunk(32))
+    loop = make_loop(tmp_path / "run", trainer=trainer, domain=DOMAIN._replace(parse=lined))
+    edits = [
+        [lined(KEYS[0], "green\nred"), lined(KEYS[0], "green")],
+        [lined(KEYS[1], "green"), lined(KEYS[1], "red")],
+    ]
+    config = dataclasses.replace(OUTER, credit="lines", select="best", signal="log_likelihood")
+    outer = config.make()
+    trials = outer.try_edits(lm, KEYS, edits, try_base(lm, KEYS, loop, name="a"), loop, "a")
+    after, log = outer.learn(lm, trials, loop, "a")
+    harms, helps = log.trials[0][0].credit
+    assert harms < 0 < helps and log.trials[0][1].credit is None
+    assert all(credit < 0 for trial in log.trials[1] for credit in trial.credit or ())
+    assert log.keep.tolist() == [[True, False], [False, False]]
+    assert len(log.losses) == OUTER.sft.epochs
+    assert probability_of_best(after)[0] > probability_of_best(lm)[0] + 0.1
+    assert outer.learn(lm, trials, loop, "a")[1].trials == log.trials  # from the journal
+    none = trials[:1]
+    with pytest.raises(ValueError, match="not made of lines"):
+        outer.learn(lm, [[t._replace(edit=t.edit._replace(lines=())) for t in row] for row in none], loop, "b")
+
+
 @pytest.mark.parametrize("method", ["advantages", "preferences"])
 def test_a_round_that_is_killed_after_each_of_its_pieces_ends_as_one_that_is_not(lm, tmp_path, killed_after, method):
     config = dataclasses.replace(OUTER, method=method, samples=3, signal="log_likelihood")

@@ -12,9 +12,11 @@ variance within passages (Shrout and Fleiss 1979, case 1). NumPy, on the host.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import scipy
 
 from seal_jax.analysis.statistics import RESAMPLES, bounds
 
@@ -77,6 +79,14 @@ class Choice(NamedTuple):
     below_base: float  # passages whose winner does not beat the base model's reward, on the seeds it was chosen by
     chosen: np.ndarray  # [P] accuracy of the winner on the other seeds; NaN where there are none
     average: np.ndarray  # [P] accuracy of a self-edit drawn blindly, on the same seeds
+
+
+def spearman(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> float:
+    """The correlation of ranks, equals sharing theirs; NaN where either side has no two values that differ."""
+    ranks = [scipy.stats.rankdata(np.asarray(side, float)) for side in (one, other)]
+    a, b = (side - side.mean() for side in ranks)
+    spread = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / spread if spread else np.nan
 
 
 def choose_best(

@@ -158,7 +158,7 @@ def parse(
     examples = [example(passage, piece) for piece in kept]
     if include_passage:
         examples.append(example(passage, passage.context))
-    return SelfEdit(completion, tuple(examples), left_out=left_out)
+    return SelfEdit(completion, tuple(examples), left_out=left_out, lines=tuple(kept))
 
 
 def _about(passage: Passage, piece: str, least: float, *, whole: bool) -> tuple[str, int]:

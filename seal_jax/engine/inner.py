@@ -224,24 +224,8 @@ def step(
     """One optimiser step of one adapter. Where devices share its rows, `rows_axis` names their mesh axis; `taught` are
     the hidden states of an in_context teacher."""
     optimiser, loss, compute = recipe
-    hparams, fixed = given.hparams, given.fixed
-    decoder = nnx.merge(model, params)
-    unroll = unrolled(decoder.config, compute)
-
-    def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
-        hidden, _ = decoder(
-            tokens,
-            adapter=state.adapter.holding(weights),
-            fixed=fixed,
-            dropout=optimiser.dropout,
-            dropout_key=key if optimiser.dropout > 0 else None,
-            remat=compute.remat,
-            unroll=unroll,
-        )
-        before = decoder(tokens, adapter=fixed, unroll=unroll)[0] if loss.teacher == "base" else None
-        return Outputs(hidden, decoder.head(), before)
-
-    key, weights = jax.random.fold_in(jax.random.key(hparams.seed), state.step), state.adapter.weights
+    hparams, (forward, key) = given.hparams, reading(model, params, state, given, recipe)
+    weights = state.adapter.weights
     if rows_axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(rows_axis))
     value, gradient = _sum_over(
@@ -254,6 +238,30 @@ def step(
     weights, moments = update(weights, state.moments, state.step, gradient, hparams, optimiser)
     state = InnerState(state.adapter.holding(weights), moments, state.step + 1)
     return state, Metrics(value, optax.global_norm(gradient))
+
+
+def reading(
+    model: Model, params: dict[str, Any], state: InnerState, given: Given, recipe: Recipe
+) -> tuple[Forward, PRNGKeyArray]:
+    """How an adapter's step reads its sequences, as a function of the weights, and the key of its dropout."""
+    optimiser, loss, compute = recipe
+    decoder = nnx.merge(model, params)
+    unroll = unrolled(decoder.config, compute)
+
+    def forward(weights: Weights, tokens: Array, key: PRNGKeyArray) -> Outputs:
+        hidden, _ = decoder(
+            tokens,
+            adapter=state.adapter.holding(weights),
+            fixed=given.fixed,
+            dropout=optimiser.dropout,
+            dropout_key=key if optimiser.dropout > 0 else None,
+            remat=compute.remat,
+            unroll=unroll,
+        )
+        before = decoder(tokens, adapter=given.fixed, unroll=unroll)[0] if loss.teacher == "base" else None
+        return Outputs(hidden, decoder.head(), before)
+
+    return forward, jax.random.fold_in(jax.random.key(given.hparams.seed), state.step)
 
 
 def unrolled(model: ModelConfig, compute: Compute, *, gpu: bool | None = None) -> bool:

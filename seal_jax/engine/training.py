@@ -115,26 +115,12 @@ def train_each(
     if len(set(skip)) == len(edits):
         return
     config = trainer.config
-    lessons, own = lessons_of(edits, trainer, seed=seed, settings=settings)
+    lessons, hparams, fresh = begin_each(
+        lm, edits, trainer, seed=seed, settings=settings, numbers=numbers, horizon=horizon
+    )
     seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
     states = States(lm, edits, seeds, trainer.loss, fixed) if trainer.loss.teacher == "in_context" else None
     lessons = lessons._replace(taught=states)
-    if config.initialisation == "per_edit":  # one that depends on what an edit says, and not on its neighbours
-        seeds = [fingerprint(one, sequences) for one, sequences in zip(seeds, edits, strict=True)]
-    hparams = HParams(
-        learning_rate=np.asarray([chosen.learning_rate for chosen in own], np.float32),
-        num_steps=np.asarray(horizon or [len(order) for order in lessons.orders], np.int32),
-        alpha=np.asarray([chosen.alpha for chosen in own], np.float32),
-        rank=np.asarray([chosen.rank for chosen in own], np.int32),
-        seed=np.asarray(seeds, np.int32),
-        numbers={name: np.resize(np.asarray(value, np.float32), len(own)) for name, value in (numbers or {}).items()},
-    )
-
-    def fresh(e: int) -> Adapter:
-        one = jax.tree.map(lambda leaf: leaf[e : e + 1], hparams)
-        adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
-        return _only(adapter, own[e].projections)
-
     hosts = sharing(lm, len(edits))
     lanes = sharding.lanes(lm.mesh) * (hosts.count if hosts else 1)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
@@ -167,6 +153,39 @@ def train_each(
             )
         else:
             return
+
+
+def begin_each(
+    lm: LanguageModel,
+    edits: Sequence[Sequence[batching.Tokens]],
+    trainer: Trainer,
+    *,
+    seed: int | Sequence[int],
+    settings: Sequence[Settings | None] | None = None,
+    numbers: Mapping[str, float | Sequence[float]] | None = None,
+    horizon: Sequence[int] | None = None,
+) -> tuple[Lessons, HParams, Callable[[int], Adapter]]:
+    """What E adapters are trained on and with, and each before its first step; arguments as for `train_each`."""
+    config = trainer.config
+    lessons, own = lessons_of(edits, trainer, seed=seed, settings=settings)
+    seeds = np.broadcast_to(np.asarray(seed, np.int64), len(edits)).tolist()
+    if config.initialisation == "per_edit":  # one that depends on what an edit says, and not on its neighbours
+        seeds = [fingerprint(one, sequences) for one, sequences in zip(seeds, edits, strict=True)]
+    hparams = HParams(
+        learning_rate=np.asarray([chosen.learning_rate for chosen in own], np.float32),
+        num_steps=np.asarray(horizon or [len(order) for order in lessons.orders], np.int32),
+        alpha=np.asarray([chosen.alpha for chosen in own], np.float32),
+        rank=np.asarray([chosen.rank for chosen in own], np.int32),
+        seed=np.asarray(seeds, np.int32),
+        numbers={name: np.resize(np.asarray(value, np.float32), len(own)) for name, value in (numbers or {}).items()},
+    )
+
+    def fresh(e: int) -> Adapter:
+        one = jax.tree.map(lambda leaf: leaf[e : e + 1], hparams)
+        adapter = lora.take(init_adapters(lm.params["blocks"], one, config.projections, config.rank), 0)
+        return _only(adapter, own[e].projections)
+
+    return lessons, hparams, fresh
 
 
 def train(

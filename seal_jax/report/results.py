@@ -222,6 +222,7 @@ class SelfEdit(Record, frozen=True):
     problem: str | None = None
     kept: bool = False
     sequences: list[str] = []
+    credit: list[float | None] = []  # of the first of the sequences, nats a token
     reward: float | None = None
     base_reward: float | None = None
     gain: float | None = None

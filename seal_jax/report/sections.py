@@ -558,8 +558,10 @@ def _card(edit: SelfEdit, labels: dict[str, str]) -> dict[str, Any]:
         return [before, ("After", _mark(answer.after_correct), answer.after, answer.after_cut)]
 
     verdicts = {verdict for answer in edit.answers for verdict in (answer.before_correct, answer.after_correct)}
+    credited = [(text, value) for text, value in zip(edit.sequences, edit.credit, strict=False) if value is not None]
     return {
         "edit": edit,
+        "credited": sorted(credited, key=lambda pair: -pair[1]),
         "stage": _stage(edit, labels),
         "gain": gain_of(edit),
         "answers": [(answer, tried(answer)) for answer in edit.answers],

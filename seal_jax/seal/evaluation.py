@@ -188,6 +188,7 @@ def trial_record(
         "rewards_by_seed": [score.accuracy for score in trial.scores],
         "probability": trial.probability,
         "added": trial.added,
+        "credit": list(trial.credit or ()),
         "rating": trial.rating,
         "settings": chosen and {name: value for name, value in chosen._asdict().items() if value is not None},
         "losses": after.losses if after else [],

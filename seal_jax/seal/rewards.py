@@ -74,6 +74,7 @@ class Trial(NamedTuple):
     base: Score  # of the model that learns from it, untrained
     rating: float | None = None  # a judge's, of the text, 0 to 1
     added: Mapping[str, float | None] | None = None  # by signal, to the task's others (seal/outer/sets.py)
+    credit: Sequence[float | None] | None = None  # of each of `edit.lines` (seal/credit.py)
 
     @property
     def accuracy(self) -> float | None:

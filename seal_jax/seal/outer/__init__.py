@@ -49,6 +49,8 @@ class Outer(ReSTEM):
                 "--outer.reward set is what a self-edit adds to others: it needs two --outer.samples or more, and "
                 "goes with neither --outer.method best_of_n nor --outer.select all_correct"
             )
+        if self.credit == "lines" and self.method != "rest_em":
+            raise ValueError(f"--outer.credit lines is of --outer.method rest_em; it is {self.method}")
         if (self.method == "imitation") != (self.recorded is not None):
             raise ValueError(
                 f"--outer.method is {self.method} and --outer.recorded is {self.recorded}: "

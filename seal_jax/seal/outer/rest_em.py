@@ -12,7 +12,8 @@ import numpy as np
 
 from seal_jax.engine.training import FineTuning
 from seal_jax.seal import rounds
-from seal_jax.seal.outer.imitation import SFT, imitate
+from seal_jax.seal.credit import by_gradient, helpful
+from seal_jax.seal.outer.imitation import SFT, example_of, imitate, learn_from
 from seal_jax.seal.rewards import Trial
 from seal_jax.seal.rounds import Loop, OuterLoop, RoundLog
 from seal_jax.types import LanguageModel, require_at_least
@@ -33,6 +34,9 @@ class ReSTEM:
     break_ties: bool = True  # equal accuracies are ordered by log-likelihood; the paper's code: the first wins
     select: Rule = "best"
     """Of rest_em alone. best: argmax; improved: argmax if above the base (eq. 2); all_improved; all_correct."""
+    credit: Literal["whole", "lines"] = "whole"
+    """Of rest_em alone. whole: a winner is imitated as it was written; lines: only those of its lines that helped, by
+    their credit by gradient (seal/credit.py); one with none is not imitated."""
     sft: FineTuning = SFT
 
     def __post_init__(self) -> None:
@@ -55,9 +59,46 @@ def outer_loop(config: ReSTEM = ReSTEM()) -> OuterLoop:
         )
         tie_break = rewards_of(trials, "log_likelihood") if config.break_ties else None
         keep = select(rewards_of(trials, config.signal), baseline, rule=config.select, tie_break=tie_break)
+        if config.credit == "lines":
+            return imitate_lines(writer, trials, keep, config.sft, loop, name)
         return imitate(writer, trials, keep, config.sft, loop, name)
 
     return OuterLoop(partial(rounds.try_self_edits, seeds=config.reward_seeds), learn)
+
+
+def imitate_lines(
+    writer: LanguageModel,
+    trials: Sequence[Sequence[Trial]],
+    keep: Bool[np.ndarray, "P E"],
+    sft: FineTuning,
+    loop: Loop,
+    name: str,
+) -> tuple[LanguageModel, RoundLog]:
+    """`imitate` of winners cut to the lines that helped, each credited in the run of its first training seed.
+
+    The writer is the model that learned from them. Raises as `learn_from`; ValueError for a domain whose self-edits
+    have no lines.
+    """
+    winners = [(p, k) for p, k in np.argwhere(keep).tolist() if trials[p][k].edit.examples]
+    edits = [trials[p][k].edit for p, k in winners]
+    if edits and not any(edit.lines for edit in edits):
+        raise ValueError("--outer.credit lines: these self-edits are not made of lines; use --outer.credit whole")
+    asked = [loop.domain.queries(trials[p][k].task) for p, k in winners]
+    loop.display.phase(f"{name}: credit", len(winners))
+
+    def work() -> list[list[float | None]]:
+        return by_gradient(writer, edits, asked, loop.trainer, seed=loop.seed * 1000)
+
+    credits = loop.journal.once(f"{name}/credit", work) if winners else []
+    loop.display.advance(len(winners))
+    tried, examples = [list(row) for row in trials], []
+    keep = np.zeros_like(keep)
+    for (p, k), edit, credit in zip(winners, edits, credits, strict=True):
+        tried[p][k] = trial = tried[p][k]._replace(credit=credit)
+        if text := helpful(edit, credit):
+            keep[p, k] = True
+            examples.append(example_of(writer, trial._replace(edit=edit._replace(completion=text)), loop))
+    return learn_from(writer, RoundLog(tried, keep, []), examples, sft, loop, name)
 
 
 def rewards_of(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
