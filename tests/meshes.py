@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from functools import partial
+from operator import itemgetter
 
 from tests import conftest  # settles how programs are compiled  # isort: skip
 import jax
@@ -15,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import compiled, hlo
-from seal_jax.engine import full_training, sampler, training
+from seal_jax.engine import full_training, on_policy, prefixes, sampler, training
 from seal_jax.engine.batching import Tokens, left_pad
 from seal_jax.engine.full_training import FullTuning
 from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.on_policy import OnPolicy
+from seal_jax.engine.prefixes import PrefixTuning
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.graders.lexical import grade_by_match
@@ -50,6 +54,19 @@ def sentence(rng: np.random.Generator, length: int) -> str:
     return " ".join(WORDS[n] for n in rng.integers(0, len(WORDS), length))
 
 
+def other_ways(lm: LanguageModel, views: list[list[Tokens]], trainer: training.Trainer) -> dict[str, np.ndarray]:
+    """Prefixes, and adapters that are trained on what they sample."""
+    prefix = partial(prefixes.train_each, how=PrefixTuning(4, 1e-2))
+    sampled = partial(on_policy.train_each, how=OnPolicy(every=1), max_tokens=3)
+    found = {}
+    for name, train in (("prefix", prefix), ("on_policy", sampled)):
+        trained = sorted(train(lm, views, trainer, seed=0), key=itemgetter(0))
+        for e, adapter, losses in trained:
+            leaves = [*jax.tree.leaves(adapter.weights), losses]
+            found |= {f"{name}/{e}/{n}": np.asarray(leaf) for n, leaf in enumerate(leaves)}
+    return found
+
+
 def results(mesh) -> dict[str, np.ndarray]:
     """By the program and the name of a figure."""
     lm, rng = model(mesh), np.random.default_rng(0)
@@ -64,6 +81,7 @@ def results(mesh) -> dict[str, np.ndarray]:
     taught, losses = training.train(lm, views, trainer._replace(loss=distillation), seed=0)
     found |= {f"distillation/{name}": w for name, w in taught.b.items()}
     found["distillation/losses"] = np.concatenate(losses)
+    found |= other_ways(lm, views, trainer._replace(loss=distillation))
 
     many = jax.device_get(jax.tree.map(lambda x: jnp.resize(x, (8, *x.shape[1:])), adapters))
     tokens, valid = left_pad([lm.codec.encode(sentence(rng, n)) for n in rng.integers(2, 7, 16)], 8)

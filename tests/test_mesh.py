@@ -25,6 +25,8 @@ needs_qwix = pytest.mark.skipif(not find_spec("qwix"), reason="the extra `quant`
 PROGRAMS = (
     "inner",
     "distillation",
+    "prefix",
+    "on_policy",
     "sampling",
     "likelihood",
     "evaluation",
