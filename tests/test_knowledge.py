@@ -375,6 +375,22 @@ def test_other_outer_loops_in_a_whole_run(command: Command, tmp_path: Path, caps
     assert "Distinct words" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_winners_are_imitated_by_their_lines(command: Command, tmp_path: Path, capsys):
+    rule = ["--outer.credit", "lines", "--outer.signal", "log_likelihood", "--sampling.max-tokens", "24"]
+    assert command(squad.EXPERIMENT, *rule, "--outer.method", "preferences") == 2
+    assert "is of --outer.method rest_em" in capsys.readouterr().err
+    assert command(squad.EXPERIMENT, *rule, "--writer", "other") == 2
+    assert "leave out --writer" in capsys.readouterr().err
+    folder = tmp_path / "run"
+    assert command(squad.EXPERIMENT, *rule, "--run-folder", str(folder)) == 0
+    lines = [json.loads(line) for line in (folder / "self_edits.jsonl").read_text().splitlines()]
+    credited = [line for line in lines if line["credit"]]
+    assert len(credited) == 2 and {line["stage"] for line in credited} == {"round 1"}  # a passage's winner
+    for line in credited:
+        assert line["kept"] == any(value > 0 for value in line["credit"])
+        assert len(line["credit"]) == len(line["sequences"]) - 1  # the passage is no line
+
+
 def test_best_of_n_trains_nothing_in_the_round(command: Command, model: Path, tmp_path: Path, capsys):
     rule = ["--outer.method", "best_of_n"]
     assert command(squad.EXPERIMENT, *rule, "--run-folder", str(tmp_path / "none")) == 2

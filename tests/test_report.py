@@ -625,6 +625,17 @@ def test_best_and_worst_are_the_extremes_of_what_the_model_wrote(tmp_path):
         assert title not in most
 
 
+def test_lines_are_ranked_by_what_they_taught(tmp_path):
+    results, self_edits = sample_run()
+    for edit in self_edits:
+        edit["credit"] = [-0.25, 0.5, None]
+    write_report(write_sample_run(tmp_path, results, self_edits))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    ranked = page.split('<ul class="credit">')[1].split("</ul>")[0]
+    assert ranked.count("<li>") == 2
+    assert ranked.index('<b class="up">+0.500</b>') < ranked.index('<b class="down">-0.250</b>')
+
+
 def test_an_answer_that_was_cut_off_says_so(tmp_path):
     results, self_edits = sample_run(rounds=0)
     edit = self_edits[-1] | {"gain": 2.0}
