@@ -48,15 +48,25 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def _left_behind(error: object) -> bool:
+    """Whether it is of a coroutine that a failed restore left behind, which Python tells of when it collects it."""
+    return any(words in str(error) for words in ("TensorStore", "OCDBT", "Event loop is closed"))
+
+
 class _WithoutOrbax:
-    """The hook for exceptions that cannot be raised, without those of coroutines that a failed restore left behind."""
+    """The hook for exceptions that cannot be raised, without such."""
 
     def __init__(self, report: Callable[[sys.UnraisableHookArgs], object]):
         self.report = report
 
     def __call__(self, left: sys.UnraisableHookArgs) -> None:
-        if not any(words in str(left.exc_value) for words in ("TensorStore", "Event loop is closed")):
+        if not _left_behind(left.exc_value):
             self.report(left)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """For asyncio's log, which is told of tasks whose exception nobody asked for."""
+    return not (record.exc_info and _left_behind(record.exc_info[1]))
 
 
 def restore(path: Path, like: Any, expected: str) -> Any | None:
@@ -79,5 +89,6 @@ def restore(path: Path, like: Any, expected: str) -> Any | None:
     if tree is None:
         if not isinstance(sys.unraisablehook, _WithoutOrbax):
             sys.unraisablehook = _WithoutOrbax(sys.unraisablehook)
+        logging.getLogger("asyncio").addFilter(_is_ours)  # the same one is added once
         return None
     return tree if tree_digest(tree) == expected else None
