@@ -131,7 +131,7 @@ class Form(NamedTuple):
         On a GPU that is what a small model waits for (SmolLM2: a minute and a half of compiling for seconds of work).
         """
         small = costs.matmul_parameters(config) < SMALL
-        return cls(loop=platform == "gpu" and small, tail=platform == "cpu")
+        return cls(loop=platform == "gpu" and small, tail=platform != "gpu")
 
 
 @partial(jax.jit, static_argnames=("model", "sampling", "stop", "mesh", "form"))
