@@ -17,7 +17,7 @@ from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapt
 from seal_jax.io.architectures import NAMED
 from seal_jax.nn import lora, quantised, sharding, transformer
 from seal_jax.nn.losses import distillation, next_token
-from seal_jax.run import plan
+from seal_jax.run import plan, runtime
 from seal_jax.seal.outer.imitation import SFT
 from seal_jax.types import PROJECTIONS, Base, Compute, HParams, MeshShape
 
@@ -387,3 +387,11 @@ def test_what_a_teacher_keeps_on_the_host_is_in_the_printed_plan():
 
     said = f"on the host: at most {memory.readable(3 * 8 * 256 * 576 * 4)} for each device's adapters"
     assert said in lines(SHAPES._replace(taught=True)) and "a teacher" not in lines(SHAPES)
+
+
+def test_the_sizes_of_a_preset_are_for_a_cpus_cores(monkeypatch):
+    preset = Compute(chunk=10, write_chunk=20, width_cuts=(24, 96))
+    chosen = dataclasses.replace(preset, write_chunk=64)
+    assert runtime.for_device(chosen, preset) is chosen
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert runtime.for_device(chosen, preset) == Compute(write_chunk=64, width_cuts=(24, 96))

@@ -133,6 +133,8 @@ def main(experiment: Experiment, arguments: Sequence[str]) -> int:
         many, found = place.replicas > 1, {}
         alone = dataclasses.replace(place.distributed, join="never")
         with hosts.together(alone if place.dry_run else place.distributed) as apart:
+            if config.preset in experiment.presets:
+                compute = runtime.for_device(compute, experiment.presets[config.preset].compute)
             for seed in range(config.seed, config.seed + place.replicas):
                 one = dataclasses.replace(config, seed=seed)
                 folder = place.run_folder or Path("runs") / folder_name(experiment, one)

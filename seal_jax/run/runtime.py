@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -214,6 +215,15 @@ def attention(dtype: str, head_dim: int) -> Attention:
 def itemsize(dtype: str) -> int:
     """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
     return 2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
+
+
+def for_device(compute: Compute, preset: Compute) -> Compute:
+    """`compute` without the sizes that a preset has for a CPU's cores, on GPUs and TPUs: there the memory decides."""
+    if jax.default_backend() == "cpu":
+        return compute
+    sizes = ("chunk", "answer_chunk", "write_chunk")
+    left_open: dict[str, Any] = {n: None for n in sizes if getattr(compute, n) == getattr(preset, n)}
+    return dataclasses.replace(compute, **left_open)
 
 
 def fit(
