@@ -64,7 +64,8 @@ def test_merged_equals_adapted(make_tiny):
         adapter = with_b(init(tiny, rank=3), rank=3)
         adapted = tiny.logits(TOKENS, adapter=adapter)
         assert np.abs(adapted - tiny.logits(TOKENS)).max() > 0.1
-        np.testing.assert_allclose(tiny.logits(TOKENS, params=lora.merge(tiny.params, adapter)), adapted, atol=1e-5)
+        merged = tiny.logits(TOKENS, params=lora.merge(tiny.params, adapter))
+        np.testing.assert_allclose(merged, adapted, rtol=1e-5, atol=1e-5)  # of logits up to 6
 
 
 def test_merging_leaves_the_original_and_the_other_weights_as_they_were(tiny):

@@ -124,7 +124,7 @@ def test_it_is_quantised_as_it_is_read_and_shrinks_as_planned(base, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, quantised.of_params(whole, base))
     machine = memory.Machine(free=0, devices=1, itemsize=4, on_cpu=True)
     for params, planned in ((whole, machine), (read, machine._replace(base=base))):
-        assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) == memory._base(config, planned)
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) == memory.base_bytes(config, planned)
 
 
 @pytest.mark.parametrize(("base", "gib"), [("full", 14.19), ("int8", 8.12), ("nf4", 5.45)])
