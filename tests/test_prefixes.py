@@ -169,6 +169,26 @@ def test_the_first_token_and_places_without_a_token_stay_as_they_are(tiny):
         assert begun.live.sum() == (8 if e == 0 else 6)
 
 
+def test_weight_decay_does_not_reach_the_first_token(tiny):
+    edits, decayed = lessons(), Optimiser(eps=1e-5, weight_decay=0.5)
+    prefix, _ = trained(tiny, edits, optimiser=decayed)[0]
+    begun = prefixes.of_text(model(tiny), edits[0][-1].ids, 8)
+    np.testing.assert_array_equal(prefix.keys[..., 0], begun.keys[..., 0])
+    np.testing.assert_array_equal(prefix.values[:, :, 0], begun.values[:, :, 0])
+    assert np.abs(prefix.keys[..., 1:]).sum() < np.abs(begun.keys[..., 1:]).sum()
+
+
+def test_self_edits_on_one_passage_begin_as_one_prefix(tiny, monkeypatch):
+    """Seeds and budgets are rows of one passage: it is read once, and held once."""
+    edits, read, real = lessons(), [], prefixes.of_text
+    each = trained(tiny, edits)
+    monkeypatch.setattr(prefixes, "of_text", lambda lm, ids, places: read.append(ids) or real(lm, ids, places))
+    together = trained(tiny, [*edits, *edits])
+    assert len(read) == 2
+    for e, (prefix, _) in together.items():
+        jax.tree.map(close, prefix, each[e % 2][0])
+
+
 def test_training_brings_it_nearer_to_the_model_that_reads_the_passage(tiny):
     for _, losses in trained(tiny, lessons(), places=4, epochs=60, learning_rate=0.1).values():
         assert losses[-5:].mean() < 0.5 * losses[0]
