@@ -157,7 +157,8 @@ def prepare(config: Config, data: Streams, model: Model) -> Prepared:
     if not (config.rows or config.recorded):
         return ready
     rivals.require_view(config, model.speaker, ready)
-    return ready._replace(most=rivals.most(config, ready, config.sequences))
+    shapes = ready.shapes._replace(taught=rivals.taught(config))
+    return ready._replace(shapes=shapes, most=rivals.most(config, ready, config.sequences))
 
 
 def run(here: Session, data: Streams) -> dict[str, Any]:

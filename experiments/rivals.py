@@ -97,7 +97,7 @@ def prepare(config: Config, data: Sources, model: Model) -> Prepared:
     gold = batching.round_up(max(len(gold_tokens(speaker.lm.codec.encode_more, text)) for text in texts), 8)
     shapes = ready.shapes._replace(
         gold_width=max(gold, ready.shapes.gold_width),
-        taught=not rivals.LOSSES.keys().isdisjoint(config.rows),
+        taught=rivals.taught(config),
         prefix=config.prefix.tokens if "prefix" in config.rows else 0,
     )
     return ready._replace(shapes=shapes, most=rivals.most(config, ready, capacity))
