@@ -256,6 +256,8 @@ def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
         (["--budgets", "-1"], "each of --budgets is -1.0; expected at least 0"),
         (["--budgets", "4", "2"], "--budgets 4 2: expected one or more, each larger than the one before"),
         (["--budgets", "2", "2"], "--budgets 2 2: expected one or more, each larger than the one before"),
+        (["--budgets", "1", "nan"], "--budgets 1 nan: expected one or more, each larger than the one before"),
+        (["--budgets", "inf"], "--budgets inf: expected one or more, each larger than the one before, none infinite"),
         (["--recorded", "spa=first.json"], "--recorded: a row of the table is called 'spa'"),
     ],
 )
