@@ -16,6 +16,7 @@ from seal_jax.engine.batching import Tokens
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.prefixes import PrefixTuning
+from seal_jax.engine.sampler import Form, Sampling, row_keys, sample
 from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.io import gguf_export, peft
 from seal_jax.nn import lora
@@ -98,6 +99,25 @@ def test_it_answers_as_the_model_that_reads_the_passage_does(tiny, questions):
         alone = ask(lm, lora.stack([each[e]]), asked[e : e + 1], shapes, **options)
         assert alone.answers[0] == found.answers[e]
         close(np.array(alone.likely[0]), np.array(found.likely[e]))
+
+
+def test_a_prefix_is_read_alike_by_layers_in_a_loop_and_one_after_another(tiny):
+    lm, rng = model(tiny), np.random.default_rng(0)
+    draw_ids = lambda count: rng.integers(1, 61, count).tolist()
+    adapters = lora.stack([prefixes.of_text(lm, draw_ids(count), 12) for count in (9, 5)])
+    rows = [batching.left_pad([draw_ids(4), draw_ids(6)], 8) for _ in range(2)]
+    tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
+    keys, limits = row_keys(0, np.arange(4).reshape(2, 2, 1)), np.full((2, 2, 1), 6)
+
+    def written(adapters, loop):
+        form, sampling = Form(loop=loop, tail=not loop), Sampling(6, 1.0)
+        return sample(
+            keys, lm.model, lm.params, adapters, tokens, valid, limits, sampling=sampling, stop=(0,), form=form
+        ).tokens
+
+    expected = written(adapters, loop=False)
+    np.testing.assert_array_equal(written(adapters, loop=True), expected)
+    assert (np.asarray(written(None, loop=True)) != expected).any()  # which matters
 
 
 # ---------------------------------------------------------------------------------------------------------------------
