@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from typing import Any, Literal
 
@@ -84,6 +85,8 @@ class Config(Knowledge):
         super().__post_init__()
         require_at_least(1, streams=self.streams, stream_length=self.stream_length)
         require_at_least(0, budget=self.budget)
+        if math.isinf(self.budget):
+            raise ValueError("--budget inf: expected a multiple of the passage's tokens, such as 4")
         rivals.require_rows(self.rows, rivals.IN_STREAMS)
         with_kl = [option for option in self.options if "kl" in option.split("+")]
         if with_kl and (own := [row for row in self.rows if row in rivals.LOSSES]):
@@ -157,7 +160,8 @@ def prepare(config: Config, data: Streams, model: Model) -> Prepared:
     if not (config.rows or config.recorded):
         return ready
     rivals.require_view(config, model.speaker, ready)
-    return ready._replace(most=rivals.most(config, ready, config.sequences))
+    shapes = ready.shapes._replace(taught=rivals.taught(config))
+    return ready._replace(shapes=shapes, most=rivals.most(config, ready, config.sequences))
 
 
 def run(here: Session, data: Streams) -> dict[str, Any]:

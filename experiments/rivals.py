@@ -16,6 +16,8 @@ of them, and its beginnings are the others'.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -61,9 +63,10 @@ class Config(Knowledge):
         super().__post_init__()
         require_at_least(1, seeds=self.seeds, passages=1 if self.passages is None else self.passages)
         require_at_least(0, others=self.others, **{"each of --budgets": min(self.budgets, default=0)})
-        if not self.budgets or list(self.budgets) != sorted(set(self.budgets)):
+        rising = all(before < after for before, after in itertools.pairwise((*self.budgets, math.inf)))
+        if not self.budgets or not rising:
             said = " ".join(f"{budget:g}" for budget in self.budgets)
-            raise ValueError(f"--budgets {said}: expected one or more, each larger than the one before")
+            raise ValueError(f"--budgets {said}: expected one or more, each larger than the one before, none infinite")
 
     @property
     def budget(self) -> float:
@@ -97,7 +100,7 @@ def prepare(config: Config, data: Sources, model: Model) -> Prepared:
     gold = batching.round_up(max(len(gold_tokens(speaker.lm.codec.encode_more, text)) for text in texts), 8)
     shapes = ready.shapes._replace(
         gold_width=max(gold, ready.shapes.gold_width),
-        taught=not rivals.LOSSES.keys().isdisjoint(config.rows),
+        taught=rivals.taught(config),
         prefix=config.prefix.tokens if "prefix" in config.rows else 0,
     )
     return ready._replace(shapes=shapes, most=rivals.most(config, ready, capacity))

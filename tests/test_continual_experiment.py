@@ -192,6 +192,7 @@ def test_a_run_of_rows_carries_on(by_rows, tmp_path, killed_after):
         ({"rows": ("spa", "prefix")}, "--rows: 'prefix' is no row; expected some of passage, seal"),
         ({"rows": ("mixed_text",), "options": ("none", "kl")}, "--rows mixed_text has a loss of its own"),
         ({"rows": ("spa",), "budget": -1.0}, "budget is -1.0; expected at least 0"),
+        ({"rows": ("spa",), "budget": math.inf}, "--budget inf: expected a multiple of the passage's tokens"),
     ],
 )
 def test_rows_that_cannot_teach_a_stream(config, options, message):

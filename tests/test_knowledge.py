@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import credit, evaluate_edits, rewards, rivals, squad
+from experiments import continual, credit, evaluate_edits, rewards, rivals, squad
 from seal_jax.domains.passages import INVENTED, Passage, load_recorded
 from seal_jax.run import command as command_line
 from seal_jax.run import plan, runtime, session
@@ -224,6 +224,21 @@ def test_a_smaller_budget_is_what_a_run_of_that_budget_is(command: Command, tmp_
     assert (one["trends"], len(one["tables"])) == ([], 3)
 
 
+@pytest.mark.parametrize("experiment", [rivals.EXPERIMENT, continual.EXPERIMENT], ids=["rivals", "continual"])
+def test_a_plan_has_a_teacher_where_a_row_has_one(command: Command, tmp_path: Path, capsys, experiment):
+    """And only there a context must hold what a teacher reads."""
+    short = tiny.model_folder(tmp_path / "short", context_length=320)
+    options = ["--dry-run", "--run-folder", str(tmp_path / "run"), "--rows", "passage", "spa"]
+    options = ["--options", "none", *options] if experiment is continual.EXPERIMENT else options
+    assert command(experiment, *options) == 0
+    assert "a teacher's hidden states" not in capsys.readouterr().out
+    assert command(experiment, *options, "distilled_text") == 0
+    assert "a teacher's hidden states" in capsys.readouterr().out
+    assert command(experiment, *options, "--model", str(short)) == 0
+    assert command(experiment, *options, "distilled_text", "--model", str(short)) == 2
+    assert "a teacher reads a passage" in capsys.readouterr().err
+
+
 def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
     """Of twenty tokens, the first line would hold all; a step has room for eight of it."""
     lm, loop = tiny.language_model([*"Tabcd"]), make_loop(tmp_path)
@@ -241,6 +256,8 @@ def test_a_recorded_line_counts_for_the_budget_as_it_is_cut(tmp_path: Path):
         (["--budgets", "-1"], "each of --budgets is -1.0; expected at least 0"),
         (["--budgets", "4", "2"], "--budgets 4 2: expected one or more, each larger than the one before"),
         (["--budgets", "2", "2"], "--budgets 2 2: expected one or more, each larger than the one before"),
+        (["--budgets", "1", "nan"], "--budgets 1 nan: expected one or more, each larger than the one before"),
+        (["--budgets", "inf"], "--budgets inf: expected one or more, each larger than the one before, none infinite"),
         (["--recorded", "spa=first.json"], "--recorded: a row of the table is called 'spa'"),
     ],
 )

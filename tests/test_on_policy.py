@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from seal_jax.engine import batching, on_policy, training
+from seal_jax.engine import batching, inner, on_policy, training
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.on_policy import OnPolicy
@@ -150,6 +150,24 @@ def test_what_is_left_out_changes_no_other(tiny):
     rest = trained(tiny, edits, [5, 6, 7], skip=[0, 2])
     assert rest.keys() == {1}
     jax.tree.map(np.testing.assert_array_equal, rest[1], whole[1])
+
+
+def test_where_memory_runs_out_at_the_end_of_a_phase_it_is_not_trained_twice(tiny, monkeypatch):
+    """Of two adapters in their second phase, the second cannot be read: it begins the phase again."""
+    expected, real, calls = trained(tiny, lessons()[:2], [5, 6]), inner._Lane.adapter, []
+
+    def scarce(lane, place):
+        calls.append(place)
+        if len(calls) == 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return real(lane, place)
+
+    monkeypatch.setattr(inner._Lane, "adapter", scarce)
+    found = trained(tiny, lessons()[:2], [5, 6])
+    assert len(calls) == 2 * 3 + 1  # three phases, and the one again
+    for e in range(2):
+        close(found[e][1], expected[e][1])
+        jax.tree.map(close, found[e][0], expected[e][0])
 
 
 def test_a_longer_phase_is_another_training(tiny):

@@ -16,6 +16,7 @@ from seal_jax.engine.batching import Tokens
 from seal_jax.engine.chunks import Chunk
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.prefixes import PrefixTuning
+from seal_jax.engine.sampler import Form, Sampling, row_keys, sample
 from seal_jax.engine.training import FineTuning, Shapes, make_trainer
 from seal_jax.io import gguf_export, peft
 from seal_jax.nn import lora
@@ -100,6 +101,25 @@ def test_it_answers_as_the_model_that_reads_the_passage_does(tiny, questions):
         close(np.array(alone.likely[0]), np.array(found.likely[e]))
 
 
+def test_a_prefix_is_read_alike_by_layers_in_a_loop_and_one_after_another(tiny):
+    lm, rng = model(tiny), np.random.default_rng(0)
+    draw_ids = lambda count: rng.integers(1, 61, count).tolist()
+    adapters = lora.stack([prefixes.of_text(lm, draw_ids(count), 12) for count in (9, 5)])
+    rows = [batching.left_pad([draw_ids(4), draw_ids(6)], 8) for _ in range(2)]
+    tokens, valid = (np.stack(side) for side in zip(*rows, strict=True))
+    keys, limits = row_keys(0, np.arange(4).reshape(2, 2, 1)), np.full((2, 2, 1), 6)
+
+    def written(adapters, loop):
+        form, sampling = Form(loop=loop, tail=not loop), Sampling(6, 1.0)
+        return sample(
+            keys, lm.model, lm.params, adapters, tokens, valid, limits, sampling=sampling, stop=(0,), form=form
+        ).tokens
+
+    expected = written(adapters, loop=False)
+    np.testing.assert_array_equal(written(adapters, loop=True), expected)
+    assert (np.asarray(written(None, loop=True)) != expected).any()  # which matters
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In training
 
@@ -167,6 +187,26 @@ def test_the_first_token_and_places_without_a_token_stay_as_they_are(tiny):
         assert not moved[0] and moved[1:].tolist() == begun.live[1:].tolist()
         np.testing.assert_array_equal(np.abs(prefix.values - begun.values).max(axis=(0, 1, 3)) > 0, moved)
         assert begun.live.sum() == (8 if e == 0 else 6)
+
+
+def test_weight_decay_does_not_reach_the_first_token(tiny):
+    edits, decayed = lessons(), Optimiser(eps=1e-5, weight_decay=0.5)
+    prefix, _ = trained(tiny, edits, optimiser=decayed)[0]
+    begun = prefixes.of_text(model(tiny), edits[0][-1].ids, 8)
+    np.testing.assert_array_equal(prefix.keys[..., 0], begun.keys[..., 0])
+    np.testing.assert_array_equal(prefix.values[:, :, 0], begun.values[:, :, 0])
+    assert np.abs(prefix.keys[..., 1:]).sum() < np.abs(begun.keys[..., 1:]).sum()
+
+
+def test_self_edits_on_one_passage_begin_as_one_prefix(tiny, monkeypatch):
+    """Seeds and budgets are rows of one passage: it is read once, and held once."""
+    edits, read, real = lessons(), [], prefixes.of_text
+    each = trained(tiny, edits)
+    monkeypatch.setattr(prefixes, "of_text", lambda lm, ids, places: read.append(ids) or real(lm, ids, places))
+    together = trained(tiny, [*edits, *edits])
+    assert len(read) == 2
+    for e, (prefix, _) in together.items():
+        jax.tree.map(close, prefix, each[e % 2][0])
 
 
 def test_training_brings_it_nearer_to_the_model_that_reads_the_passage(tiny):

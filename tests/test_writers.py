@@ -91,6 +91,43 @@ def test_writing_follows_from_the_seed_and_the_passage_and_is_done_once(lm, tmp_
     assert write(lm, PASSAGES, [["a"], ["b"]], make_loop(tmp_path / "run"), **options) == first
 
 
+@pytest.mark.parametrize("kept", [0, 1], ids=["nothing", "a token each"])
+def test_where_little_is_kept_of_texts_few_are_asked_for(lm, tmp_path, monkeypatch, kept):
+    """No wave asks for more texts than there are, and all together for no more than three times the first."""
+    waves, real = [], writers.write_self_edits
+
+    def noted(lm, requests, *args, **options):
+        waves.append(len(requests))
+        return real(lm, requests, *args, **options)
+
+    monkeypatch.setattr(writers, "write_self_edits", noted)
+    options, found = {"name": "x", "split": lambda passage, text: [Example("", "word")] * kept}, {}
+    for budget in (1, 2, 4):
+        waves.clear()
+        loop = make_loop(tmp_path / f"{budget}", capacity=200)
+        (found[budget],) = write(lm, [GATE], [["a"]], loop, budget=budget, **options)
+        assert all(more <= sum(waves[:wave]) for wave, more in enumerate(waves) if wave)
+        assert len(found[budget].texts) == sum(waves) == writers.MOST_TEXTS * waves[0]
+    for smaller, larger in ((1, 2), (2, 4)):
+        assert found[larger].texts[: len(found[smaller].texts)] == found[smaller].texts
+
+
+def test_a_passage_is_written_of_until_its_budget_is_held_or_its_room_is_full():
+    assert writers.more_texts(0, 6, 0.0) == 6 and writers.more_texts(6, 6, 1.0) == 0
+    assert writers.more_texts(6, 6, 0.75) == 2 and writers.more_texts(6, 6, 0.01) == 6  # not 594
+    assert writers.more_texts(12, 6, 0.4) == 6 and writers.more_texts(18, 6, 0.99) == 0
+    assert writers.more_texts(6, 6, 0.9999999) == 1
+
+
+def test_nothing_is_written_that_there_is_no_room_for(lm, tmp_path):
+    """A text a line: of four sequences, the fourth is the passage."""
+    short = lambda passage, text: [Example("", "word")]
+    (full,) = write(lm, [GATE], [["a"]], make_loop(tmp_path / "3", capacity=4), budget=9, name="x", split=short)
+    (more,) = write(lm, [GATE], [["a"]], make_loop(tmp_path / "9", capacity=90), budget=9, name="x", split=short)
+    assert len(full.examples) == 3 and full.texts == more.texts[: len(full.texts)]
+    assert len(full.texts) < len(more.texts)
+
+
 def test_sequences_keep_within_the_capacity(lm, tmp_path):
     found = write(lm, [GATE], [["a"]], make_loop(tmp_path, capacity=3), budget=4, name="x", split=lines)
     assert len(found[0].examples) == 2  # and the passage

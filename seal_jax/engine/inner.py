@@ -449,9 +449,10 @@ def adapt_each(
             lane.settle(found, leave=0 if finished else AHEAD)
             done += schedule.computed_tokens([ticked], batch_size)
             for adapter, _, place in finished:
-                if keep is not None:
+                own = lane.adapter(place)
+                if keep is not None:  # last: if reading it fails, its training can begin again from where it began
                     keep(adapter, lane.state(place))
-                yield adapter, lane.adapter(place), found.pop(adapter)
+                yield adapter, own, found.pop(adapter)
             if watch is not None:
                 watch(done, total)
 

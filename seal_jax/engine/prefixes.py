@@ -64,8 +64,9 @@ def train_each(
     All are read before any is trained: on a mesh the devices that train exchange nothing with others.
     """
     config = dataclasses.replace(trainer.config, learning_rate=how.learning_rate)
-    begun = {e: of_text(lm, own[-1].ids, how.tokens) for e, own in enumerate(edits) if e not in skip}
-    options |= {"skip": skip, "start": begun.__getitem__}
+    texts = {e: tuple(own[-1].ids[: how.tokens]) for e, own in enumerate(edits) if e not in skip}
+    begun = {text: of_text(lm, text, how.tokens) for text in set(texts.values())}  # seeds and budgets share a passage's
+    options |= {"skip": skip, "start": lambda e: begun[texts[e]]}
     yield from training.train_each(lm, edits, trainer._replace(config=config), **options)  # type: ignore[misc]
 
 

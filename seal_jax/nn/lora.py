@@ -58,8 +58,10 @@ class Prefix(Adapter):
         return self.a, self.b, (self.keys, self.values)
 
     def holding(self, weights: Any) -> Self:
-        """The same prefix with other `weights`."""
+        """The same prefix with other `weights`, but for its first token."""
         a, b, (keys, values) = weights
+        first = jnp.arange(len(self.live)) == 0
+        keys, values = jnp.where(first, self.keys, keys), jnp.where(first[:, None], self.values, values)
         return self.replace(a=a, b=b, keys=keys, values=values)
 
 
@@ -148,10 +150,8 @@ def stacked_prefix(adapter: Adapter | None) -> LayerPrefix | None:
     """The prefix of all layers, with a leading axis L; None where the adapter has none."""
     if not isinstance(adapter, Prefix):
         return None
-    first = jnp.arange(len(adapter.live)) == 0  # is not trained
-    keys = jnp.where(first, jax.lax.stop_gradient(adapter.keys), adapter.keys)
-    values = jnp.where(first[:, None], jax.lax.stop_gradient(adapter.values), adapter.values)
-    return LayerPrefix(keys, values, jnp.broadcast_to(adapter.live, (len(keys), *adapter.live.shape)))
+    live = jnp.broadcast_to(adapter.live, (len(adapter.keys), *adapter.live.shape))
+    return LayerPrefix(adapter.keys, adapter.values, live)
 
 
 def unstack(adapter: Adapter | None, num_layers: int) -> list[Share]:

@@ -184,8 +184,15 @@ def most(config: Any, ready: Prepared, capacity: int) -> Most:
     return Most(capacity, round((1 + config.budget) * alone), alone)
 
 
+def taught(config: Any) -> bool:
+    """Whether a row has a teacher."""
+    return not LOSSES.keys().isdisjoint(config.rows)
+
+
 def require_view(config: Any, speaker: Speaker, ready: Prepared) -> None:
-    """Raises ValueError where the model's context cannot hold what a teacher reads."""
+    """Raises ValueError where the model's context cannot hold what a teacher reads, if a row has one."""
+    if not taught(config):
+        return
     widest, longest = ready.shapes.widths[-1], ready.most.alone
     if widest + longest + 8 > speaker.context_length:
         raise ValueError(

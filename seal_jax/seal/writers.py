@@ -9,6 +9,7 @@ from the seed. Rows of the same budget are trained on about the same number of t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from seal_jax.seal.rounds import Loop, stable_hash, write_self_edits
 from seal_jax.types import Codec, Domain, Example, LanguageModel, SelfEdit, Style
 
 PROMPT_FOLDER = squad.PROMPT_FOLDER.parent
-WAVES = 4  # times that a passage is written more of at most, until it has its budget
+MOST_TEXTS = 3  # times the first wave's, which expects half of a text to be kept: with less than a sixth, it stops
 STRATEGIES = 10  # of Active Reading, a passage: the first that are listed
 WIDTH = 64  # tokens that prompts are padded to multiples of: a program each
 LEAST = 4  # tokens of a last sequence that is cut to the budget
@@ -109,22 +110,26 @@ def write(
       name: of the pieces in the journal; another name draws anew, unless there is a `drawn`.
       drawn: what is drawn follows from it, the seed, the passage and the number of the text.
 
-    What is written of a passage does not depend on the others. One without prompts, or of which the model writes next
-    to nothing, stays below its budget.
+    Every wave asks for what the texts before promise, and for no more texts than there are (`more_texts`). What is
+    written of a passage does not depend on the others, and a smaller budget is the beginning of a larger one. A passage
+    without prompts, or of whose texts little is kept, stays below its budget.
     """
     wanted = [budget * size(squad.passage_only(passage).examples[0], lm.codec) for passage in passages]
+    room = loop.trainer.shapes.capacity - 1  # the passage is a sequence too
+    first = [
+        math.ceil(want / (loop.sampling.max_tokens / 2)) if own and room else 0
+        for want, own in zip(wanted, prompts, strict=True)
+    ]
     texts: list[list[str]] = [[] for _ in passages]
     examples: list[list[Example]] = [[] for _ in passages]
-    for wave in range(WAVES):
-        have = [sum(size(example, lm.codec) for example in own) for own in examples]
-        most = loop.sampling.max_tokens
-        each = [  # tokens of a text, about
-            max(has / len(own), most / 8) if own else most / 2 for has, own in zip(have, texts, strict=True)
-        ]
+    for wave in itertools.count():
         more = [
-            math.ceil((want - has) / about) if own and want > has else 0
-            for want, has, about, own in zip(wanted, have, each, prompts, strict=True)
-        ]
+            more_texts(len(own), count, max(sum(size(e, lm.codec) for e in kept) / want, len(kept) / room))
+            if count else 0
+            for own, count, kept, want in zip(texts, first, examples, wanted, strict=True)
+        ]  # fmt: skip
+        if not any(more):
+            break
         requests = [
             Request(f"{passage.id}/{n}", prompts[p][n % len(prompts[p])])
             for p, passage in enumerate(passages)
@@ -135,11 +140,22 @@ def write(
             for _ in range(more[p]):
                 texts[p].append(next(found))
                 examples[p] += split(passage, texts[p][-1])
-    room = loop.trainer.shapes.capacity - 1  # the passage is a sequence too
     return [
         Written("\n\n".join(own), within(each, want, lm.codec)[:room], written_tokens(own, lm.codec), tuple(own))
         for own, each, want in zip(texts, examples, wanted, strict=True)
     ]
+
+
+def more_texts(written: int, first: int, share: float) -> int:
+    """How many texts of a passage to ask for next, once those `written` hold this share of what is wanted.
+
+    What they promise, but at most as many as there are: a few texts say little about the others. In all, at most
+    `MOST_TEXTS` times the `first`. Below that limit it ends only at a share of 1, so that a larger budget has no fewer.
+    """
+    if not written or share >= 1:
+        return 0 if written else first
+    promised = math.ceil(written / share) - written if share else written
+    return min(max(1, promised), written, MOST_TEXTS * first - written)
 
 
 def within(examples: Sequence[Example], tokens: float, codec: Codec) -> tuple[Example, ...]:
