@@ -144,7 +144,7 @@ def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
 
     more, less = need(9), need(8)  # of which 4 take a step
     assert more._replace(adapters=0) == less._replace(adapters=0)
-    assert more.adapters - less.adapters == 3 * memory._adapter(NAMED["smollm2-135m"], FineTuning(), CPU)
+    assert more.adapters - less.adapters == 3 * memory.adapter_bytes(NAMED["smollm2-135m"], FineTuning(), CPU)
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def trains(free: float, compute: Compute, adapters: int) -> bool:
 def answers(free: float, adapters: int, *, waiting: int) -> bool:
     """Whether so many answer on a device while others are in its bank."""
     need = memory.answering(QWEN, FineTuning(), SHAPES, GPU, adapters=adapters, max_tokens=64)
-    bank = memory.RESIDENT_COPIES * waiting * memory._adapter(QWEN, FineTuning(), GPU)
+    bank = memory.RESIDENT_COPIES * waiting * memory.adapter_bytes(QWEN, FineTuning(), GPU)
     return need.total + bank <= memory.SHARE * free
 
 

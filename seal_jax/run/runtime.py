@@ -110,13 +110,8 @@ def free_memory(devices: int | None) -> float:
     stats = [device.memory_stats() or {} for device in jax.devices()[: device_count(devices)]]
     if all("bytes_limit" in s for s in stats):
         return min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     group = hosts.joined()
-    return available / len(stats) / (group.neighbours if group else 1)
+    return memory.available() / len(stats) / (group.neighbours if group else 1)
 
 
 class Speaker(NamedTuple):
@@ -223,7 +218,8 @@ def fit(
     """`memory.fit` on this machine, to the memory that is free now on each of the devices. The model is loaded: what
     it takes is no longer free, and in the plan."""
     here = machine(model, compute.devices, dtype, base, mesh)
-    here = here._replace(free=here.free + memory.base_bytes(model, here))
+    held = memory.base_bytes(model, here._replace(itemsize=2 if dtype == "bfloat16" else 4))  # not widened, on a CPU
+    here = here._replace(free=here.free + held)
     return memory.fit(model, config, shapes, compute, sizes, here)
 
 
