@@ -17,7 +17,7 @@ from seal_jax.engine.training import TICK_TOKENS, FineTuning, Shapes, init_adapt
 from seal_jax.io.architectures import NAMED
 from seal_jax.nn import lora, quantised, sharding, transformer
 from seal_jax.nn.losses import distillation, next_token
-from seal_jax.run import plan
+from seal_jax.run import plan, runtime
 from seal_jax.seal.outer.imitation import SFT
 from seal_jax.types import PROJECTIONS, Base, Compute, HParams, MeshShape
 
@@ -378,6 +378,13 @@ def test_lines_name_what_is_needed_and_what_there_is():
     text = "\n".join(memory.lines(need, 2 * GIB))
     assert "513 MiB" in text and "of 2.00 GiB free" in text
     assert need.total == sum(need)
+
+
+def test_a_loaded_models_room_is_what_it_holds():
+    """Two bytes a parameter in bfloat16, also where a CPU computes with four."""
+    model, here = NAMED["smollm2-135m"], CPU._replace(free=GIB)
+    wide, narrow = (runtime.before_loading(model, here, dtype).free - GIB for dtype in ("float32", "bfloat16"))
+    assert wide == memory.base_bytes(model, here) == 2 * narrow
 
 
 def test_what_a_teacher_keeps_on_the_host_is_in_the_printed_plan():

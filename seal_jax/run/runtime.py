@@ -217,10 +217,14 @@ def fit(
 ) -> Compute:  # fmt: skip
     """`memory.fit` on this machine, to the memory that is free now on each of the devices. The model is loaded: what
     it takes is no longer free, and in the plan."""
-    here = machine(model, compute.devices, dtype, base, mesh)
-    held = memory.base_bytes(model, here._replace(itemsize=2 if dtype == "bfloat16" else 4))  # not widened, on a CPU
-    here = here._replace(free=here.free + held)
+    here = before_loading(model, machine(model, compute.devices, dtype, base, mesh), dtype)
     return memory.fit(model, config, shapes, compute, sizes, here)
+
+
+def before_loading(model: ModelConfig, here: memory.Machine, dtype: str) -> memory.Machine:
+    """The machine as it was before it held the model: bfloat16 is widened on a CPU where it computes, not kept so."""
+    kept = here._replace(itemsize=2 if dtype == "bfloat16" else 4)
+    return here._replace(free=here.free + memory.base_bytes(model, kept))
 
 
 def machine(
