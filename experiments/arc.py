@@ -59,6 +59,8 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.outer.credit == "lines":
+            raise ValueError("--outer.credit lines is for passages (experiments.squad): a self-edit here has no lines")
         if self.outer.reward == "set" or self.outer.method in ("best_of_n", "imitation"):
             raise ValueError(
                 f"--outer.method {self.outer.method} with --outer.reward {self.outer.reward}: best_of_n, imitation and "

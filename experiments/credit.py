@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 
 from seal_jax.domains import squad
+from seal_jax.engine.credit import free_room, require_creditable
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import train_each
 from seal_jax.run import command, passages, plan
@@ -108,6 +109,7 @@ def prepare(config: Config, data: Data, model: Model) -> Prepared:
 def run(here: Session, data: Data) -> dict[str, Any]:
     """Self-edits, each line's credit by every method under every seed, and the table."""
     config, loop = here.config, here.loop
+    require_creditable(here.lm, loop.trainer)
     written = write_self_edits(here.lm, data.passages, loop, samples=config.samples, name="credit")
     numbered = [(p, fitted(edit, here.lm.codec, loop.trainer.shapes)) for p, row in enumerate(written) for edit in row]
     numbered = [(p, edit) for p, edit in numbered if edit.lines]
@@ -127,8 +129,9 @@ def run(here: Session, data: Data) -> dict[str, Any]:
 
     measured = partial(credited, here, edits, asked)
     inner = measured("whole self-edits", train)
-    gradient = measured("by gradient", partial(by_gradient, lm, trainer=trainer))
-    straight = measured("by gradient, without curvature", partial(by_gradient, lm, trainer=trainer, curvature=False))
+    credit = partial(by_gradient, lm, trainer=trainer, room=here.folder.once("credit, room", partial(free_room, lm)))
+    gradient = measured("by gradient", credit)
+    straight = measured("by gradient, without curvature", partial(credit, curvature=False))
     left: Any = measured("left out", partial(leave_one_out, lm, trainer=trainer))
     exact, chance = (
         left._replace(credit=[[one[signal] for one in own] for own in left.credit])

@@ -17,6 +17,7 @@ import sys
 from typing import Any, Literal
 
 from seal_jax.domains import squad
+from seal_jax.engine.credit import require_creditable
 from seal_jax.run import command, passages
 from seal_jax.run.passages import Evaluation, Knowledge, Recorded, Split
 from seal_jax.run.session import Experiment, Model, Prepared, Preset, Session
@@ -102,6 +103,8 @@ def run(here: Session, data: Split) -> dict[str, Any]:
     """The rows of table 2, in order."""
     config, loop, held_out = here.config, here.loop, data.held_out
     outer, test = config.outer, config.evaluation
+    if outer.credit == "lines":
+        require_creditable(here.lm, loop.trainer)
     base = here.try_base(held_out, name="held-out")
     stages = [evaluation.base_stage(base, "Base model")]
 

@@ -129,6 +129,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(undisturbed, con
         ({"max_cells": 3}, r"left out by --max-cells 3"),
         ({"fixed": SMOKE.fixed._replace(learning_rate=0.5)}, r"--fixed: learning rate out of bounds"),
         ({"inner": dataclasses.replace(SMOKE.inner, epochs=1)}, r"--inner.epochs 1 is the most that a self-edit"),
+        ({"outer": Outer(credit="lines")}, r"--outer.credit lines is for passages \(experiments.squad\)"),
         ({"outer": Outer(reward="set")}, r"--outer.reward set: .* are for passages \(experiments.squad\)"),
         ({"outer": Outer(method="best_of_n")}, r"--outer.method best_of_n .* which no judge rates"),
         ({"sampling": Sampling(max_tokens=20)}, r"--sampling.max-tokens 20: the shortest self-edit has \d+ tokens"),

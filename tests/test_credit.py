@@ -4,6 +4,9 @@ leaving out it is what the gold answers lose; a table says how far the two agree
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import time
 from functools import partial
 
 import jax
@@ -12,22 +15,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seal_jax.engine import batching, training
+from seal_jax.engine import batching, inner, training
+from seal_jax.engine import credit as credit_engine
 from seal_jax.engine.batching import Tokens
 from seal_jax.engine.credit import credit_each
 from seal_jax.engine.inner import Optimiser
+from seal_jax.engine.schedule import Room
 from seal_jax.engine.training import FineTuning, Shapes, make_trainer, train
 from seal_jax.nn import lora
 from seal_jax.nn.losses import distillation, kl_to_base, next_token
 from seal_jax.seal.credit import Method, agreement, by_gradient, credit_table, helpful, leave_one_out, ranking
 from seal_jax.types import Compute, Example, Query, SelfEdit, Settings
-from tests import tiny
+from tests import test_memory, tiny
 
 WORDS = [f"w{n}" for n in range(30)]
 SHAPES = Shapes((8, 16), 4, 0, 0, 0)
 SMOOTH = Optimiser(eps=1e-2)  # Adam turns on the sign of a gradient near 0: finite differences want it smooth
 INNER = FineTuning(projections=("q_proj", "v_proj", "down_proj"), rank=4, alpha=8.0, learning_rate=3e-2, epochs=3,
                    optimiser=SMOOTH)  # fmt: skip
+CLIPPED = dataclasses.replace(INNER, optimiser=dataclasses.replace(SMOOTH, clip_norm=0.1, weight_decay=0.1))
 TEXTS = [
     ["w1 w2 w3 w4", "w5 w6 w7", "w1 w2 w8 w9 w10 w11 w12 w13 w14"],
     ["w7 w8 w9", "w1 w2", "w3 w2 w1", "w20 w21 w22 w23"],
@@ -98,30 +104,29 @@ def plainly(lm, edit, gold, config: FineTuning, seed: int):
         own = [log_likelihoods(lm, with_weights(w), np.array([s.ids]))[0, s.loss_from - 1 :] for s in gold]
         return jnp.mean(jnp.stack([jnp.mean(x) for x in own]))
 
-    return jax.jit(likelihood)
+    return likelihood
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("e", "config"),
     [
-        INNER,
-        dataclasses.replace(INNER, batch_size=2),
-        dataclasses.replace(INNER, optimiser=dataclasses.replace(SMOOTH, clip_norm=0.1, weight_decay=0.1)),
-        dataclasses.replace(INNER, batch_size=2, optimiser=dataclasses.replace(SMOOTH, clip_norm=0.1)),
+        pytest.param(0, INNER, marks=pytest.mark.slow, id="one a step"),
+        pytest.param(1, dataclasses.replace(INNER, batch_size=2), marks=pytest.mark.slow, id="two a step"),
+        pytest.param(1, CLIPPED, id="clipped"),
+        pytest.param(0, dataclasses.replace(CLIPPED, batch_size=2), id="two a step, clipped"),
     ],
-    ids=["one a step", "two a step", "clipped", "two a step, clipped"],
 )
-def test_credit_is_the_derivative_in_each_sequences_weight(lm, edits, golds, config):
-    found = credit_each(lm, edits, golds, trainer(config), seed=3)
-    for e in (0, 1):
-        of_weights = plainly(lm, edits[e], golds[e], config, 3)
-        ones = jnp.ones(len(edits[e]))
-        np.testing.assert_allclose(found[e].likelihood, of_weights(ones), atol=2e-5)
-        expected = np.asarray(jax.jit(jax.grad(of_weights))(ones))
-        np.testing.assert_allclose(found[e].lines, expected, atol=1e-3 * np.abs(expected).max())
-        h, one = 0.02, np.eye(len(edits[e]))
-        differences = [(of_weights(ones + h * d) - of_weights(ones - h * d)) / (2 * h) for d in one]
-        np.testing.assert_allclose(found[e].lines, differences, atol=2e-2 * np.abs(expected).max())
+def test_credit_is_the_derivative_in_each_sequences_weight(lm, edits, golds, e, config):
+    """With a neighbour of other lengths. The plain loop's own derivative is held to finite differences."""
+    found = credit_each(lm, edits[:2], golds[:2], trainer(config), seed=3)[e]
+    of_weights = jax.jit(jax.value_and_grad(plainly(lm, edits[e], golds[e], config, 3)))
+    ones = jnp.ones(len(edits[e]))
+    value, expected = map(np.asarray, of_weights(ones))
+    np.testing.assert_allclose(found.likelihood, value, atol=2e-5)
+    np.testing.assert_allclose(found.lines, expected, atol=1e-3 * np.abs(expected).max())
+    h, one = 0.02, np.eye(len(edits[e]))
+    differences = [(of_weights(ones + h * d)[0] - of_weights(ones - h * d)[0]) / (2 * h) for d in one]
+    np.testing.assert_allclose(found.lines, differences, atol=2e-2 * np.abs(expected).max())
 
 
 def test_the_forward_pass_trains_what_the_trainer_trains(lm, edits, golds):
@@ -132,16 +137,111 @@ def test_the_forward_pass_trains_what_the_trainer_trains(lm, edits, golds):
         assert np.isfinite(credit.lines).all()
 
 
-@pytest.mark.parametrize("curvature", [True, False])
-def test_neighbours_windows_and_devices_change_nothing(lm, edits, golds, mesh, curvature):
+@pytest.mark.parametrize("curvature", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_neighbours_and_windows_change_nothing(lm, edits, golds, curvature):
     together = credit_each(lm, edits, golds, trainer(), seed=3, curvature=curvature)
-    windows = credit_each(lm, edits, golds, trainer(), seed=3, curvature=curvature, memory=1.0)
-    lanes = credit_each(lm._replace(mesh=mesh), edits, golds, trainer(), seed=3, curvature=curvature)
-    for e, credit in enumerate(together):
-        alone = credit_each(lm, [edits[e]], [golds[e]], trainer(), seed=3, curvature=curvature)[0]
-        for other in (alone, windows[e], lanes[e]):
-            np.testing.assert_allclose(other.lines, credit.lines, rtol=1e-3, atol=1e-5)
-            np.testing.assert_allclose(other.likelihood, credit.likelihood, rtol=1e-5)
+    windows = credit_each(lm, edits, golds, trainer(), seed=3, curvature=curvature, room=1.0)
+    alone = credit_each(lm, edits[1:2], golds[1:2], trainer(), seed=3, curvature=curvature)
+    same([*windows, *alone], [*together, together[1]])
+
+
+@pytest.mark.slow
+def test_lanes_change_nothing(lm, edits, golds, mesh):
+    same(credit_each(lm._replace(mesh=mesh), edits, golds, trainer(), seed=3),
+         credit_each(lm, edits, golds, trainer(), seed=3))  # fmt: skip
+
+
+def same(found, expected):
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine.lines, other.lines, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(mine.likelihood, other.likelihood, rtol=1e-5)
+
+
+def test_a_self_edit_without_sequences_and_a_task_without_questions_are_told_as_they_are(lm, edits, golds):
+    found = credit_each(lm, [[], edits[2]], [golds[2], golds[2]], trainer(), seed=3)
+    assert not len(found[0].lines) and len(found[1].lines) == 2
+    assert np.isfinite(found[0].likelihood) and found[0].likelihood != found[1].likelihood
+    (unasked,) = credit_each(lm, [edits[2]], [[]], trainer(), seed=3)
+    assert not unasked.lines.any()
+
+
+class OutOfMemory(jax.errors.JaxRuntimeError):
+    """What a device says that is full."""
+
+
+def test_a_device_that_is_full_holds_less_and_nothing_finished_is_done_again(lm, edits, golds, monkeypatch):
+    """One that has room for two adapters, then for one; one that has none ends the run, and not for ever."""
+    groups, said, most = [], [], 1
+    credit_of = credit_engine._Lane.credit
+
+    def small(lane, group, *rest):
+        groups.append(len(group))
+        if len(group) > most:
+            raise OutOfMemory("RESOURCE_EXHAUSTED: out of memory")
+        return credit_of(lane, group, *rest)
+
+    together = credit_each(lm, edits, golds, trainer(), seed=3)
+    monkeypatch.setattr(credit_engine._Lane, "credit", small)
+    mine = trainer()
+    mine.chunk.say = said.append
+    same(credit_each(lm, edits, golds, mine, seed=3), together)
+    assert groups == [3, 1, 1, 1] and said == [
+        "not enough device memory for the credit of 3 adapters at a time: going on with 1, and half the room for their "
+        "states"
+    ]
+    most = 0
+    groups.clear()
+    with pytest.raises(OutOfMemory):
+        credit_each(lm, edits, golds, mine, seed=3)
+    assert len(groups) == 1 + credit_engine.MOST_HALVINGS
+
+
+def test_an_interrupt_ends_it_after_the_step_at_work(lm, edits, golds, monkeypatch):
+    steps, step = [], credit_engine._Lane._step
+
+    def counted(lane, bank, ticked):
+        steps.append(ticked)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # it is heard before that is over
+        return step(lane, bank, ticked)
+
+    monkeypatch.setattr(credit_engine._Lane, "_step", counted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            credit_each(lm, edits, golds, trainer(), seed=3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert 2 <= len(steps) <= 3  # of nine and more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "adapters", "width"), [("smollm2-135m", 4, 48), ("qwen2.5-0.5b", 2, 128)])
+def test_a_step_back_takes_about_the_memory_that_is_planned(name, adapters, width):
+    _, model, params = test_memory.abstract(name, 12, "full")
+    config = FineTuning()
+    hyper, one = jax.eval_shape(lambda many: lora.take(many, 0), test_memory.abstract_adapters(params, config, 1))
+    empty = partial(inner._empty, optimiser=config.optimiser, places=adapters)
+    bank = jax.eval_shape(lambda a, h: empty(a, inner.Given(h)), one, hyper)
+    array = lambda *size, dtype=np.int32: jax.ShapeDtypeStruct((adapters, *size), dtype)
+    rows = inner.Rows(array(), array(1, width), array(1, width, dtype=np.float32))
+    weights = (bank.state.adapter.a, bank.state.adapter.b)
+    lowered = credit_engine._backward.lower(
+        model, params, bank.state, bank.given, credit_engine.Adjoint(weights, weights, weights), rows,
+        recipe=inner.Recipe(config.optimiser, compute=Compute(unroll=False)), curvature=True,
+    )  # fmt: skip
+    lm = tiny.language_model(WORDS)._replace(model=model, params=params)
+    planned = adapters * credit_engine.step_back(lm, trainer(config), width, on_cpu=True)
+    assert 0.6 < planned / lowered.compile().memory_analysis().temp_size_in_bytes < 1.7
+
+
+def test_what_is_at_work_leaves_room_for_states():
+    at_work = {8: 10.0, 16: 20.0}
+    room, most = credit_engine._fitting(Room(4, 64), 100.0, at_work, 1)
+    assert most <= 50 and room.places == 4
+    assert credit_engine._fitting(Room(4, 64), 1e6, at_work, 1) == (Room(4, 64), 80.0)
+    assert credit_engine._fitting(Room(4, 64), 0.0, at_work, 1)[1] == 20.0  # one at a time, and none fewer
 
 
 def test_what_is_never_trained_has_a_finite_derivative(lm, edits, golds):
@@ -185,13 +285,15 @@ def test_leaving_a_line_out_loses_what_retraining_without_it_loses(lm, edits, go
     shapes = SHAPES._replace(questions=3, question_width=8, gold_width=8)
     asked = trainer()._replace(shapes=shapes)
     found = leave_one_out(lm, list(map(edit_of, TEXTS)), queries, asked, seed=3)
+    without = [
+        [[s._replace(weight=0.0) if n == line else s for n, s in enumerate(own)] for line in range(-1, len(own) - 1)]
+        for own in edits
+    ]
+    asking = [own for own, rows in zip(golds, without, strict=True) for _ in rows]
+    trained = iter(credit_each(lm, [row for rows in without for row in rows], asking, trainer(), seed=3))
     for e, left in enumerate(found):
         assert len(left.log_likelihood) == len(left.probability) == len(TEXTS[e]) - 1
-        without = [
-            [s._replace(weight=0.0) if n == line else s for n, s in enumerate(edits[e])]
-            for line in range(-1, len(TEXTS[e]) - 1)
-        ]
-        whole, *rest = credit_each(lm, without, [golds[e]] * len(without), trainer(), seed=3)
+        whole, *rest = (next(trained) for _ in without[e])
         expected = [whole.likelihood - one.likelihood for one in rest]
         np.testing.assert_allclose(left.log_likelihood, expected, atol=2e-4)
         assert all((a > 0) == (b > 0) for a, b in zip(left.log_likelihood, left.probability, strict=True) if abs(a) > 1)
@@ -206,6 +308,20 @@ def test_only_lines_that_helped_are_left_and_numbered_anew():
     assert helpful(edit, [0.5, -0.1, 0.2, None]) == "1. a\n 2) c"
     assert helpful(edit, [0.0, 0.0, 0.0, 1.0]) == "- d"
     assert helpful(edit, [0.0, -1.0, None, 0.0]) == ""
+
+
+def test_a_line_that_begins_with_a_fraction_keeps_it():
+    edit = SelfEdit("", (), lines=("1. a", "3.5 million people live there.", "2. b"))
+    assert helpful(edit, [-1.0, 1.0, 1.0]) == "3.5 million people live there.\n2. b"
+
+
+def test_questions_are_numbered_anew_and_the_number_that_ended_the_prompt_is_not_said_again():
+    lines = ("Question 1: Who?\nAnswer: Ada.", "Question 2: When?\nAnswer: 1902.", "Question 3: Where?\nAnswer: x")
+    begun = SelfEdit(" Who?\nAnswer: Ada.\n\nQuestion 2: When?", (), lines=lines)
+    assert helpful(begun, [0.5, -1.0, 0.5]) == " Who?\nAnswer: Ada.\nQuestion 2: Where?\nAnswer: x"
+    assert helpful(begun, [-0.5, 1.0, -0.5]) == " When?\nAnswer: 1902."
+    whole = SelfEdit("Question 1: Who?\nAnswer: Ada.", (), lines=lines)
+    assert helpful(whole, [-0.5, 1.0, -0.5]) == "Question 1: When?\nAnswer: 1902."
 
 
 def test_agreement_is_of_tasks_whose_lines_can_be_ranked():

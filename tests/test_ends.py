@@ -170,6 +170,34 @@ def test_a_signal_that_becomes_an_error_of_jax_is_still_a_stop(number, capsys):
     assert capsys.readouterr().err == "stopped; the same command carries on\n"
 
 
+STUCK = """
+from seal_jax.run import ends
+ends.until_heard()
+import jax, sys
+def work():
+    print("at work", flush=True)
+    jax.block_until_ready(jax.jit(lambda: jax.lax.while_loop(lambda n: n >= 0, lambda n: n ^ 1, 1))())
+sys.exit(ends.ended(work))
+"""
+
+
+@BOTH
+def test_a_program_within_a_computation_that_hears_nothing_ends_all_the_same(number):
+    """As one that is compiled for minutes, or waits for a thread in which another is."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "at work\n"
+        time.sleep(1)
+        process.send_signal(number)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number and said == "stopped; the same command carries on\n"
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -144,7 +144,7 @@ def test_an_adapter_that_waits_takes_its_place_in_the_bank_and_no_more():
 
     more, less = need(9), need(8)  # of which 4 take a step
     assert more._replace(adapters=0) == less._replace(adapters=0)
-    assert more.adapters - less.adapters == 3 * memory._adapter(NAMED["smollm2-135m"], FineTuning(), CPU)
+    assert more.adapters - less.adapters == 3 * memory.adapter_bytes(NAMED["smollm2-135m"], FineTuning(), CPU)
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def trains(free: float, compute: Compute, adapters: int) -> bool:
 def answers(free: float, adapters: int, *, waiting: int) -> bool:
     """Whether so many answer on a device while others are in its bank."""
     need = memory.answering(QWEN, FineTuning(), SHAPES, GPU, adapters=adapters, max_tokens=64)
-    bank = memory.RESIDENT_COPIES * waiting * memory._adapter(QWEN, FineTuning(), GPU)
+    bank = memory.RESIDENT_COPIES * waiting * memory.adapter_bytes(QWEN, FineTuning(), GPU)
     return need.total + bank <= memory.SHARE * free
 
 
@@ -378,6 +378,13 @@ def test_lines_name_what_is_needed_and_what_there_is():
     text = "\n".join(memory.lines(need, 2 * GIB))
     assert "513 MiB" in text and "of 2.00 GiB free" in text
     assert need.total == sum(need)
+
+
+def test_a_loaded_models_room_is_what_it_holds():
+    """Two bytes a parameter in bfloat16, also where a CPU computes with four."""
+    model, here = NAMED["smollm2-135m"], CPU._replace(free=GIB)
+    wide, narrow = (runtime.before_loading(model, here, dtype).free - GIB for dtype in ("float32", "bfloat16"))
+    assert wide == memory.base_bytes(model, here) == 2 * narrow
 
 
 def test_what_a_teacher_keeps_on_the_host_is_in_the_printed_plan():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -102,7 +103,7 @@ def training(
     """
     rows, itemsize = config.batch_size // math.gcd(config.batch_size, compute.accumulate), machine.itemsize
     stepping = rows_of(width, Room(adapters, compute.tick_tokens or TICK_TOKENS), config.batch_size)
-    tokens, layers, one = stepping * rows * width, model.num_layers, _adapter(model, config, machine, prefix)
+    tokens, layers, one = stepping * rows * width, model.num_layers, adapter_bytes(model, config, machine, prefix)
     whole, model, unrolled = model, share_of(model, machine), inner.unrolled(model, compute)
     layer = _kept(model, config, machine, width, unrolled=unrolled, prefix=prefix)
     states = TAUGHT_COPIES * tokens * model.hidden_size * itemsize if taught else 0
@@ -177,7 +178,7 @@ def writing(
     cache *= 2 if looped or (machine.on_cpu and samples > 1) else 1  # on a CPU all layers' prompts are repeated first
     singly = 0 if looped else _layers(model, machine)
     reading = prompts * prompt_width * (6 * model.hidden_size + 3 * model.intermediate_size) * itemsize
-    own = adapters * _adapter(whole, config, machine, prefix) if config else 0
+    own = adapters * adapter_bytes(whole, config, machine, prefix) if config else 0
     # For the last groups a TPU lays A out anew, with its few ranks in all lanes: one projection, whole and in pieces.
     lanes = round_up(config.rank, machine.vector_width) if config and machine.vector_width > 1 else 0
     anew = 2 * adapters * model.num_layers * model.hidden_size * lanes * itemsize
@@ -221,12 +222,21 @@ def _layers(model: ModelConfig, machine: Machine) -> int:
     return costs.layer_parameters(model) * quantised.BITS[machine.base] // 8 + model.num_layers * scales * FLOAT32
 
 
-def _adapter(model: ModelConfig, config: FineTuning, machine: Machine, prefix: int = 0) -> int:
+def adapter_bytes(model: ModelConfig, config: FineTuning, machine: Machine, prefix: int = 0) -> int:
     """Bytes of an adapter: its matrices, or the keys and values of a prefix where those are more."""
     cached = 2 * model.num_kv_heads * model.head_dim * prefix  # whole on each device
     model = share_of(model, machine)
     sizes = (round_up(n, machine.vector_width) for name in config.projections for n in model.kernels()[name])
     return model.num_layers * max(config.rank * sum(sizes), cached) * FLOAT32
+
+
+def available() -> float:
+    """Bytes of this machine's own memory that may still be taken."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,7 +258,7 @@ def fit(
 
     def answers(adapters: int, waiting: int) -> bool:
         need = answering(model, config, shapes, machine, adapters=adapters, max_tokens=sizes.answer_tokens)
-        return need.total + RESIDENT_COPIES * waiting * _adapter(model, config, machine, shapes.prefix) <= room
+        return need.total + RESIDENT_COPIES * waiting * adapter_bytes(model, config, machine, shapes.prefix) <= room
 
     ready = _most(lambda n: answers(n, n), min(ENOUGH, wanted))
 
@@ -313,7 +323,10 @@ def smallest_share(model: ModelConfig, machine: Machine) -> Machine:
             lanes = machine._replace(devices=count // size, fsdp=size // tensor, tensor=tensor)
             train = training(model, config, Compute(), lanes, adapters=ENOUGH, width=USUAL).total
             answer = answering(model, config, asked, lanes, adapters=ENOUGH, max_tokens=USUAL).total
-            if max(train, answer + RESIDENT_COPIES * ENOUGH * _adapter(model, config, lanes)) <= SHARE * machine.free:
+            if (
+                max(train, answer + RESIDENT_COPIES * ENOUGH * adapter_bytes(model, config, lanes))
+                <= SHARE * machine.free
+            ):
                 return lanes
             best = best if best.devices == lanes.devices else lanes
     return best

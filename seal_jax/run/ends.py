@@ -4,6 +4,9 @@ Python turns a signal into a KeyboardInterrupt wherever it happens to be, and on
 or of the garbage collector, is lost there, or comes out as an error of JAX's own. So it is noted as well:
 `stop_if_asked`, which runs before every piece of work and whenever the display changes, raises it again, and any error
 that ends a command after it counts as the stop. Where it was lost nothing is printed.
+
+Python hears a signal between two of its own instructions, which a program being compiled is for minutes, as is what
+waits for it. A thread hears it at once, and ends a program of ours that has not ended a few seconds later.
 """
 
 from __future__ import annotations
@@ -23,10 +26,14 @@ from seal_jax.run.terminal import show
 
 HEARD = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; the same command carries on"
+GRACE = 5.0  # seconds in which a program ends by itself after a signal
 LOUD = [logging.getLogger(name) for name in ("concurrent.futures", "asyncio")]  # of what was at work in other threads
 _asked: list[int] = []  # the signals that came, in order
 _reasons: list[str] = []  # why another thread ended the program; whoever takes one says it
 _programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
+
+
+_said: list[str] = []  # the last words, where they are spoken
 
 
 class Stopped(KeyboardInterrupt):
@@ -59,6 +66,7 @@ def end(reason: str, grace: float = 20.0) -> None:
 def heard() -> Iterator[None]:
     """Both signals end what runs in this context as Ctrl-C does; one that is ignored (nohup) stays ignored."""
     _asked.clear()
+    _said.clear()
     before, report = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in HEARD}
@@ -77,7 +85,7 @@ def heard() -> Iterator[None]:
 
 def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
     """The exit status of a command's work, which a mistake or a signal ends with one sentence, not a traceback."""
-    with heard():
+    with heard(), _in_time(stopped):
         try:
             _heeding(work)
         except (ValueError, OSError) as error:
@@ -87,9 +95,38 @@ def ended(work: Callable[[], object], stopped: str = STOPPED) -> int:
             return 2
         except KeyboardInterrupt:
             code = status()
-            show(_reasons.pop() if _reasons else stopped, file=sys.stderr)
+            _said.append(_reasons.pop() if _reasons else stopped)
+            show(_said[0], file=sys.stderr)
             return code
     return 0
+
+
+@contextlib.contextmanager
+def _in_time(stopped: str) -> Iterator[None]:
+    """Ends a program of ours a while after a signal, whatever it does; `_hear` is called only between instructions."""
+    if not _programs or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in HEARD and signal.getsignal(number[0]) is not signal.SIG_IGN:
+                time.sleep(GRACE)
+                if not _reasons:  # else `end` has its own time, and words
+                    if not _said:
+                        os.write(sys.stderr.fileno(), f"{stopped}\n".encode())
+                    os._exit(128 + number[0])
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        if not _asked:  # else the thread has the end of the program in view
+            signal.set_wakeup_fd(before)
+            os.close(writing)
 
 
 def _heeding(work: Callable[[], object]) -> None:

@@ -111,13 +111,8 @@ def free_memory(devices: int | None) -> float:
     stats = [device.memory_stats() or {} for device in jax.devices()[: device_count(devices)]]
     if all("bytes_limit" in s for s in stats):
         return min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     group = hosts.joined()
-    return available / len(stats) / (group.neighbours if group else 1)
+    return memory.available() / len(stats) / (group.neighbours if group else 1)
 
 
 class Speaker(NamedTuple):
@@ -232,9 +227,14 @@ def fit(
 ) -> Compute:  # fmt: skip
     """`memory.fit` on this machine, to the memory that is free now on each of the devices. The model is loaded: what
     it takes is no longer free, and in the plan."""
-    here = machine(model, compute.devices, dtype, base, mesh)
-    here = here._replace(free=here.free + memory.base_bytes(model, here))
+    here = before_loading(model, machine(model, compute.devices, dtype, base, mesh), dtype)
     return memory.fit(model, config, shapes, compute, sizes, here)
+
+
+def before_loading(model: ModelConfig, here: memory.Machine, dtype: str) -> memory.Machine:
+    """The machine as it was before it held the model: bfloat16 is widened on a CPU where it computes, not kept so."""
+    kept = here._replace(itemsize=2 if dtype == "bfloat16" else 4)
+    return here._replace(free=here.free + memory.base_bytes(model, kept))
 
 
 def machine(

@@ -56,11 +56,14 @@ def by_gradient(
     *,
     seed: int,
     curvature: bool = True,
+    room: float | None = None,
 ) -> list[list[float | None]]:
-    """Each line's credit, the derivative of the mean log-likelihood in its weight; None where training diverged."""
+    """Each line's credit, the derivative of the mean log-likelihood in its weight; None where training diverged.
+
+    `room` and what is raised are as for `credit_each`."""
     found = credit_each(
         lm, tokens_of(lm, edits), [golds_of(lm.codec, own) for own in queries], trainer, seed=seed,
-        settings=[edit.settings for edit in edits], curvature=curvature,
+        settings=[edit.settings for edit in edits], curvature=curvature, room=room,
     )  # fmt: skip
     lines = [one.lines[: len(edit.lines)].tolist() for one, edit in zip(found, edits, strict=True)]
     return [[value if math.isfinite(value) else None for value in own] for own in lines]
@@ -110,12 +113,18 @@ def _lost(
 
 
 def helpful(edit: SelfEdit, credit: Sequence[float | None]) -> str:
-    """A self-edit's completion with only the lines that helped, a numbered list numbered anew; "" where none did."""
+    """A self-edit's completion with only the lines that helped, what is numbered numbered anew; "" where none did.
+
+    Where the prompt ended with the first question's number, as the completion then does not say it, nor does this.
+    """
     lines = [line for line, value in zip(edit.lines, credit, strict=True) if value is not None and value > 0]
-    return "\n".join(_NUMBER.sub(rf"\g<1>{n}\g<2>", line) for n, line in enumerate(lines, 1))
+    text = "\n".join(_NUMBER.sub(rf"\g<1>{n}\g<2>", line) for n, line in enumerate(lines, 1))
+    begun = bool(edit.lines and _QUESTION.match(edit.lines[0])) and edit.lines[0] not in edit.completion
+    return _QUESTION.sub("", text, count=1) if begun else text
 
 
-_NUMBER = re.compile(r"^(\s*)\d+([.)])")
+_NUMBER = re.compile(r"^(\s*(?:Question\s+)?)\d+([.)](?=\s|$)|\s*:)")
+_QUESTION = re.compile(r"^Question\s+1\s*:")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from seal_jax.engine.credit import free_room
 from seal_jax.engine.training import FineTuning
 from seal_jax.seal import rounds
 from seal_jax.seal.credit import by_gradient, helpful
@@ -87,7 +88,8 @@ def imitate_lines(
     loop.display.phase(f"{name}: credit", len(winners))
 
     def work() -> list[list[float | None]]:
-        return by_gradient(writer, edits, asked, loop.trainer, seed=loop.seed * 1000)
+        room = loop.journal.once(f"{name}/credit, room", partial(free_room, writer))
+        return by_gradient(writer, edits, asked, loop.trainer, seed=loop.seed * 1000, room=room)
 
     credits = loop.journal.once(f"{name}/credit", work) if winners else []
     loop.display.advance(len(winners))
