@@ -213,7 +213,11 @@ def itemsize(dtype: str) -> int:
 
 
 def for_device(compute: Compute, preset: Compute) -> Compute:
-    """`compute` without the sizes that a preset has for a CPU's cores, on GPUs and TPUs: there the memory decides."""
+    """`compute` without the sizes that a preset has for a CPU's cores, on GPUs and TPUs: there the memory decides.
+
+    Raises as `device_count`.
+    """
+    device_count(compute.devices)
     if jax.default_backend() == "cpu":
         return compute
     sizes = ("chunk", "answer_chunk", "write_chunk")
