@@ -118,7 +118,7 @@ def planned(bench: Bench, config: FineTuning, shapes: Shapes, sizes: memory.Writ
     cut = runtime.fit(model, config, shapes, compute, sizes, dtype, settings.base, bench.lm.mesh)
     each, prompts = ((n or 1) // machine.devices for n in (cut.chunk, (cut.write_chunk or 1) // sizes.samples))
     needs = {
-        "training": memory.training(model, config, cut, machine, adapters=each, width=shapes.widths[-1]),
+        "training": memory.training_at(model, config, shapes, cut, machine, adapters=each),
         "answering": memory.answering(
             model, config, shapes, machine, adapters=(cut.answer_chunk or 1) // machine.devices,
             max_tokens=sizes.answer_tokens,

@@ -31,8 +31,6 @@ LOUD = [logging.getLogger(name) for name in ("concurrent.futures", "asyncio")]  
 _asked: list[int] = []  # the signals that came, in order
 _reasons: list[str] = []  # why another thread ended the program; whoever takes one says it
 _programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
-
-
 _said: list[str] = []  # the last words, where they are spoken
 
 
@@ -118,6 +116,7 @@ def _in_time(stopped: str) -> Iterator[None]:
                     if not _said:
                         os.write(sys.stderr.fileno(), f"{stopped}\n".encode())
                     os._exit(128 + number[0])
+        os.close(reading)
 
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
