@@ -29,6 +29,7 @@ from seal_jax.graders.choose import Grader
 from seal_jax.run import command, passages, runtime, session
 from seal_jax.run.command import parse
 from seal_jax.run.journal import LONGEST_NAME, SCHEMA, RunFolder
+from seal_jax.seal.rounds import before_learning
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -269,6 +270,64 @@ def test_a_seed_is_a_result_and_another_seed_another(program, undisturbed):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Another way to learn from what was tried
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_run_that_begins_as_another_ends_as_it_would_have_alone(program, undisturbed):
+    reference, _ = undisturbed
+    alone, shared = program.folder / "alone", program.folder / "shared"
+    options = ("--outer.method", "advantages", "--outer.sft.learning-rate", "0.02")
+    apart = program.run(*options, "--run-folder", str(alone))
+    assert apart.returncode == 0, apart.stderr
+    process = program.start(*options, "--begin-as", str(reference), "--run-folder", str(shared))
+    kill_when(process, "round 1: learning to write", None)
+    done = program.run(*options, "--begin-as", str(reference), "--run-folder", str(shared))
+    assert done.returncode == 0, done.stderr
+    assert results(shared) == results(alone)
+    assert results(shared)["rows"][-1] != results(reference)["rows"][-1]  # it did learn otherwise
+    assert (shared / "self_edits.jsonl").read_bytes() == (alone / "self_edits.jsonl").read_bytes()
+    by_name = itemgetter("name")
+    assert sorted(pieces(shared / "journal.jsonl"), key=by_name) == sorted(pieces(alone / "journal.jsonl"), key=by_name)
+    taken = {line["name"]: line["spent"] for line in lines(reference / "journal.jsonl") if "spent" in line}
+    for line in lines(shared / "journal.jsonl"):
+        if before_learning(line["name"]):
+            assert line["spent"] == taken[line["name"]], "it was done again"
+
+    refused = program.run("--begin-as", str(reference), "--seed", "7", "--run-folder", str(program.folder / "none"))
+    assert refused.returncode == 2
+    assert "seed is 0 there and 7 here; only how the outer loop learns" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (program.folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("piece", "shared"),
+    [
+        ("held-out/base/0", True),
+        ("passage alone/seed 0/try/3.0", True),
+        ("held-out, before RL/write/20", True),
+        ("round 1/base/0", True),
+        ("round 1/write/0", True),
+        ("round 1/seed 2/try/0.1", True),
+        ("round 1, sets/seed 0/try/0.1", True),
+        ("round 1/sft losses", False),
+        ("round 1/credit", False),
+        ("round 1/metrics", False),
+        ("round_1", False),
+        ("held-out, after round 1/write/0", False),
+        ("validation, after round 1/seed 0/try/0.0", False),
+        ("round 2/base/0", False),
+        ("round 10/write/0", False),
+        ("finished", False),
+    ],
+)
+def test_what_a_model_did_before_it_learned_is_told_by_the_name_of_a_piece(piece, shared):
+    assert before_learning(piece) == shared
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
 
@@ -333,6 +392,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], Sequence[str]], Sequence[str]]] = {
         ["d.json", "$[7].context", "not blank"],
     ),
     "a missing file": (lambda folder: ["--data", str(folder / "absent.json")], ["absent.json"]),
+    "no run to begin as": (
+        lambda folder: ["--begin-as", str(folder / "absent")],
+        ["absent: no run folder (config.json and journal.jsonl)"],
+    ),
     "a misspelt data set": (lambda folder: ["--data", "invneted"], ["'invneted'", "did you mean invented"]),
     "too few passages": (
         lambda folder: ["--data", str(write_passages(folder / "d.json", 3))],

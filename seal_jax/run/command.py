@@ -115,7 +115,11 @@ def folder_name(experiment: Experiment, config: Any) -> str:
 
 def command_of(experiment: str, arguments: Sequence[str], *, replica: int | None = None) -> str:
     """The command that gives the same results: without the folder they are kept in, of one replica's seed alone."""
-    left_out = {"--run-folder", *(f"--distributed.{field.name}" for field in dataclasses.fields(Distributed))}
+    left_out = {
+        "--run-folder",
+        "--begin-as",
+        *(f"--distributed.{field.name}" for field in dataclasses.fields(Distributed)),
+    }
     left_out |= set() if replica is None else {"--replicas", "--seed"}
     kept: list[str] = []
     for previous, argument in zip(["", *arguments], arguments, strict=False):

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,11 +176,15 @@ class RunFolder:
         """Adds a line to the journal, with the seconds since the last one."""
         now = self.clock()
         spent = {phase: round(seconds - self._counted.get(phase, 0.0), 3) for phase, seconds in now.items()}
-        body = json.dumps(by_name({"name": name, **kept, "spent": {p: s for p, s in spent.items() if s > 0}}))
+        self._add({"name": name, **kept, "spent": {p: s for p, s in spent.items() if s > 0}})
+        self._counted = now
+
+    def _add(self, entry: Mapping[str, Any]) -> None:
+        body = json.dumps(by_name(entry))
         line, check = seal(body.encode(), self._check)
         with explained(self.path):
             self._append(line)
-        self._check, self._counted = check, now
+        self._check = check
         self._enter(Line(**json.loads(body)))  # as a resumed run would read it
 
     def _append(self, line: bytes) -> None:
@@ -259,6 +263,13 @@ class RunFolder:
             )
         return tree
 
+    def take_over(self, lines: Iterable[Line]) -> int:
+        """Pieces that another run finished, with the seconds that they took there; how many were not here yet."""
+        new = [line for line in lines if line.name not in self._pieces]
+        for line in new:
+            self._add({"name": line.name, "value": line.value, "spent": line.spent})
+        return len(new)
+
     def forget_tree(self, name: str) -> None:
         """Removes a checkpoint that nothing will ask for again, if it is there."""
         shutil.rmtree(self.path / "checkpoints" / name, ignore_errors=True)
@@ -286,7 +297,16 @@ class Kept(NamedTuple):
 
 
 def read_run(path: Path) -> Kept:
-    """What a run's folder holds, verified. It is not changed.
+    """What a run's folder holds, verified. It is not changed. Raises as `read_lines`."""
+    config, lines = read_lines(path)
+    trees, spent = {line.name: line.tree for line in lines if line.tree is not None}, Counter[str]()
+    for line in lines:
+        spent.update(line.spent)
+    return Kept(config, {line.name: line.value for line in lines if line.tree is None}, trees, dict(spent))
+
+
+def read_lines(path: Path) -> tuple[dict[str, Any], list[Line]]:
+    """The config of a run's folder and its journal, verified. It is not changed.
 
     Raises:
         ValueError: it is no run folder of this version, or damaged.
@@ -303,10 +323,7 @@ def read_run(path: Path) -> Kept:
             f"{file}: line {len(lines) + 1} is damaged, or config.json is; run the command of that run again, which "
             "does again what was lost"
         )
-    trees, spent = {line.name: line.tree for line in lines if line.tree is not None}, Counter[str]()
-    for line in lines:
-        spent.update(line.spent)
-    return Kept(config, {line.name: line.value for line in lines if line.tree is None}, trees, dict(spent))
+    return config, lines
 
 
 def seal(body: bytes, previous: str) -> tuple[bytes, str]:

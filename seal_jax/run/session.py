@@ -30,7 +30,17 @@ from seal_jax.io import fingerprint
 from seal_jax.report.page import write_report
 from seal_jax.run import hosts, plan, runtime, settings
 from seal_jax.run.hosts import Distributed
-from seal_jax.run.journal import RunFolder, as_json, digest, require_room, write_atomically
+from seal_jax.run.journal import (
+    PLAN,
+    Line,
+    RunFolder,
+    as_json,
+    differences,
+    digest,
+    read_lines,
+    require_room,
+    write_atomically,
+)
 from seal_jax.run.judges import make_judge
 from seal_jax.run.plan import Most, Stage
 from seal_jax.run.progress import Progress, clock
@@ -38,8 +48,9 @@ from seal_jax.run.runtime import Speaker
 from seal_jax.run.terminal import shell_command, show
 from seal_jax.run.trackers import MetricsWriter, Tracker, require
 from seal_jax.seal import evaluation
+from seal_jax.seal.outer import LEARNING, TRYING, until_learning
 from seal_jax.seal.rewards import Score, Trial, mean
-from seal_jax.seal.rounds import Loop, try_base, try_self_edits
+from seal_jax.seal.rounds import Loop, before_learning, try_base, try_self_edits
 from seal_jax.types import Base, Compute, Domain, Journal, LanguageModel, Rate, SelfEdit, Task, require_at_least
 
 TERMINAL = 100  # columns that a table is made to fit
@@ -82,6 +93,9 @@ class Place:
 
     run_folder: Path | None = None
     """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET, and what differs)."""
+    begin_as: Path | None = None
+    """Another run's folder, of the same settings but for how its outer loop learns: what it finished before it learned
+    anything, the first round's self-edits and their rewards with it, is taken over and not done again."""
     replicas: int = 1
     """Runs of as many seeds, from --seed on, each in a folder of its own; their spread is printed at the end."""
     dry_run: bool = False
@@ -301,6 +315,7 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
     with contextlib.closing(RunFolder(place.run_folder, what)) as folder:
         settings.write(folder.path, experiment.name, config, compute)
         show(opening(experiment.name, config, compute, place.run_folder))
+        taken = folder.take_over(hosts.shared([] if hosts.follows() else beginning(place.begin_as, what)))
         load = speaker_of(config, compute)
         speaker = load(config.model)
         stages = [shown for stage in data.stages for shown in stage.shown()]
@@ -316,6 +331,8 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
                 progress.note(f"{group.count} processes, each with {runtime.device_count(compute.devices)} devices")
             if folder.finished:
                 progress.note(f"carrying on: {folder.finished} pieces of work were finished before")
+            if taken:
+                progress.note(f"{taken} pieces of work taken over from {place.begin_as}")
             judge = judge_of(config, compute, place, progress.note)
             ready = experiment.prepare(config, data, Model(speaker, load, judge, compute))
             cut = decided(folder, partial(fit, config, speaker, ready, compute))
@@ -335,6 +352,30 @@ def execute(experiment: Experiment, config: Any, compute: Compute, place: Place,
     for last in [] if hosts.follows() else session.afterwards:
         last()
     return results
+
+
+def beginning(path: Path | None, config: Mapping[str, Any]) -> list[Line]:
+    """What a run finished before it learned anything in a round, for another of `config`, which may learn otherwise.
+
+    Raises:
+        ValueError: it is no run folder of this version, or damaged; it differs in more than that; no outer loop.
+    """
+    if path is None:
+        return []
+    there, lines = read_lines(path)
+    if "outer" not in config:
+        raise ValueError(f"--begin-as {path}: {config['experiment']} has no outer loop; leave it out")
+
+    def common(config: Mapping[str, Any]) -> dict[str, Any]:
+        outer = {"outer": until_learning(config["outer"])} if "outer" in config else {}
+        return {name: value for name, value in {**config, **outer}.items() if name not in ("schema", "preset")}
+
+    for name, theirs, ours in differences(common(there), json.loads(json.dumps(common(config)))):
+        raise ValueError(
+            f"--begin-as {path}: {name} is {theirs!r} there and {ours!r} here; only how the outer loop learns from "
+            f"what it tried may differ (--outer.method {', '.join(TRYING)}, and {', '.join(LEARNING)} of --outer)"
+        )
+    return [line for line in lines if line.name == PLAN or before_learning(line.name)]
 
 
 def opening(name: str, config: RunConfig, compute: Compute, folder: Path) -> str:

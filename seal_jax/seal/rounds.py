@@ -11,6 +11,7 @@ paper's is ReST-EM. Nothing here knows a run folder or a terminal: a `Journal` a
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -290,6 +291,14 @@ def try_self_edits(
 
 def _same(score: Score | None) -> Score | None:
     return score
+
+
+def before_learning(piece: str) -> bool:
+    """Whether a piece of a journal was written, asked or tried by a model that had learned nothing in a round yet."""
+    stage, _, work = piece.partition("/")
+    round_of = re.search(r"\bround (\d+)", stage)
+    learned = round_of and (round_of[1] != "1" or "after" in stage)
+    return not learned and re.match(r"(base|write|seed \d+/try)/", work) is not None
 
 
 def stable_hash(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from seal_jax.seal.outer import advantages, best_of_n, imitation, preferences, rest_em
 from seal_jax.seal.outer.advantages import Advantages
@@ -78,6 +78,16 @@ class Outer(ReSTEM):
                 raise ValueError("--outer.method imitation is for passages (experiments.squad): only they are recorded")
             return imitation.outer_loop(recorded, seeds=seeds, sft=sft)
         return best_of_n.outer_loop(sft) if self.method == "best_of_n" else rest_em.outer_loop(self)
+
+
+LEARNING = ("select", "signal", "break_ties", "credit", "sft", "advantages", "preferences")
+TRYING = ("rest_em", "advantages", "preferences")  # methods that try what the writer writes, in one way
+
+
+def until_learning(outer: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of an outer loop, by name, what its first round depends on up to where it learns."""
+    method = "trying" if outer["method"] in TRYING else outer["method"]
+    return {name: value for name, value in outer.items() if name not in LEARNING} | {"method": method}
 
 
 __all__ = ["SFT", "Advantages", "Outer", "Preferences", "ReSTEM", "best_of_n", "rest_em"]
