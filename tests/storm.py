@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -44,6 +45,7 @@ COMMANDS = {
     "evaluate_edits": f"evaluate_edits smoke --answer-tokens 4 --edits edits.json {ONE}",
     "ablations": f"ablations smoke {SMALL}",
 }
+TIMED = "second|s a|cost, inner|memory peak"  # in the names of a table's columns
 VARIES = ("timings", "judge", "machine", "command")  # of results.json: what a run is not
 
 
@@ -130,7 +132,8 @@ def found(run: Path) -> tuple[Any, str | None]:
     for field in VARIES:
         results.pop(field, None)
     for table in results.get("tables", ()):
-        timed = [i for i, column in enumerate(table["columns"]) if "second" in str(column) or "s a" in str(column)]
+        timed = [i for i, column in enumerate(table["columns"]) if re.search(TIMED, str(column))]
+        table["note"] = re.sub(r"\(\d+\.\d+ s a self-edit\)", "", table.get("note", ""))
         table["rows"] = [[cell for i, cell in enumerate(row) if i not in timed] for row in table["rows"]]
     edits = run / "self_edits.jsonl"
     return results, edits.read_text(encoding="utf-8") if edits.exists() else None
