@@ -29,7 +29,7 @@ from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_boo
 from seal_jax.domains.document import Document, Section
 from seal_jax.domains.passages import Passage, load_passages, shuffled, slug
 from seal_jax.graders.lexical import grade_by_match
-from seal_jax.run import ends, exports
+from seal_jax.run import ends, exports, web
 from seal_jax.run.adapted import COMPUTE, Adapted, Answer, Course, load_adapted, read_asking
 from seal_jax.run.documents import converse, side_by_side
 from seal_jax.run.exports import Form
@@ -93,11 +93,21 @@ class Chat:
     source: tyro.conf.Positional[Path]
     """A library, or the folder of one adapter."""
     model: str | None = None
-    """For an adapter that does not say which model it is for."""
+    """For an adapter that does not say which model it is for; of a library that --web begins."""
+    web: bool = False
+    """A page in the browser instead, which also learns what is pasted into it. The library may be a new one."""
+    port: int = 8080
+    """Of the page, on this machine alone."""
+    browser: bool = True
+    """Open the page, where there is a browser."""
 
     def run(self) -> None:
-        topic, answer = opened(self.source, self.model)
-        converse(SimpleNamespace(topic=topic, ask=lambda question: answer([question])[0]))
+        if self.web:
+            web.require_nicegui()
+            web.serve(Library(self.source, self.model), port=self.port, browser=self.browser)
+        else:
+            topic, answer = opened(self.source, self.model)
+            converse(SimpleNamespace(topic=topic, ask=lambda question: answer([question])[0]))
 
 
 @dataclasses.dataclass(frozen=True)

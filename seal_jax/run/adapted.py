@@ -332,6 +332,20 @@ class Phases(Silent):
         self._say(name)
 
 
+def tenths(say: Callable[[str], None]) -> Callable[[int, int, int], None]:
+    """A `Trainer.watch` that says a line for every tenth of the training."""
+    told = 0
+
+    def watch(computed: int, of: int, adapters: int) -> None:
+        nonlocal told
+        told = told if computed else 0
+        if (tenth := 10 * computed // max(of, 1)) > told:
+            told = tenth
+            say(f"training: {10 * tenth} %")
+
+    return watch
+
+
 def adapt(  # all but the document may be left out: one flat list, as people call it
     document: str | Path,
     model: str = "smollm2-135m",
@@ -425,8 +439,9 @@ def teach_documents(
     cut = decided(
         journal, partial(runtime.fit, model, inner, shapes, compute, sizes, course.dtype, course.base, lm.mesh)
     )
+    trainer = make_trainer(inner, shapes, cut, say=report)._replace(watch=tenths(report))
     loop = Loop(
-        lessons[0].domain, make_trainer(inner, shapes, cut, say=report), notes.sampling, width,
+        lessons[0].domain, trainer, notes.sampling, width,
         Chunk(cut.write_chunk or 1, "self-edits", report), notes.answer_tokens, course.seed, journal, Phases(report),
     )  # fmt: skip
     template = squad.load_prompts(notes.prompt, speaker.style).question

@@ -329,7 +329,8 @@ class Library:
             groups += [rest[start : start + size] for start in range(0, len(rest), size)]
             done, started = 0, time.monotonic()
             for group in groups:
-                self.say(f"{done + 1} to {done + len(group)} of {len(left) + len(rest)} documents")
+                which = f"s {done + 1} to {done + len(group)}" if len(group) > 1 else f" {done + 1}"
+                self.say(f"document{which} of {len(left) + len(rest)}")
                 self._teach({name: given[name] for name in group})
                 done += len(group)
                 spent = time.monotonic() - started

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
 LEAST_SURE = 0.5  # below, the base model answers
 _FIT = (-4.4, 9.5, 3.2, -0.4)  # 1, share of the question, lead over the next document, log of the number of passages
 _ENDING = re.compile(r"(?:ing|edly|ed|es|s|ly)$")
@@ -45,6 +44,7 @@ class Finder:
         words = _words([passage for passages in documents for passage in passages])
         self._known = [set(own) for own in words]
         self._counts = Counter(word for own in self._known for word in own)
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
         self._index = bm25s.BM25()
         if self._counts:
             self._index.index(words, show_progress=False)

@@ -1,0 +1,86 @@
+"""The page over a library: a text pasted into it is learned, and questions answered, one visitor after another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from experiments import library as commands
+from seal_jax.engine.sampler import Sampling
+from seal_jax.engine.training import FineTuning
+from seal_jax.run import runtime, web
+from seal_jax.run.adapted import Course, Notes
+from seal_jax.run.library import Library
+from seal_jax.seal.teaching import Teaching
+from seal_jax.types import Compute
+from tests import tiny
+
+testing = pytest.importorskip("nicegui.testing")
+TEXT = "Its keeper is Tobin Aske, who also repairs umbrellas. The lamp burns fish oil."
+LONG = 400  # looks, each a tenth of a second: programs are compiled meanwhile
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path) -> web.Page:
+    monkeypatch.setattr(runtime, "start", lambda devices: None)  # the tests' own devices and no cache on the disk
+    course = Course(
+        str(tiny.model_folder(tmp_path / "model")),
+        teaching=Teaching(candidates=1, edits=1, passage_tokens=64, questions=2),
+        inner=FineTuning(("q_proj",), rank=2, alpha=4.0, learning_rate=1e-2, epochs=1),
+        notes=Notes("facts", max_sequences=2, sampling=Sampling(max_tokens=8), answer_tokens=4),
+    )
+    return web.Page(Library(tmp_path / "library", course=course, compute=Compute(width_cuts=(), devices=1)))
+
+
+def visit(page: web.Page, act: Callable[..., Awaitable[None]]) -> None:
+    """A visitor without a browser, who acts on the opened page."""
+
+    async def come() -> None:
+        async with testing.user_simulation(page.build) as user:
+            await user.open("/")
+            await act(user)
+
+    asyncio.run(come())
+
+
+def test_a_text_is_learned_then_asked_about_and_a_mistake_is_a_sentence(page):
+    async def act(user) -> None:
+        await user.should_see("0 learned")
+        user.find("Learn it").click()
+        await user.should_see("expected a title with a letter or digit, and a text of 5 words or more")
+
+        user.find("Title").type("The lamp")
+        user.find("Text").type(TEXT)
+        user.find("Learn it").click()
+        await user.should_see("1 learned", retries=LONG)
+        await user.should_see("1 of 1 documents")  # what the work said
+        assert [entry.name for entry in page.library.entries()] == ["the-lamp"]
+        assert "training: 100 %" in page.said
+
+        user.find("Question").type("Who is the keeper of the lamp?").trigger("keydown.enter")
+        await user.should_see("with the-lamp", retries=LONG)
+        await user.should_see("before")
+        user.find("Question").type("Who wrote Hamlet?")
+        user.find("Ask").click()
+        await user.should_see("no document is about it", retries=LONG)
+
+    visit(page, act)
+    assert page.library.path("the-lamp").is_dir()
+
+
+def test_the_same_text_is_not_learned_twice_and_two_wait_for_each_other(page):
+    async def both() -> list[object]:
+        return await asyncio.gather(page.learn("Lamp", TEXT), page.learn("Lamp", TEXT), return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert first == "lamp"
+    assert str(second) == "lamp is learned already, as it is"
+
+
+def test_without_nicegui_it_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
+    assert commands.main(["chat", str(tmp_path / "new"), "--web"]) == 2
+    assert "pip install 'seal_jax[web]'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
