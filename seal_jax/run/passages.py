@@ -275,8 +275,9 @@ def stages_of(config: Any) -> list[Stage]:
             if outer.reward == "set":
                 sets = outer.passages * (outer.samples + 1)
                 stages.append(Stage(f"round {number}, sets", (), sets, outer.reward_seeds, lessons=outer.samples))
-            rated = outer.method == "best_of_n"
-            phases = tuple(plan.RATE if rated and phase == plan.TRAIN else phase for phase in plan.ROUND)
+            tried = plan.RATE if outer.method == "best_of_n" else plan.TRAIN
+            learned = (plan.CREDIT, plan.LEARN) if outer.credit == "lines" else (plan.LEARN,)
+            phases = (plan.BASE, plan.WRITE, tried, *learned)
             stages.append(Stage(f"round {number}", phases, outer.passages * outer.samples, outer.reward_seeds))
         if outer.validation:
             validated = outer.validation * test.samples

@@ -22,8 +22,10 @@ from seal_jax.run.trackers import Tracker, require
 from seal_jax.seal.rewards import gold_tokens
 from seal_jax.types import Base, Compute, Domain, LanguageModel, Task
 
-BASE, WRITE, TRAIN, RATE = "base model", "writing self-edits", "inner loop", "ratings"
-ROUND = (BASE, WRITE, TRAIN, "learning to write")
+BASE, WRITE, TRAIN, RATE, CREDIT, LEARN = (
+    "base model", "writing self-edits", "inner loop", "ratings", "credit", "learning to write",
+)  # fmt: skip
+ROUND = (BASE, WRITE, TRAIN, LEARN)
 
 
 class Stage(NamedTuple):
