@@ -29,7 +29,7 @@ from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_boo
 from seal_jax.domains.document import Document, Section
 from seal_jax.domains.passages import Passage, load_passages, shuffled, slug
 from seal_jax.graders.lexical import grade_by_match
-from seal_jax.run import ends, exports, web
+from seal_jax.run import ends, exports, published, web
 from seal_jax.run.adapted import COMPUTE, Adapted, Answer, Course, load_adapted, read_asking
 from seal_jax.run.documents import converse, side_by_side
 from seal_jax.run.exports import Form
@@ -140,37 +140,55 @@ class Export:
     """Writes what was learned for another program, and prints the command that serves it."""
 
     source: tyro.conf.Positional[Path]
-    """A library, or the folder of one adapter."""
+    """A library, the folder of one adapter, or the run folder of a model that experiments.squad trained."""
     to: Form
-    """vllm, sglang: adapters over the base model; gguf: the same for llama.cpp and Ollama; merged-gguf, merged: whole
-    models, as GGUF and in Hugging Face's layout."""
+    """peft: adapters as PEFT reads them; vllm, sglang: the same, and the command that serves them; gguf: adapters for
+    llama.cpp and Ollama; merged-gguf, merged: whole models, as GGUF and in Hugging Face's layout."""
     out: Path
     """The folder that is written."""
     documents: tuple[str, ...] = ()
     """Only these of the library."""
     model: str | None = None
     """For an adapter that does not say which model it is for."""
+    push: str | None = None
+    """Upload it to the Hugging Face hub too, as this model (USER/NAME), private. Of one adapter or model."""
 
     def run(self) -> None:
-        load: Callable[[str], Adapted]
+        names, model, place, load = self._source()
+        if not names:
+            raise ValueError(f"{self.source}: an empty library; add documents first")
+        if self.push is not None and len(names) > 1:
+            raise ValueError(f"--push {self.push}: one model, and there are {len(names)}: name one by --documents")
+        if self.to in ("peft", "vllm", "sglang"):
+            written = [place(name) for name in names]
+            commands = [f'PeftModel.from_pretrained(model, "{folder}")' for folder in written]
+            commands = commands if self.to == "peft" else [exports.for_server(self.to, names, model, self.out)]
+        elif self.to in ("gguf", "merged-gguf"):
+            commands, written = exports.for_llama_cpp(self.to, names, load, self.out), [self.out]
+        else:
+            written = [load(name).save(self.out / name, merged=True) / "merged" for name in names]
+            commands = [f'AutoModelForCausalLM.from_pretrained("{folder}")' for folder in written]
+        if is_run(self.source):
+            text = published.card(self.source, load(names[0]), names[0], merged=self.to.startswith("merged"))
+            write_atomically(written[0] / "README.md", text)
+        show(f"Written to {self.out}", *commands)
+        if self.push is not None:
+            show(published.push(written[0], self.push))
+
+    def _source(self) -> tuple[list[str], str, Callable[[str], Path], Callable[[str], Adapted]]:
+        """Names, their base model, a way to write one as PEFT reads it, and a way to load one."""
         if is_library(self.source):
             library = existing(self.source)
-            names = self.documents or tuple(entry.name for entry in library.entries())
-            folders, model = {name: library.path(name) for name in names}, library.course.model
-            load = library.adapted
-        else:
-            folders = {self.source.resolve().name: self.source}
-            model, load = read_asking(self.source, self.model).base_model, lambda name: load_adapted(self.source, model)
-        if not folders:
-            raise ValueError(f"{self.source}: an empty library; add documents first")
-        if self.to in ("vllm", "sglang"):
-            commands = [exports.for_server(self.to, folders, model, self.out)]
-        elif self.to in ("gguf", "merged-gguf"):
-            commands = exports.for_llama_cpp(self.to, folders, load, self.out)
-        else:
-            saved = [load(name).save(self.out / name, merged=True) / "merged" for name in folders]
-            commands = [f'AutoModelForCausalLM.from_pretrained("{folder}")' for folder in saved]
-        show(f"Written to {self.out}", *commands)
+            names = list(self.documents or (entry.name for entry in library.entries()))
+            copy = lambda name: exports.copied(library.path(name), self.out / name)
+            return names, library.course.model, copy, library.adapted
+        name = self.source.resolve().name
+        if is_run(self.source):
+            whole = published.trained(self.source)
+            return [name], whole.name, lambda name: whole.save(self.out / name), lambda name: whole
+        model = read_asking(self.source, self.model).base_model
+        copy = lambda name: exports.copied(self.source, self.out / name)
+        return [name], model, copy, lambda name: load_adapted(self.source, model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +284,11 @@ def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage]
 def is_library(folder: Path) -> bool:
     """Whether a folder is a library's."""
     return (folder.expanduser() / "library.json").is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder.expanduser() / "journal.jsonl").is_file()
 
 
 def existing(folder: Path) -> Library:

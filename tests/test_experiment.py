@@ -20,13 +20,18 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
+import huggingface_hub
 import jax
+import numpy as np
 import pytest
 
-from experiments import squad
+from experiments import library, squad
 from seal_jax.domains.passages import INVENTED
 from seal_jax.graders.choose import Grader
-from seal_jax.run import command, passages, runtime, session
+from seal_jax.io import hub, weights
+from seal_jax.nn import lora
+from seal_jax.run import command, passages, published, runtime, session
+from seal_jax.run.adapted import load_adapted
 from seal_jax.run.command import parse
 from seal_jax.run.journal import LONGEST_NAME, SCHEMA, RunFolder
 from seal_jax.seal.rounds import before_learning
@@ -186,6 +191,52 @@ def test_a_run_leaves_all_that_is_promised(undisturbed):
     shown = [line.split("] ", 1)[1] for line in printed.splitlines() if line.startswith("[")]
     begun = [line.rsplit(":", 1)[0] for line in shown if "done after" not in line and "/" not in line]
     assert begun == PHASES
+
+
+@pytest.mark.slow
+def test_what_a_run_trained_is_exported_with_a_card_and_given_to_the_hub(undisturbed, tmp_path, monkeypatch, capsys):
+    folder, _ = undisturbed
+    found, sent = results(folder), []
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda self, name, **how: sent.append((name, how)) or name
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **what: sent.append(what))
+    words = ["export", str(folder), "--to", "merged", "--out", str(tmp_path / "out"), "--push", "me/writer"]
+    assert library.main(words) == 0
+    whole = tmp_path / "out" / folder.name / "merged"
+    assert sent[0] == ("me/writer", {"private": True, "exist_ok": True})
+    assert (sent[1]["repo_id"], sent[1]["folder_path"]) == ("me/writer", whole)
+    card = (whole / "README.md").read_text()
+    for said in (
+        "library_name: transformers",
+        "1 round of `rest_em`",
+        found["command"],
+        "{context}",
+        "| 0.0 [0.0, 0.0] |",
+    ):
+        assert said in card, said
+    assert all(f"| {row['label']} |" in card for row in found["rows"])
+
+    adapted, model = published.trained(folder), found["model"]
+    _, plain = weights.load_model(hub.find_model(model))
+    _, merged = weights.load_model(hub.find_model(str(whole)))
+    expected = lora.merge(plain, adapted.adapter)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, expected)
+    assert any(np.asarray(a != b).any() for a, b in zip(*map(jax.tree.leaves, (plain, merged)), strict=True))
+    for form in ("peft", "gguf"):
+        assert library.main(["export", str(folder), "--to", form, "--out", str(tmp_path / form)]) == 0
+    again = load_adapted(tmp_path / "peft" / folder.name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again.adapter, adapted.adapter)
+    assert "library_name: peft" in (tmp_path / "peft" / folder.name / "README.md").read_text()
+    assert list((tmp_path / "gguf").glob("*.gguf"))
+
+    def no_token(self, name, **how):
+        raise huggingface_hub.errors.LocalTokenNotFoundError("none")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", no_token)
+    capsys.readouterr()
+    assert library.main([*words[:5], str(tmp_path / "again"), *words[6:]]) == 2
+    assert "not logged in to the Hugging Face hub; run: hf auth login" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

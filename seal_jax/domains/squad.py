@@ -87,6 +87,11 @@ def load_prompts(name_or_path: str | Path, style: Style, question_path: str | Pa
     return Prompts(path.stem, style, template, question, file.split, file.keep_after, file.grounded)
 
 
+def about_nothing(question: str) -> str:
+    """The question prompt without the line that says what it is about, for a question about no passage."""
+    return question.replace("Topic: {title}\n", "{title}")
+
+
 def make_domain(
     prompts: Prompts,
     render: Callable[[str], str],

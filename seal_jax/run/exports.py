@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from seal_jax.io import gguf_export, hub, peft
-from seal_jax.run.adapted import ASKING, Adapted
+from seal_jax.run.adapted import ASKING, Adapted, stacked
 from seal_jax.run.journal import write_atomically
 
-Form = Literal["vllm", "sglang", "gguf", "merged-gguf", "merged"]
+Form = Literal["peft", "vllm", "sglang", "gguf", "merged-gguf", "merged"]
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM allows as the largest
 
 _SERVERS = {
@@ -21,23 +21,25 @@ _SERVERS = {
 }
 
 
-def for_server(form: Literal["vllm", "sglang"], folders: Mapping[str, Path], model: str, out: Path) -> str:
-    """Copies adapters to `out`, each in PEFT's layout under its name, with `serve.sh`; returns the command in it.
+def copied(folder: Path, place: Path) -> Path:
+    """An adapter's files, as PEFT reads them, in another folder; asking.json beside them has the prompt."""
+    place.mkdir(parents=True, exist_ok=True)
+    for file in (peft.CONFIG, peft.WEIGHTS, ASKING):
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, place / file)
+    return place
 
-    In a request the adapter's name is the model; asking.json beside it has the prompt.
+
+def for_server(form: Literal["vllm", "sglang"], names: Sequence[str], model: str, out: Path) -> str:
+    """Writes `serve.sh` for adapters that lie in `out`, each under its name; returns the command in it.
+
+    In a request the adapter's name is the model.
     """
-    ranks = []
-    for name, folder in folders.items():
-        place = out / name
-        place.mkdir(parents=True, exist_ok=True)
-        for file in (peft.CONFIG, peft.WEIGHTS, ASKING):
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, place / file)
-        ranks.append(peft.read_config(folder / peft.CONFIG).r)
+    ranks = [peft.read_config(out / name / peft.CONFIG).r for name in names]
     command = _SERVERS[form].format(
         base=shlex.quote(hub.published_as(model)),
         rank=next((rank for rank in _RANKS if rank >= max(ranks)), max(ranks)),
-        adapters=" ".join(shlex.quote(f"{name}={(out / name).absolute()}") for name in folders),
+        adapters=" ".join(shlex.quote(f"{name}={(out / name).absolute()}") for name in names),
     )
     write_atomically(out / "serve.sh", f"#!/bin/sh\n{command}\n")
     return command
@@ -58,7 +60,8 @@ def for_llama_cpp(
         base = hub.find_model(adapted.name).path
         start = base if base.is_file() else "BASE.gguf"
         if form == "gguf":
-            gguf_export.save_adapter(file, adapted.adapter, adapted.model, name=name)
+            whole = stacked([*adapted.below, adapted.adapter], adapted.lm.params["blocks"])
+            gguf_export.save_adapter(file, whole, adapted.model, name=name)
             lines, served = f"FROM {start}\nADAPTER ./{file.name}\n", ["-m", str(start), "--lora", str(file)]
         else:
             gguf_export.save_model(file, adapted.model, adapted.merged(), base)

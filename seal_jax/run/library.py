@@ -37,7 +37,7 @@ from seal_jax.domains import document as texts
 from seal_jax.domains import records
 from seal_jax.domains.document import Document
 from seal_jax.domains.passages import slug
-from seal_jax.domains.squad import load_prompts, make_query
+from seal_jax.domains.squad import about_nothing, load_prompts, make_query
 from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import fingerprint, peft
 from seal_jax.nn import lora
@@ -76,7 +76,6 @@ GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, tog
 TRIES, PAUSE = 4, 0.05  # to read a document that another process may be replacing, and seconds between them
 PIECE = 64  # questions whose adapters are in memory together
 COURSE = Course(teaching=Teaching(candidates=1, questions=8))  # one adapter a document: none is chosen by questions
-ANYTHING = "Topic: {title}\n"  # of a question's prompt: left out where no document is found
 _NAME = re.compile(r"\w[\w.-]*")
 T = TypeVar("T")
 
@@ -280,7 +279,7 @@ class Library:
         template, render = load_prompts(self.course.notes.prompt, self.speaker.style).question, self.speaker.render
 
         def query(question: str, name: str | None) -> Query:
-            about = template if name else template.replace(ANYTHING, "{title}")
+            about = template if name else about_nothing(template)
             return make_query(render, about, titles[name] if name else "", question, "")
 
         queries = [query(*each) for each in zip(questions, documents, strict=True)]

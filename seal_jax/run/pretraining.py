@@ -140,8 +140,9 @@ class Trained(NamedTuple):
     adapters: tuple[tuple[str, str], ...] = ()  # of those rounds, in order: a checkpoint and its digest
 
 
-def trained_by(config: Any) -> Trained:
-    """The run that `--seal` names, as its journal says: nothing of it is taken unverified.
+def trained_by(config: Any, *, said: str = "--seal {}") -> Trained:
+    """The run that `--seal` names, as its journal says: nothing of it is taken unverified. `said` is what an error
+    calls it.
 
     Raises:
         ValueError: no finished run of experiments.squad on this model, one with a separate writer, or a damaged one.
@@ -149,7 +150,7 @@ def trained_by(config: Any) -> Trained:
     folder = config.seal
     if folder is None:
         return Trained({}, 0)
-    where = f"--seal {folder}"
+    where = said.format(folder)
     if not (folder / "results.json").is_file():
         raise ValueError(f"{where}: no results.json; expected the folder of a finished run of experiments.squad")
     settings, pieces, trees, _ = read_run(folder)
