@@ -73,6 +73,17 @@ def adapted(document, model):
     patch.undo()
 
 
+def test_several_documents_are_taught_each_an_adapter_of_its_own_in_order(adapted, document, model, tmp_path):
+    other = tmp_path / "ferry.md"
+    other.write_text("# The ferry\nThe Marigold sails every Tuesday from Port Lume. A ticket costs four shells.\n")
+    first, second = small([document, other], model)
+    assert (first.topic, second.topic) == (adapted.topic, "The ferry")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first.adapter, adapted.adapter)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (first.adapter, second.adapter)), strict=True))
+    with pytest.raises(ValueError, match="the list of documents is empty"):
+        small([], model)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is trained on and what is asked
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -346,8 +346,12 @@ def tenths(say: Callable[[str], None]) -> Callable[[int, int, int], None]:
     return watch
 
 
-def adapt(  # all but the document may be left out: one flat list, as people call it
-    document: str | Path,
+@overload
+def adapt(document: str | Path, model: str = ..., **settings: Any) -> Adapted: ...
+@overload
+def adapt(document: Sequence[str | Path], model: str = ..., **settings: Any) -> list[Adapted]: ...
+def adapt(  # type: ignore[misc]  # all but the document may be left out: one flat list, as people call it
+    document: str | Path | Sequence[str | Path],
     model: str = "smollm2-135m",
     *,
     start: str | Path | None = None,
@@ -361,11 +365,14 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     base: Base = "full",
     seed: int = 0,
     say: Callable[[str], None] | None = show,
-) -> Adapted:
+) -> Adapted | list[Adapted]:
     """Teaches a model a document; minutes on two CPU cores for a page. The same arguments give the same adapter.
 
+    Given a list of documents, it teaches each an adapter of its own, all trained together, and returns them in order.
+    `Library` keeps such adapters, and finds the one that a question is about.
+
     Args:
-      document: a .md, .txt or .pdf file.
+      document: a .md, .txt or .pdf file, or several.
       model: as `--model`: embedded, a Hugging Face folder or id, or a GGUF file.
       start: a folder with a PEFT adapter that the model begins with.
       run_folder: where finished work is kept, so that a call that was interrupted carries on; by default nowhere.
@@ -378,7 +385,10 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
     Raises:
       FileNotFoundError, ValueError: as `document.read_document` and `hub.find_model`; a document too long; divergence.
     """
-    read = documents.read_document(document)
+    paths = [document] if isinstance(document, str | Path) else list(document)
+    alone, read = isinstance(document, str | Path), [documents.read_document(path) for path in paths]
+    if not read:
+        raise ValueError("nothing to teach: the list of documents is empty")
     course = Course(model, teaching, inner, notes, style, dtype, base, seed)
     speaker = load_speaker(course, compute)
     below: tuple[Adapter, ...] = ()
@@ -388,15 +398,16 @@ def adapt(  # all but the document may be left out: one flat list, as people cal
         below = (peft.load_peft(start, speaker.model, hub.names(model)),)
         speaker = speaker._replace(lm=speaker.lm._replace(params=lora.merge(speaker.lm.params, below[0])))
     compute = dataclasses.replace(compute, chunk=compute.chunk or teaching.candidates)
-    what = [read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]
+    what = [read[0] if alone else read, lesson_texts(notes.prompt), [] if start is None else peft.fingerprint(start)]
     settings = identity(course, speaker, inputs=digest(what))
     with contextlib.ExitStack() as stack:
         journal: Journal = Memory()
         if run_folder is not None:
             folder = RunFolder(Path(run_folder).expanduser(), settings)
             journal = stack.enter_context(contextlib.closing(folder))
-        (adapted,) = teach_documents([read], speaker, course, compute, journal, say or (lambda text: None))
-    return dataclasses.replace(adapted, below=below)
+        taught = teach_documents(read, speaker, course, compute, journal, say or (lambda text: None))
+    found = [dataclasses.replace(adapted, below=below) for adapted in taught]
+    return found[0] if alone else found
 
 
 def load_speaker(course: Course, compute: Compute) -> Speaker:
