@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning
-from seal_jax.run import checkpoints
+from seal_jax.run import checkpoints, ends
 from seal_jax.run import journal as checkpoint
 from seal_jax.run.journal import RunFolder, as_json, differences, digest, read_run, require_room, write_atomically
 from seal_jax.seal.rewards import Score
@@ -559,3 +559,17 @@ def test_a_damaged_checkpoint_leaves_exceptions_that_are_lost_to_who_heard_them_
     assert checkpoints.restore(tmp_path / "tree", {"a": jax.ShapeDtypeStruct((1,), np.float32)}, "digest") is None
     Dropping()
     assert [lost.exc_type for lost in heard] == [ZeroDivisionError]
+
+
+def test_what_a_failed_restore_leaves_behind_is_not_told_after_the_command_either(tmp_path, monkeypatch):
+    class Late:
+        def __del__(self):
+            raise RuntimeError("Event loop is closed")
+
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    (tmp_path / "tree").mkdir()
+    like = {"a": jax.ShapeDtypeStruct((1,), np.float32)}
+    assert ends.ended(lambda: checkpoints.restore(tmp_path / "tree", like, "digest")) == 0
+    Late()
+    assert heard == []

@@ -66,16 +66,23 @@ def heard() -> Iterator[None]:
     _asked.clear()
     _said.clear()
     before, report = {}, sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            report(lost)
+
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in HEARD}
         _handle(_hear)
-        sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Stopped) else report(lost)
+        sys.unraisablehook = hook
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if before:
+        if (
+            before and sys.unraisablehook is hook
+        ):  # else another stands on it, for what may yet be told (checkpoints.py)
             sys.unraisablehook = report
         _silence(bool(_asked and _programs))  # a program that was stopped says nothing more
         _asked.clear()
