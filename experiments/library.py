@@ -103,7 +103,7 @@ class Chat:
 
     def run(self) -> None:
         if self.web:
-            web.require_nicegui()
+            web.require(self.port)
             web.serve(Library(self.source, self.model), port=self.port, browser=self.browser)
         else:
             topic, answer = opened(self.source, self.model)
@@ -153,27 +153,35 @@ class Export:
     push: str | None = None
     """Upload it to the Hugging Face hub too, as this model (USER/NAME), private. Of one adapter or model."""
 
+    def __post_init__(self) -> None:
+        for field in ("source", "out"):
+            object.__setattr__(self, field, getattr(self, field).expanduser())
+
     def run(self) -> None:
         names, model, place, load = self._source()
         if not names:
             raise ValueError(f"{self.source}: an empty library; add documents first")
         if self.push is not None and len(names) > 1:
             raise ValueError(f"--push {self.push}: one model, and there are {len(names)}: name one by --documents")
+        address = None if self.push is None else published.reserve(self.push)
+        of_run = is_run(self.source)
         if self.to in ("peft", "vllm", "sglang"):
             written = [place(name) for name in names]
             commands = [f'PeftModel.from_pretrained(model, "{folder}")' for folder in written]
             commands = commands if self.to == "peft" else [exports.for_server(self.to, names, model, self.out)]
         elif self.to in ("gguf", "merged-gguf"):
-            commands, written = exports.for_llama_cpp(self.to, names, load, self.out), [self.out]
+            written = [self.out / names[0] if of_run or self.push else self.out]  # a folder of nothing else
+            commands = exports.for_llama_cpp(self.to, names, load, written[0])
         else:
             written = [load(name).save(self.out / name, merged=True) / "merged" for name in names]
             commands = [f'AutoModelForCausalLM.from_pretrained("{folder}")' for folder in written]
-        if is_run(self.source):
+        if of_run:
             text = published.card(self.source, load(names[0]), names[0], merged=self.to.startswith("merged"))
             write_atomically(written[0] / "README.md", text)
         show(f"Written to {self.out}", *commands)
         if self.push is not None:
-            show(published.push(written[0], self.push))
+            published.upload(written[0], self.push)
+            show(address)
 
     def _source(self) -> tuple[list[str], str, Callable[[str], Path], Callable[[str], Adapted]]:
         """Names, their base model, a way to write one as PEFT reads it, and a way to load one."""
@@ -184,6 +192,10 @@ class Export:
             return names, library.course.model, copy, library.adapted
         name = self.source.resolve().name
         if is_run(self.source):
+            if self.documents or self.model is not None:
+                raise ValueError(
+                    f"{self.source}: a run, whose one model is exported: leave --documents and --model out"
+                )
             whole = published.trained(self.source)
             return [name], whole.name, lambda name: whole.save(self.out / name), lambda name: whole
         model = read_asking(self.source, self.model).base_model
@@ -288,7 +300,7 @@ def is_library(folder: Path) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's."""
-    return (folder.expanduser() / "journal.jsonl").is_file()
+    return (folder / "journal.jsonl").is_file()
 
 
 def existing(folder: Path) -> Library:
@@ -320,7 +332,7 @@ def parse(arguments: Sequence[str]) -> Any:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command line. A user's mistake ends as one sentence, not as a traceback."""
     command = parse(arguments)
-    return ends.ended(command.run)
+    return ends.ended(command.run, "stopped" if isinstance(command, Chat) else ends.STOPPED)
 
 
 if __name__ == "__main__":

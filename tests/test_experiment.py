@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import jax
@@ -200,6 +201,7 @@ def test_what_a_run_trained_is_exported_with_a_card_and_given_to_the_hub(undistu
     monkeypatch.setattr(
         huggingface_hub.HfApi, "create_repo", lambda self, name, **how: sent.append((name, how)) or name
     )
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name: SimpleNamespace(private=True))
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **what: sent.append(what))
     words = ["export", str(folder), "--to", "merged", "--out", str(tmp_path / "out"), "--push", "me/writer"]
     assert library.main(words) == 0
@@ -210,12 +212,13 @@ def test_what_a_run_trained_is_exported_with_a_card_and_given_to_the_hub(undistu
     for said in (
         "library_name: transformers",
         "1 round of `rest_em`",
-        found["command"],
+        "experiments.squad smoke",
         "{context}",
         "| 0.0 [0.0, 0.0] |",
     ):
         assert said in card, said
     assert all(f"| {row['label']} |" in card for row in found["rows"])
+    assert str(folder.parent) not in card  # no path of this machine
 
     adapted, model = published.trained(folder), found["model"]
     _, plain = weights.load_model(hub.find_model(model))
@@ -228,15 +231,27 @@ def test_what_a_run_trained_is_exported_with_a_card_and_given_to_the_hub(undistu
     again = load_adapted(tmp_path / "peft" / folder.name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again.adapter, adapted.adapter)
     assert "library_name: peft" in (tmp_path / "peft" / folder.name / "README.md").read_text()
-    assert list((tmp_path / "gguf").glob("*.gguf"))
+    assert list((tmp_path / "gguf" / folder.name).glob("*.gguf"))  # a folder of nothing else
 
-    def no_token(self, name, **how):
-        raise huggingface_hub.errors.LocalTokenNotFoundError("none")
+    def fails(error: Exception) -> Callable[..., None]:
+        def fail(self, name, **how):
+            raise error
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", no_token)
-    capsys.readouterr()
-    assert library.main([*words[:5], str(tmp_path / "again"), *words[6:]]) == 2
-    assert "not logged in to the Hugging Face hub; run: hf auth login" in capsys.readouterr().err
+        return fail
+
+    again = [*words[:5], str(tmp_path / "again"), *words[6:]]
+    for call, wrong, said in (
+        ("create_repo", huggingface_hub.errors.LocalTokenNotFoundError("none"), "run: hf auth login"),
+        ("create_repo", RuntimeError("no route to host"), "--push me/writer: no route to host"),
+        ("model_info", None, "--push me/writer: that model is public"),
+    ):
+        public = lambda self, name: SimpleNamespace(private=False)
+        with monkeypatch.context() as moment:
+            moment.setattr(huggingface_hub.HfApi, call, fails(wrong) if wrong else public)
+            capsys.readouterr()
+            assert library.main(again) == 2
+            assert said in capsys.readouterr().err
+        assert not (tmp_path / "again").exists()  # refused before anything is written
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,6 +378,7 @@ def test_a_run_that_begins_as_another_ends_as_it_would_have_alone(program, undis
         ("round 1/write/0", True),
         ("round 1/seed 2/try/0.1", True),
         ("round 1, sets/seed 0/try/0.1", True),
+        ("round 1/rate/3", True),
         ("round 1/sft losses", False),
         ("round 1/credit", False),
         ("round 1/metrics", False),

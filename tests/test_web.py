@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_text_is_learned_then_asked_about_and_a_mistake_is_a_sentence(page):
     async def act(user) -> None:
         await user.should_see("0 learned")
         user.find("Learn it").click()
-        await user.should_see("expected a title with a letter or digit, and a text of 5 words or more")
+        await user.should_see("expected a title, and a text of 5 words or more")
 
         user.find("Title").type("The lamp")
         user.find("Text").type(TEXT)
@@ -79,8 +80,42 @@ def test_the_same_text_is_not_learned_twice_and_two_wait_for_each_other(page):
     assert str(second) == "lamp is learned already, as it is"
 
 
-def test_without_nicegui_it_is_named(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
-    assert commands.main(["chat", str(tmp_path / "new"), "--web"]) == 2
-    assert "pip install 'seal_jax[web]'" in capsys.readouterr().err
+def test_another_text_of_the_same_title_replaces_nothing(page):
+    asyncio.run(page.learn("Лампа", TEXT))
+    before = {entry.name: entry.digest for entry in page.library.entries()}
+    assert next(iter(before)).startswith("document-")  # a name of letters that a folder may not have
+    with pytest.raises(ValueError, match="is there with another text; choose another title"):
+        asyncio.run(page.learn("Лампа", TEXT + " It was lit in 1831."))
+    assert {entry.name: entry.digest for entry in page.library.entries()} == before
+
+
+def test_an_error_of_another_kind_is_shown_too(page, monkeypatch):
+    def broken(questions):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(page.library, "ask", broken)
+
+    async def act(user) -> None:
+        user.find("Question").type("Who?")
+        user.find("Ask").click()
+        await user.should_see("failed, see the terminal: RESOURCE_EXHAUSTED", retries=50)
+
+    visit(page, act)
+
+
+@pytest.mark.parametrize("wrong", ["no NiceGUI", "no port", "a port of another"])
+def test_where_the_page_cannot_be_served_it_is_said_and_nothing_made(monkeypatch, capsys, tmp_path, wrong):
+    with socket.socket() as other:
+        other.bind((web.HOST, 0))
+        other.listen()
+        port = {"no port": 99999, "a port of another": other.getsockname()[1]}.get(wrong, 8080)
+        if wrong == "no NiceGUI":
+            monkeypatch.setattr(web.importlib.util, "find_spec", lambda name: None)
+        assert commands.main(["chat", str(tmp_path / "new"), "--web", "--port", str(port)]) == 2
+    said = {
+        "no NiceGUI": "pip install 'seal_jax[web]'",
+        "no port": "--port 99999: expected 1 to 65535",
+        "a port of another": f"--port {port}: another program has it",
+    }
+    assert said[wrong] in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

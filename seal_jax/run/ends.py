@@ -80,9 +80,8 @@ def heard() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if (
-            before and sys.unraisablehook is hook
-        ):  # else another stands on it, for what may yet be told (checkpoints.py)
+        # A hook that stands on this one stays: it is for what may come later still (checkpoints.py).
+        if before and sys.unraisablehook is hook:
             sys.unraisablehook = report
         _silence(bool(_asked and _programs))  # a program that was stopped says nothing more
         _asked.clear()

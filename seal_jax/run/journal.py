@@ -264,7 +264,17 @@ class RunFolder:
         return tree
 
     def take_over(self, lines: Iterable[Line]) -> int:
-        """Pieces that another run finished, with the seconds that they took there; how many were not here yet."""
+        """Pieces that another run finished, with the seconds that they took there; how many were not here yet.
+
+        Raises:
+            ValueError: this one is planned otherwise, and its pieces are cut otherwise.
+        """
+        lines = list(lines)
+        if any(line.name == PLAN and self._pieces.get(PLAN, line.value) != line.value for line in lines):
+            raise ValueError(
+                f"{self.path} was begun with another plan of its work than the run to begin as; use another "
+                "--run-folder"
+            )
         new = [line for line in lines if line.name not in self._pieces]
         for line in new:
             self._add({"name": line.name, "value": line.value, "spent": line.spent})

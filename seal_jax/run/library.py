@@ -436,6 +436,11 @@ class Library:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def name_of(title: str) -> str:
+    """The name in a library of a document with this title, or file."""
+    return short(slug(title), title) or f"document-{digest(title)[:8]}"
+
+
 def read_documents(documents: str | Path | Sequence[str | Path] | Mapping[str, Document]) -> dict[str, Given]:
     """Documents by name: of a file its stem, of one in a folder its path there.
 
@@ -464,7 +469,7 @@ def read_documents(documents: str | Path | Sequence[str | Path] | Mapping[str, D
                 raise ValueError(f"{path}: no document in this folder; expected .md, .txt or .pdf files")
         for file, stem in files.items():
             document, source = texts.read_document(file), os.path.abspath(file)
-            name = short(slug(stem), stem) or f"document-{digest(stem)[:8]}"
+            name = name_of(stem)
             if name in found and found[name].source != source:
                 raise ValueError(f"{file} and {found[name].source} would both be called {name}: rename one of them")
             found[name] = Given(source, document, digest(document))

@@ -167,7 +167,7 @@ def trained_by(config: Any, *, said: str = "--seal {}") -> Trained:
          "which alone was trained; expected a run in which one model writes and learns"),
         (settings["weights"].get("model") != fingerprint.of_model(config.model),
          f"{where}: trained other weights than those that {config.model} has now; train it again"),
-        (not rounds, f"{where}: its validation chose the model as it was before RL; leave --seal out"),
+        (not rounds, f"{where}: its validation chose the model as it was before RL: nothing of it to take"),
     ):  # fmt: skip
         if is_so:
             raise ValueError(why)
@@ -175,15 +175,15 @@ def trained_by(config: Any, *, said: str = "--seal {}") -> Trained:
     return Trained(settings, rounds, tuple((name, trees[name]) for name in names if name in trees))
 
 
-def seal_rounds(config: Any, lm: LanguageModel) -> list[Adapter]:
+def seal_rounds(config: Any, lm: LanguageModel, *, said: str = "--seal {}") -> list[Adapter]:
     """The adapters of the rounds of RL that are taken of the run that `--seal` names, in order.
 
-    A round that kept nothing left the model as it was and has none.
+    A round that kept nothing left the model as it was and has none. `said` as for `trained_by`.
 
     Raises:
         ValueError: one is gone or damaged.
     """
-    settings, _, adapters = trained_by(config)
+    settings, _, adapters = trained_by(config, said=said)
     sft, found = settings["outer"]["sft"], []
     like = adapter_shapes(lm, FineTuning(projections=tuple(sft["projections"]), rank=sft["rank"]))
     assert config.seal is not None
@@ -192,8 +192,8 @@ def seal_rounds(config: Any, lm: LanguageModel) -> list[Adapter]:
         adapter = checkpoints.restore(path, like, digest)
         if adapter is None:
             raise ValueError(
-                f"--seal {config.seal}: {path} is {'damaged' if path.exists() else 'gone'}; run the command of that "
-                "run again, which makes it anew"
+                f"{said.format(config.seal)}: {path} is {'damaged' if path.exists() else 'gone'}; run the command of "
+                "that run again, which makes it anew"
             )
         found.append(adapter)
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +20,11 @@ from seal_jax.run import pretraining, runtime
 from seal_jax.run.adapted import Adapted
 from seal_jax.run.journal import read_run
 
+LOCAL = re.compile(r"(?<=[\s=])/\S*/(\S+)")  # a path of the machine it ran on, of which others need the name
 CARD = jinja2.Template(
     """---
-base_model: {{ base }}
-library_name: {{ library }}
+{% if on_hub %}base_model: {{ base }}
+{% endif %}library_name: {{ library }}
 tags: [seal, self-adapting, lora]
 ---
 
@@ -71,7 +75,7 @@ def trained(run: Path) -> Adapted:
         chosen.model, dtype=chosen.dtype, style=settings["style"], devices=None, base=chosen.base, alone=True
     )
     assert speaker.model is not None  # it has been loaded
-    *below, last = pretraining.seal_rounds(chosen, speaker.lm)
+    *below, last = pretraining.seal_rounds(chosen, speaker.lm, said="{}")
     lm = speaker.lm
     for adapter in below:
         lm = lm._replace(params=lora.merge(lm.params, adapter))
@@ -92,13 +96,15 @@ def card(run: Path, model: Adapted, name: str, *, merged: bool) -> str:
     """The model card of what a run trained, Markdown with the hub's fields, with the run's own figures."""
     results = read_results(run / "results.json")
     settings, rounds, _ = pretraining.trained_by(model_of(run), said="{}")
-    wanted = {"base", "passage", *(f"self_edits_round_{number}" for number in range(rounds + 1))}
-    rows = [row for row in results.rows if row.name in wanted]
+    last = [row.name for row in results.rows].index(f"self_edits_round_{rounds}")
+    rows, base = results.rows[: last + 1], hub.published_as(results.model)
+    on_hub = not Path(base).is_absolute()
     prompt = squad.load_prompts(settings["prompt"], "raw" if model.render is str else "chat")
     return CARD.render(
-        name=name, base=hub.published_as(results.model), library="transformers" if merged else "peft",
-        version=seal_jax.__version__, rounds=rounds, outer=settings["outer"], data=results.data, rows=rows,
-        prompt=prompt.self_edit, chat=prompt.style == "chat", command=results.command, figure=figure,
+        name=name, base=base if on_hub else Path(base).name, on_hub=on_hub,
+        library="transformers" if merged else "peft", version=seal_jax.__version__, rounds=rounds,
+        outer=settings["outer"], data=results.data, rows=rows,
+        prompt=prompt.self_edit, chat=prompt.style == "chat", command=LOCAL.sub(r"\1", results.command), figure=figure,
     )  # fmt: skip
 
 
@@ -110,21 +116,37 @@ def figure(value: Any, form: str) -> str:
     return f"{mean} [{', '.join(ends)}]" if len(ends) == 2 else mean
 
 
-def push(folder: Path, repository: str) -> str:
-    """Uploads a folder to the Hugging Face hub as a private model, made if need be; returns its address.
+def reserve(repository: str) -> str:
+    """The address of a private model on the Hugging Face hub, made if need be.
 
     Raises:
-        ValueError: not logged in, or the hub refuses.
+        ValueError: not logged in, no network, the hub refuses, or the model is there and public.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    hugging_face = HfApi(library_name="seal_jax", library_version=seal_jax.__version__)
+    with _explained(repository):
+        address = HfApi().create_repo(repository, private=True, exist_ok=True)
+        if not HfApi().model_info(repository).private:
+            raise ValueError("that model is public; make it private, or name another")
+    return str(address)
+
+
+def upload(folder: Path, repository: str) -> None:
+    """Uploads a folder's files as that model. Raises as `reserve`."""
+    from huggingface_hub import HfApi
+
+    with _explained(repository):
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by seal_jax")
+
+
+@contextlib.contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """Whatever the hub or the way there raises, as one sentence."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
     try:
-        address = hugging_face.create_repo(repository, private=True, exist_ok=True)
-        hugging_face.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by seal_jax")
+        yield
     except LocalTokenNotFoundError as error:
         raise ValueError("--push: not logged in to the Hugging Face hub; run: hf auth login") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the transport's own kinds too
         raise ValueError(f"--push {repository}: {str(error).strip().partition(chr(10))[0]}") from error
-    return str(address)

@@ -95,7 +95,8 @@ class Place:
     """Kept here; the same command on the same folder carries on (default: runs/EXPERIMENT-PRESET, and what differs)."""
     begin_as: Path | None = None
     """Another run's folder, of the same settings but for how its outer loop learns: what it finished before it learned
-    anything, the first round's self-edits and their rewards with it, is taken over and not done again."""
+    anything, the first round's self-edits and their rewards with it, is taken over and not done again. Its plan of how
+    many are trained and written at a time is, too."""
     replicas: int = 1
     """Runs of as many seeds, from --seed on, each in a folder of its own; their spread is printed at the end."""
     dry_run: bool = False
@@ -109,6 +110,8 @@ class Place:
 
     def __post_init__(self) -> None:
         require_at_least(1, replicas=self.replicas)
+        if self.begin_as is not None and self.replicas > 1:
+            raise ValueError(f"--begin-as {self.begin_as}: a run has one seed; leave --replicas out")
 
 
 class Preset(NamedTuple):
@@ -363,12 +366,15 @@ def beginning(path: Path | None, config: Mapping[str, Any]) -> list[Line]:
     if path is None:
         return []
     there, lines = read_lines(path)
-    if "outer" not in config:
-        raise ValueError(f"--begin-as {path}: {config['experiment']} has no outer loop; leave it out")
+    if "outer" not in config or there["experiment"] != config["experiment"]:
+        raise ValueError(
+            f"--begin-as {path}: a run of {there['experiment']}; expected one of {config['experiment']}, and an "
+            "experiment with an outer loop"
+        )
 
-    def common(config: Mapping[str, Any]) -> dict[str, Any]:
-        outer = {"outer": until_learning(config["outer"])} if "outer" in config else {}
-        return {name: value for name, value in {**config, **outer}.items() if name not in ("schema", "preset")}
+    def common(settings: Mapping[str, Any]) -> dict[str, Any]:
+        until = {**settings, "outer": until_learning(settings["outer"])}
+        return {name: value for name, value in until.items() if name not in ("schema", "preset")}
 
     for name, theirs, ours in differences(common(there), json.loads(json.dumps(common(config)))):
         raise ValueError(
@@ -389,6 +395,10 @@ def describe(experiment: Experiment, config: Any, compute: Compute, place: Place
     """What a run reads, trains and needs. It is prepared as it would be, with the model's tokenizer and no weights."""
     assert place.run_folder is not None  # the command line names one
     data = experiment.read(config)
+    if place.begin_as is not None:
+        beginning(
+            place.begin_as, {"experiment": experiment.name, **identity(config, data), "weights": weights_of(config)}
+        )
     load = speaker_of(config, compute, with_weights=False)
     speaker = load(config.model)
     ready = experiment.prepare(config, data, Model(speaker, load, NO_JUDGE, compute))

@@ -298,7 +298,7 @@ def before_learning(piece: str) -> bool:
     stage, _, work = piece.partition("/")
     round_of = re.search(r"\bround (\d+)", stage)
     learned = round_of and (round_of[1] != "1" or "after" in stage)
-    return not learned and re.match(r"(base|write|seed \d+/try)/", work) is not None
+    return not learned and re.match(r"(base|write|rate|seed \d+/try)/", work) is not None
 
 
 def stable_hash(text: str) -> int:
