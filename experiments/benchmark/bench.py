@@ -130,7 +130,7 @@ def opened(settings: Settings, peak: costs.Peak | None = None) -> Iterator[Bench
         params = sharding.placed(quantised.of_params(transformer.random_params(0, model, dtype), settings.base), mesh)
         lm = LanguageModel(transformer.graph(model, dtype), params, number_codec(), mesh)
     attention = runtime.attention(name, model.head_dim) if settings.attention == "auto" else settings.attention
-    lm = lm._replace(model=transformer.graph(model, dtype, attention))
+    lm = lm._replace(model=transformer.graph(model, dtype, attention, runtime.activations(name)))
     if peak is None:
         peak = measuring.measure_peak(dtype, devices)
         rates = f"{peak.flops / 1e12:.3g} TFLOP/s of {name} matrix products, {peak.bandwidth / 1e9:.3g} GB/s copied"

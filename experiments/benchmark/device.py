@@ -37,7 +37,8 @@ class Trained:
         seed, model = bench.settings.seed, bench.model
         edits = workloads.draw_tokens(workloads.seal(EDITS, seed=seed), model.vocab_size, seed=seed)
         params = jax.device_put(jax.tree.map(lambda w: w.astype(dtype), bench.lm.params), device)
-        graph = transformer.graph(model, jax.numpy.dtype(dtype), attention)
+        shown = jax.numpy.dtype("float32" if device.platform == "cpu" else dtype)  # as runtime.activations, there
+        graph = transformer.graph(model, jax.numpy.dtype(dtype), attention, shown)
         lm = LanguageModel(graph, params, bench.lm.codec)
         chosen = slice(None) if only is None else slice(only, only + 1)
         with jax.default_device(device):

@@ -99,7 +99,8 @@ class Head(struct.PyTreeNode):
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """In float32, from activations of any precision."""
-        return jnp.einsum(f"...d,{self.axes}->...v", hidden, self.weight, preferred_element_type=jnp.float32)
+        narrow = hidden.astype(self.weight.dtype)
+        return jnp.einsum(f"...d,{self.axes}->...v", narrow, self.weight, preferred_element_type=jnp.float32)
 
     def combine(self, coefficients: Float[Array, "T V"]) -> Float[Array, "T D"]:
         """Sums of the vocabulary's vectors."""

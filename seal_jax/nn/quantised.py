@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from seal_jax.nn.products import product
 from seal_jax.types import AnyArray, Base
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -44,7 +45,7 @@ class Quantised(struct.PyTreeNode):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
         """`x W + (x A) B`, in the activations' precision."""
         y = _product(x, self)
-        return y + (x @ self.a) @ self.b if self.a.shape[-1] else y
+        return y + product(product(x, self.a), self.b) if self.a.shape[-1] else y
 
     def over(self, a: Float[Array, "D r"], b: Float[Array, "r F"]) -> Quantised:
         """With one more adapter, in the precision of those that are there: the activations'."""

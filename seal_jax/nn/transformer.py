@@ -20,6 +20,7 @@ from flax import nnx
 
 from seal_jax.nn.lora import Adapter, LayerPrefix, LowRank, Prefix, Share, layer_adapters, stacked_prefix
 from seal_jax.nn.losses import Head, next_token, token_losses
+from seal_jax.nn.products import product
 from seal_jax.nn.quantised import Quantised
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
@@ -180,11 +181,11 @@ def attend(
     before = mask & ((slots < at) | (slots >= at + T))
     among = jax.lax.dynamic_slice_in_dim(mask, at, T, axis=2)
     heads = q.reshape(B, T, K, -1, H).transpose(0, 2, 3, 1, 4)
-    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    summed = partial(jnp.matmul, preferred_element_type=jnp.float32)
     rows = heads.reshape(B, K, -1, H)  # as plain products of matrices: each operand is read as it lies
 
     def scores(k: Array, mask: Array) -> Array:
-        found = product(rows, k) * H**-0.5
+        found = summed(rows, k) * H**-0.5
         return jnp.where(mask[:, None, None], found.reshape(*heads.shape[:4], -1), -jnp.inf)
 
     seen = [(past, before), (new, among)]
@@ -194,7 +195,7 @@ def attend(
     together = jnp.concatenate([scores(kv.k, mask) for kv, mask in seen], axis=-1)
     weights = jax.nn.softmax(together).astype(q.dtype).reshape(B, K, -1, sum(sizes))
     parts = jnp.split(weights, np.cumsum(sizes)[:-1], axis=-1)
-    attended = reduce(jnp.add, (product(part, kv.v) for part, (kv, _) in zip(parts, seen, strict=True)))
+    attended = reduce(jnp.add, (summed(part, kv.v) for part, (kv, _) in zip(parts, seen, strict=True)))
     return attended.astype(q.dtype).reshape(heads.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
@@ -258,7 +259,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], lora: LowRank | None = None) -> Float[Array, "B T F"]:
         kernel = self.kernel.get_value()
-        y = kernel(x) if isinstance(kernel, Quantised) else x @ kernel
+        y = kernel(x) if isinstance(kernel, Quantised) else product(x, kernel)
         if self.bias is not None:
             y = y + self.bias[...]
         return y if lora is None else y + lora(x)
@@ -329,14 +330,23 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Token ids to hidden states (`__call__`, `decode`) and on to logits (`logits`)."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, attention: Attention = "xla", rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jnp.dtype,
+        activations: jnp.dtype | None = None,
+        attention: Attention = "xla",
+        rngs: nnx.Rngs,
+    ):
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stacked(rngs: nnx.Rngs) -> Block:
             return Block(config, dtype=dtype, attention=attention, rngs=rngs)
 
         self.config = config
-        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, dtype=dtype, rngs=rngs)
+        shown = dtype if activations is None else activations  # all that follow are as the first
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, dtype=shown, rngs=rngs)
         self.blocks = stacked(rngs)
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         if not config.tie_embeddings:
@@ -444,9 +454,15 @@ class Transformer(nnx.Module):
 Model = nnx.GraphDef[Any]
 
 
-def graph(config: ModelConfig, dtype: jnp.dtype = jnp.float32, attention: Attention = "xla") -> Model:
-    """The static half of a model. Allocates nothing."""
-    make = partial(Transformer, config, dtype=dtype, attention=attention)
+def graph(
+    config: ModelConfig,
+    dtype: jnp.dtype = jnp.float32,
+    attention: Attention = "xla",
+    activations: jnp.dtype | None = None,
+) -> Model:
+    """The static half of a model of weights in `dtype`. Allocates nothing. `activations` are as the weights, unless
+    they are float32 over weights in half precision (products.py)."""
+    make = partial(Transformer, config, dtype=dtype, activations=activations, attention=attention)
     return nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))[0]
 
 

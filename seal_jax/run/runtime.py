@@ -179,7 +179,7 @@ def load(
         params = sharding.placed(weights.load_model(files, dtype=jnp.dtype(dtype), base=base, mesh=over)[1], over)
     tokenizer.require_rows(text, shape.vocab_size, str(files.path))
     render("a template that cannot be rendered is refused now, and not in the middle of a run")
-    graph = transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim))
+    graph = transformer.graph(shape, jnp.dtype(dtype), attention(dtype, shape.head_dim), activations(dtype))
     return Speaker(LanguageModel(graph, params, codec, over, group), shape, manner, render)
 
 
@@ -205,6 +205,11 @@ def attention(dtype: str, head_dim: int) -> Attention:
         return "xla"
     fits = float(jax.devices()[0].compute_capability) >= 8 and head_dim % 8 == 0 and head_dim <= 128
     return "cudnn" if fits else "xla"
+
+
+def activations(dtype: str) -> jnp.dtype:
+    """What a model of weights in `dtype` computes in: on a CPU always in float32 (nn/products.py)."""
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else dtype)
 
 
 def itemsize(dtype: str) -> int:

@@ -1,0 +1,45 @@
+"""A product of float32 activations and a matrix in half precision, by the instructions that a CPU has for it.
+
+A CPU with AMX or AVX512-BF16 multiplies bfloat16 several times as fast as float32 and sums in float32; everything else
+that it does in bfloat16 it does in float32, between two conversions. So on a CPU a model in bfloat16 has its matrices
+in bfloat16, and its activations in float32 (runtime.py): only what is multiplied is rounded. GPUs and TPUs have both in
+bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
+    from jaxtyping import Array, Float
+
+
+def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
+    """`x @ kernel`, in the precision of `x`."""
+    return x @ kernel if x.dtype == kernel.dtype else _mixed(x, kernel)
+
+
+@jax.custom_vjp
+def _mixed(x: Array, kernel: Array) -> Array:
+    return _summed("...d,df->...f", x, kernel)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _mixed(x, kernel), (x, kernel)
+
+
+def _backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    # JAX's own derivative is a product of two precisions, for which XLA widens the matrix.
+    x, kernel = kept
+    rows, slopes = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]).astype(kernel.dtype)
+    return _summed("...f,df->...d", dy, kernel), _summed("nd,nf->df", rows, slopes).astype(kernel.dtype)
+
+
+def _summed(axes: str, x: Array, narrow: Array) -> Array:
+    return jnp.einsum(axes, x.astype(narrow.dtype), narrow, preferred_element_type=x.dtype)
+
+
+_mixed.defvjp(_forward, _backward)
