@@ -213,7 +213,7 @@ def activations(dtype: str) -> jnp.dtype:
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of a number of the base model while it computes: XLA widens bfloat16 to float32 on a CPU."""
+    """Bytes of a number while the base model computes. Weights are counted like activations: too many on a CPU."""
     return 2 if dtype == "bfloat16" and jax.default_backend() != "cpu" else 4
 
 
