@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -34,7 +35,7 @@ from seal_jax.nn import lora
 from seal_jax.run import command, passages, published, runtime, session
 from seal_jax.run.adapted import load_adapted
 from seal_jax.run.command import parse
-from seal_jax.run.journal import LONGEST_NAME, SCHEMA, RunFolder
+from seal_jax.run.journal import LONGEST_NAME, SCHEMA, RunFolder, read_lines
 from seal_jax.seal.rounds import before_learning
 from tests import tiny
 
@@ -366,6 +367,16 @@ def test_a_run_that_begins_as_another_ends_as_it_would_have_alone(program, undis
     assert "seed is 0 there and 7 here; only how the outer loop learns" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (program.folder / "none").exists()
+
+
+@pytest.mark.parametrize("archive", sorted((ROOT / "docs" / "studies").glob("*.tar.xz")), ids=lambda path: path.name)
+def test_the_records_of_a_study_are_a_whole_run(archive, tmp_path):
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    config, found = read_lines(tmp_path)  # every line as it was written, under this config
+    tried = [line for line in found if before_learning(line.name) and line.name.startswith("round 1/seed")]
+    assert len(tried) > config["outer"]["passages"]
+    assert found[-1].name == "finished"
 
 
 @pytest.mark.parametrize(
