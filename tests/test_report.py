@@ -436,8 +436,13 @@ def test_the_papers_figure_stands_beside_ours_and_a_difference_is_said_once(tmp_
         assert words.count(text) == 1
 
 
-def test_a_run_without_the_papers_figures_has_no_column_for_them(tmp_path):
-    assert "Paper" not in Page(write_report(write_sample_run(tmp_path, *sample_run()))).words()
+def test_a_run_without_the_papers_figures_or_on_other_data_has_no_column_for_them(tmp_path):
+    results, edits = sample_run()
+    assert "Paper" not in Page(write_report(write_sample_run(tmp_path, results, edits))).words()
+    for row in results["rows"]:
+        row["paper"] = {"accuracy": 0.3, "where": "table 2", "differs": ["data: SQuAD there, invented here"]}
+    words = Page(write_report(write_sample_run(tmp_path, results, edits))).words()
+    assert "Paper" not in words and "table 2" not in words
 
 
 def test_rows_that_share_facts_are_named_together():

@@ -72,6 +72,12 @@ class Row(Record, frozen=True):
         return self.label or self.name
 
     @property
+    def papers(self) -> PaperFigure | None:
+        """The paper's figure, where it is of the same data: beside another's it would say nothing."""
+        other = self.paper is not None and any(words.startswith("data: ") for words in self.paper.differs)
+        return None if other else self.paper
+
+    @property
     def count(self) -> str:
         """`29 of 40`, how many tries solved their task; empty where the row does not count."""
         return f"{self.solved} of {self.tried}" if self.solved is not None and self.tried else ""

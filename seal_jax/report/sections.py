@@ -189,7 +189,7 @@ def _accuracy(runs: Sequence[Run]) -> Section:
     if len({run.results.name for run in runs}) > 1:
         note += " The runs are of different experiments: rows of one name may have been made under other settings."
     if several:
-        paper = {key: row.paper for run in reversed(runs) for key, row in run.rows.items() if row.paper}
+        paper = {key: row.papers for run in reversed(runs) for key, row in run.rows.items() if row.papers}
         found = [
             (
                 label,
@@ -218,7 +218,7 @@ def _row_table(rows: Sequence[Row]) -> Block:
         [
             estimated(row.accuracy),
             Cell(row.count or DASH),
-            Cell(percent(row.paper.accuracy if row.paper else None)),
+            Cell(percent(row.papers.accuracy if row.papers else None)),
             estimated(row.versus_previous, points),
             estimated(row.versus_base, points, repeated=row.versus_previous.row == BASE),
             estimated(row.log_likelihood, decimal),
@@ -232,7 +232,8 @@ def _row_table(rows: Sequence[Row]) -> Block:
 def _paper(runs: Sequence[Run]) -> Block | None:
     """Where the paper's figures stand, and what differs: each difference once, with the rows that it holds for."""
     several = len(runs) > 1
-    beside = [(run.label if several else row.title, row.paper) for run in runs for row in run.results.rows if row.paper]
+    rows = [(run.label if several else row.title, row.papers) for run in runs for row in run.results.rows]
+    beside = [(label, paper) for label, paper in rows if paper]
     facts: dict[str, list[str]] = {}
     for label, paper in beside:
         facts.setdefault(label, []).extend([paper.where, *paper.differs])
