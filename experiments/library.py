@@ -103,7 +103,6 @@ class Chat:
 
     def run(self) -> None:
         if self.web:
-            web.require(self.port)
             web.serve(Library(self.source, self.model), port=self.port, browser=self.browser)
         else:
             topic, answer = opened(self.source, self.model)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from seal_jax.nn import transformer
 from seal_jax.nn.products import product
 from seal_jax.run import runtime
 
@@ -46,9 +48,9 @@ def test_a_model_in_half_precision_on_a_cpu_is_nearer_to_float32_than_one_with_h
     exact = jax.tree.map(lambda w: w.astype(HALF).astype(jnp.float32), whole.params)
 
     def hidden(graph, params):
-        return np.asarray(runtime.transformer.nnx.merge(graph, params)(tokens)[0], np.float32)
+        return np.asarray(nnx.merge(graph, params)(tokens)[0], np.float32)
 
-    mixed = runtime.transformer.graph(half.config, jnp.dtype(HALF), "xla", jnp.dtype("float32"))
+    mixed = transformer.graph(half.config, jnp.dtype(HALF), "xla", jnp.dtype("float32"))
     wanted = hidden(whole.model, exact)
     far, near = (np.abs(hidden(graph, half.params) - wanted).max() for graph in (half.model, mixed))
     assert near < far

@@ -55,7 +55,6 @@ In brackets: 95 % intervals over passages. The last row is of self-edits that th
 
 Licence: that of {{ base }}.
 """,
-    trim_blocks=False,
     keep_trailing_newline=True,
 )
 

@@ -47,9 +47,8 @@ def serve(library: Library, *, port: int, browser: bool) -> None:
     from nicegui import app, ui
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    app.add_middleware(
-        TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]
-    )  # not what another site's name points to
+    # Another site whose name points here must not reach the page.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     show(f"{library!r}\nhttp://{HOST}:{port}   (Ctrl-C ends it)")
     ui.run(
         Page(library).build,
