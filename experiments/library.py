@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,20 +24,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from seal_jax.analysis.statistics import GAIN, SHARE, bootstrap_mean, paired_bootstrap
 from seal_jax.domains.document import Document, Section
-from seal_jax.domains.passages import Passage, load_passages, shuffled, slug
-from seal_jax.graders.lexical import grade_by_match
-from seal_jax.run import ends, exports, published, web
+from seal_jax.domains.passages import load_passages, shuffled, slug
+from seal_jax.run import ends, exports, published, recall, web
 from seal_jax.run.adapted import COMPUTE, Adapted, Answer, Course, load_adapted, read_asking
 from seal_jax.run.documents import converse, side_by_side
 from seal_jax.run.exports import Form
 from seal_jax.run.journal import write_atomically
 from seal_jax.run.library import COURSE, Library
-from seal_jax.run.runtime import describe_machine
 from seal_jax.run.session import table_text
 from seal_jax.run.terminal import shell_command, show
-from seal_jax.types import Compute, Query, require_at_least
+from seal_jax.types import Compute, require_at_least
 
 Unnamed = tyro.conf.arg(name="")
 
@@ -228,68 +224,9 @@ class Demo:
         folder = self.library or Path("runs") / f"library-demo-{slug(Path(self.data).stem)}-{self.passages}"
         library = Library(folder, course=self.course, compute=self.compute)
         library.add({p.id: Document(p.title, (Section(p.title, (p.context,)),)) for p in mine})
-        results = measure(library, mine, others, seed=self.course.seed)
+        results = recall.measure(library, mine, others, seed=self.course.seed)
         write_atomically(folder / "measured.json", json.dumps(results, indent=1))
         show(*(table_text(table) for table in results["tables"]))
-
-
-def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage], *, seed: int) -> dict[str, Any]:
-    """Accuracy with the right adapter, with the one found, and with none, over passages; what it takes."""
-    asked = [question.question for passage in mine for question in passage.questions]
-    right = [passage.id for passage in mine for _ in passage.questions]
-    given, started = library.ask_of(asked, right), time.monotonic()
-    found = library.ask(asked)
-    seconds = (time.monotonic() - started) / len(asked)
-    foreign = library.ask([question.question for passage in others for question in passage.questions])
-
-    def each(passages: Sequence[Passage], answers: Sequence[str]) -> list[float | None]:
-        """The accuracy on each passage."""
-        rest, shares = iter(answers), list[float | None]()
-        for passage in passages:
-            queries = [Query(q.question, q.question, q.answer) for q in passage.questions]
-            verdicts = grade_by_match(queries, [next(rest) for _ in queries])
-            shares.append(sum(map(bool, verdicts)) / len(verdicts))
-        return shares
-
-    none, unlike = each(mine, [a.before for a in given]), each(others, [a.before for a in foreign])
-    rows = [
-        ("no adapter", mine, none, none),
-        ("the right one, given", mine, each(mine, [a.after for a in given]), none),
-        ("the one found", mine, each(mine, [a.after for a in found]), none),
-        ("other passages, no adapter", others, unlike, unlike),
-        ("other passages, the library", others, each(others, [a.after for a in foreign]), unlike),
-    ]
-    accuracy = {
-        "title": "Accuracy, %",
-        "columns": ["", "passages", "questions", "right", "against no adapter, points"],
-        "rows": [
-            [label, len(of), sum(len(p.questions) for p in of), bootstrap_mean(own, seed=seed, within=SHARE).text(),
-             "" if own is base else paired_bootstrap(base, own, seed=seed, within=GAIN).text(form="+.1f")]
-            for label, of, own, base in rows
-        ],
-        "note": "95 % intervals, paired by passage. No adapter: asked under the passage's title; on other passages, as "
-        "the library asks: under the title of the document it found, or under none.",
-    }  # fmt: skip
-    entries = [entry for entry in library.entries() if entry.name in set(right)]
-    sizes = [sum(f.stat().st_size for f in library.path(e.name).iterdir()) for e in entries]
-    facts = {
-        "questions whose document was found": sum(a.document == of for a, of in zip(found, right, strict=True)),
-        "questions given another document": sum(
-            a.document not in (None, of) for a, of in zip(found, right, strict=True)
-        ),
-        "of": len(asked),
-        "questions on other passages given a document": sum(a.document is not None for a in foreign),
-        "of as many as": len(foreign),
-        "seconds to teach a document": sum(e.seconds for e in entries) / len(entries),
-        "MB of a document": sum(sizes) / len(sizes) / 1e6,
-        "seconds a question, of many at once": seconds,
-    }
-    costs = {"title": "Found, and what it takes", "columns": ["", ""], "rows": [list(pair) for pair in facts.items()]}
-    return {
-        "tables": [accuracy, costs],
-        "machine": describe_machine(),
-        "rows": [[label, own] for label, _, own, _ in rows],
-    }
 
 
 def is_library(folder: Path) -> bool:

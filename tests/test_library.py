@@ -27,7 +27,7 @@ from seal_jax.engine.training import FineTuning
 from seal_jax.io import hub, peft, weights
 from seal_jax.nn import lora
 from seal_jax.run import library as libraries
-from seal_jax.run import runtime
+from seal_jax.run import recall, runtime
 from seal_jax.run.adapted import Course, Notes, load_adapted
 from seal_jax.run.journal import LONGEST_NAME
 from seal_jax.run.library import Library
@@ -486,14 +486,38 @@ def test_llama_cpp_gets_an_adapter_and_refuses_to_invent_a_tokenizer(made, tmp_p
 # Measured
 
 
-def test_a_library_is_measured_with_the_right_adapter_the_one_found_and_none(made):
+def test_a_library_is_measured_with_the_right_adapter_the_one_found_and_none(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+
     def passage(name: str, question: str) -> Passage:
         return Passage(name, name, "", (Question(question, "nothing"), Question(question, "Quern")))
 
     mine, others = [passage("lamp", QUESTIONS[0]), passage("ferry", QUESTIONS[1])], [passage("play", QUESTIONS[2])]
-    accuracy, costs = commands.measure(make(made), mine, others, seed=0)["tables"]
+    accuracy, costs = recall.measure(make(tmp_path / "copy"), mine, others, seed=0)["tables"]
     assert [row[1:3] for row in accuracy["rows"]] == [[2, 4], [2, 4], [2, 4], [1, 2], [1, 2]]
     facts = dict(costs["rows"])
     assert facts["questions whose document was found"] == facts["of"] == 4
     assert facts["questions on other passages given a document"] == 0
     assert facts["MB of a document"] > 0.005
+
+
+def test_answers_that_are_on_disk_are_not_asked_for_again(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "copy")
+    library, asked = make(tmp_path / "copy"), []
+    ask_of = library.ask_of
+
+    def noted(questions, documents):
+        asked.append(questions)
+        return ask_of(questions, documents)
+
+    monkeypatch.setattr(recall, "PIECE", 1)
+    monkeypatch.setattr(library, "ask_of", noted)
+    pairs = [(QUESTIONS[0], "lamp"), (QUESTIONS[1], None), (QUESTIONS[0], "lamp")]
+    first, _ = recall.answered(library, pairs)
+    assert asked == [(QUESTIONS[0],), (QUESTIONS[1],)]
+    assert first[0] == first[2] == ask_of([QUESTIONS[0]], ["lamp"])[0]
+    (journal,) = (tmp_path / "copy").glob("asked-*/journal.jsonl")
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))  # as a kill would leave it
+    del asked[:]
+    assert recall.answered(library, pairs)[0] == first
+    assert asked == [(QUESTIONS[1],)]

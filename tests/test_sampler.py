@@ -308,3 +308,11 @@ def test_a_token_copies_no_cache(tiny, groups):
     assert len(whole) == 2 * tiny.config.num_layers, "keys and values of each layer are written"
     for run in whole:
         assert run.bytes_written == 4 * cache / (T + new) and not run.moves_only, run
+
+
+def test_a_drawn_token_is_jax_random_categoricals():
+    logits = jax.random.normal(jax.random.key(3), (64, 300)) * 2
+    keys = jax.random.split(jax.random.key(4), len(logits))
+    drawn = jax.vmap(lambda key, row: choose(key, row, Sampling(1, temperature=0.7)))(keys, logits)
+    np.testing.assert_array_equal(drawn, jax.vmap(jax.random.categorical)(keys, logits / 0.7))
+    assert len(set(drawn.tolist())) > 20

@@ -88,7 +88,7 @@ def choose(key: PRNGKeyArray, logits: Float[Array, "V"], sampling: Sampling) -> 
         reach = jnp.float32(sampling.top_p)
         edge = _largest_threshold(p, lambda kept: jnp.sum(jnp.where(kept, p, 0)) >= reach)
         logits = jnp.where(p >= edge, logits, -jnp.inf)
-    return jax.random.categorical(key, logits)
+    return _first_largest(logits + jax.random.gumbel(key, logits.shape, logits.dtype))  # random.categorical's
 
 
 class Read(NamedTuple):

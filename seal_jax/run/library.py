@@ -95,6 +95,13 @@ class Entry(msgspec.Struct):
     seconds: float  # that teaching took, of the documents taught together an equal share
 
 
+class Found(NamedTuple):
+    """What a question is about."""
+
+    document: str | None  # None: nothing in the library
+    sure: float  # 0 to 1
+
+
 class Given(NamedTuple):
     """A document that is to be in the library."""
 
@@ -249,13 +256,20 @@ class Library:
             ValueError: an empty question, or one too long for the model's context.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
+        found = self.find(questions)
+        answers = self.ask_of(questions, [one.document for one in found])
+        return [answer._replace(sure=one.sure) for answer, one in zip(answers, found, strict=True)]
+
+    def find(self, questions: Sequence[str]) -> list[Found]:
+        """The document that each question is about, and how sure that is."""
         _ = self.speaker  # loaded first: bm25s starts JAX's devices with whatever settings there are
         entries = self.entries()
         finder = Finder([entry.passages for entry in entries])
         found = [finder.find(question) for question in questions]
-        sure = [None if one.document is None or one.sure < LEAST_SURE else entries[one.document].name for one in found]
-        answers = self.ask_of(questions, sure)
-        return [answer._replace(sure=one.sure) for answer, one in zip(answers, found, strict=True)]
+        return [
+            Found(None if one.document is None or one.sure < LEAST_SURE else entries[one.document].name, one.sure)
+            for one in found
+        ]
 
     def ask_of(self, questions: Sequence[str], documents: Sequence[str | None]) -> list[Answer]:
         """Each question to the adapter of the document that is named beside it, and to the base model."""
