@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from seal_jax.nn import transformer
-from seal_jax.nn.products import product
+from seal_jax.nn.products import Program, product
 from seal_jax.run import runtime
 
 HALF = jnp.bfloat16
@@ -59,3 +59,32 @@ def test_a_model_in_half_precision_on_a_cpu_is_nearer_to_float32_than_one_with_h
 
 def test_on_a_cpu_a_model_computes_in_float32_whatever_its_weights_are():
     assert [runtime.activations(dtype) for dtype in ("float32", "bfloat16")] == [jnp.dtype("float32")] * 2
+
+
+@pytest.fixture
+def mixed(make_tiny):
+    half = make_tiny(dtype="bfloat16")
+    return transformer.graph(half.config, jnp.dtype(HALF), "xla", jnp.dtype("float32")), half
+
+
+def hidden(model, params, tokens):
+    return nnx.merge(model, params)(tokens)[0]
+
+
+def test_a_program_widens_no_weight_of_a_mixed_model(mixed):
+    model, half = mixed
+    tokens, program = jnp.arange(24).reshape(2, 12), Program(hidden, static_argnames="model")
+    shape = "[" + ",".join(map(str, half.params["blocks"]["gate_proj"]["kernel"].shape)) + "]"
+    plain = jax.jit(hidden, static_argnames="model")
+    read = lambda jitted: jitted.lower(model, half.params, tokens).compile().as_text()
+    assert f"f32{shape}" in read(plain)  # all layers' weights, at every step
+    assert f"f32{shape}" not in read(program.of(model, half.params))
+    np.testing.assert_array_equal(program(model, half.params, tokens), plain(model, half.params, tokens))
+
+
+def test_a_program_of_another_model_is_compiled_as_jax_does(make_tiny):
+    for dtype in ("float32", "bfloat16"):  # of half activations XLA has to widen products
+        tiny, program = make_tiny(dtype=dtype), Program(hidden, static_argnames="model")
+        tokens = jnp.arange(24).reshape(2, 12)
+        plain = jax.jit(hidden, static_argnames="model")(tiny.model, tiny.params, tokens)
+        np.testing.assert_array_equal(program(tiny.model, params=tiny.params, tokens=tokens), plain)

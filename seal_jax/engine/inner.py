@@ -32,6 +32,7 @@ from seal_jax.engine.schedule import Room, Tick
 from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
 from seal_jax.nn.losses import Head, Loss, Numbers, next_token, token_losses
+from seal_jax.nn.products import Program
 from seal_jax.nn.transformer import Model, ModelConfig
 from seal_jax.types import AnyArray, Compute, Hosts, HParams, require_at_least
 
@@ -296,7 +297,7 @@ class Rows(struct.PyTreeNode):
     taught: Float[AnyArray, "E B T D"] | None = None  # hidden states of an in_context teacher
 
 
-@partial(jax.jit, static_argnames=("model", "recipe", "mesh"), donate_argnames="bank")
+@partial(Program, static_argnames=("model", "recipe", "mesh"), donate_argnames="bank")
 def tick(
     model: Model, params: dict[str, Any], bank: Bank, rows: Rows, *, recipe: Recipe, mesh: Mesh | None = None
 ) -> tuple[Bank, Metrics]:

@@ -21,6 +21,7 @@ from seal_jax.engine import costs
 from seal_jax.engine.constrained import Constraint
 from seal_jax.nn import lora, sharding
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.products import Program
 from seal_jax.nn.transformer import KV, Model
 from seal_jax.types import AnyArray, require_at_least
 
@@ -98,7 +99,7 @@ class Read(NamedTuple):
     cache: KV  # leading axes E, L, Q
 
 
-@partial(jax.jit, static_argnames=("model", "mesh"))
+@partial(Program, static_argnames=("model", "mesh"))
 def read(
     model: Model,
     params: dict[str, Any],
@@ -134,7 +135,7 @@ class Form(NamedTuple):
         return cls(loop=platform == "gpu" and small, tail=platform != "gpu")
 
 
-@partial(jax.jit, static_argnames=("model", "sampling", "stop", "mesh", "form"))
+@partial(Program, static_argnames=("model", "sampling", "stop", "mesh", "form"))
 def write(
     keys: PRNGKeyArray,
     model: Model,

@@ -8,10 +8,14 @@ bfloat16.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 if TYPE_CHECKING:  # names of shapes: read by people and mypy, not needed to run
     from jaxtyping import Array, Float
@@ -43,3 +47,33 @@ def _summed(axes: str, x: Array, narrow: Array) -> Array:
 
 
 _mixed.defvjp(_forward, _backward)
+
+
+# Before it slices or gathers in half precision XLA widens it all for a CPU: of a stack of layers every one, at every
+# step. The pass also serves what a CPU cannot multiply in half precision, which a mixed model does not have.
+_NOTHING_WIDENED = {"xla_disable_hlo_passes": "float-normalization-bf16"}
+
+
+class Program:
+    """`jax.jit` of a function with arguments `model` and `params`, compiled so that no weight of a mixed model (half
+    precision, activations in float32) is widened."""
+
+    def __init__(self, function: Callable[..., Any], **how: Any):
+        functools.update_wrapper(self, function)
+        self._bind = inspect.signature(function).bind
+        self._plain = jax.jit(function, **how)
+        self._mixed = jax.jit(function, compiler_options=_NOTHING_WIDENED, **how)
+        self._is_mixed: dict[Any, bool] = {}  # by model
+
+    def of(self, model: nnx.GraphDef[Any], params: dict[str, Any]) -> Any:
+        """The jitted function for a model."""
+        if model not in self._is_mixed:
+            self._is_mixed[model] = nnx.merge(model, params).mixed
+        return self._mixed if self._is_mixed[model] else self._plain
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._bind(*args, **kwargs).arguments
+        return self.of(given["model"], given["params"])(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)

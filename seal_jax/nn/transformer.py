@@ -346,6 +346,7 @@ class Transformer(nnx.Module):
 
         self.config = config
         shown = dtype if activations is None else activations  # all that follow are as the first
+        self.mixed = shown != dtype
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, dtype=shown, rngs=rngs)
         self.blocks = stacked(rngs)
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)

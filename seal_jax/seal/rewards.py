@@ -25,6 +25,7 @@ from seal_jax.engine.sampler import Read, Sampling, over_groups, read, row_keys,
 from seal_jax.engine.training import Shapes, Trainer, sharing, train_each, untrained
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.nn.products import Program
 from seal_jax.nn.sharding import lanes, spread
 from seal_jax.types import Codec, GradeTasks, LanguageModel, Query, SelfEdit, Task, Verdict, without_thought
 
@@ -184,7 +185,7 @@ def gold_tokens(encode_more: Callable[[str], list[int]], query: Query) -> list[i
     return encode_more(query.gold if query.prompt[-1:].isspace() else f" {query.gold}")
 
 
-@partial(jax.jit, static_argnames=("model", "mesh"))
+@partial(Program, static_argnames=("model", "mesh"))
 def log_likelihoods(
     model: nnx.GraphDef[Any],
     params: dict[str, Any],
