@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from seal_jax.domains.passages import Passage
 from seal_jax.engine import batching, inner
 from seal_jax.engine.inner import Optimiser
 from seal_jax.engine.training import FineTuning, Shapes, init_adapters, make_trainer, train
 from seal_jax.nn import lora
+from seal_jax.seal import outer
 from seal_jax.seal.outer import Outer
 from seal_jax.seal.outer.advantages import advantages, policy
 from seal_jax.seal.outer.preferences import best_and_worst, preference
+from seal_jax.seal.outer.rest_em import rewards_of
 from seal_jax.seal.outer.sets import union
+from seal_jax.seal.rewards import Score, Trial
 from seal_jax.types import Compute, HParams, LanguageModel, SelfEdit, Settings
 from tests import tiny as toys
 
@@ -166,6 +170,34 @@ def test_an_advantage_is_a_reward_less_the_mean_of_its_tasks(rewards, expected):
     assert ((found[0] == 0) == (np.array(expected) == 0)).all(), "what is no advantage is none exactly"
     known = scaled[~np.isnan(rewards)]
     assert known.std() == pytest.approx(1 if any(expected) else 0) if len(known) else not scaled.any()
+
+
+BASE = Score(["?"], [False], [-3.0], [])
+TAUGHT = BASE._replace(verdicts=[True], log_likelihoods=[-1.0])
+
+
+def tried(edit: SelfEdit, score: Score, sample: int) -> Trial:
+    return Trial(Passage("p", "P", "A passage.", ()), sample, edit, [score], BASE)
+
+
+def test_a_self_edit_that_trains_nothing_counts_as_the_base_model_where_bad_samples_are_learned_from(monkeypatch):
+    nothing, diverged = "no sentence about the passage", BASE._replace(log_likelihoods=[None], problem="diverged")
+    row = [
+        tried(SelfEdit("It teaches.", ("It teaches.",)), TAUGHT, 0),
+        tried(SelfEdit("Of another.", (), nothing), BASE._replace(problem=nothing), 1),
+        tried(SelfEdit("It explodes.", ("It explodes.",)), diverged, 2),
+    ]
+    np.testing.assert_array_equal(rewards_of([row], "accuracy"), [[1, NAN, NAN]])
+    np.testing.assert_array_equal(rewards_of([row], "log_likelihood", all_count=True), [[-1, -3, NAN]])
+
+    def weights(module) -> dict[str, float]:
+        monkeypatch.setattr(module, "example_of", lambda writer, trial, loop, weight: (trial.edit.completion, weight))
+        monkeypatch.setattr(module, "learn_from", lambda writer, log, examples, *rest, **more: (examples, log))
+        examples, _ = module.outer_loop().learn(None, [row], None, "round 1")  # type: ignore[arg-type]
+        return dict(examples)
+
+    assert weights(outer.advantages) == {"It teaches.": 0.5, "Of another.": -0.5}
+    assert weights(outer.preferences) == {"It teaches.": 1, "Of another.": -1}
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ weights safe: `-A log p` has no lower bound, while `-A r` fades as r goes to 0, 
 gradient of k3, `-(q(y) / p(y) - 1) grad log p(y)`, has the mean of KL(q || p)'s over what p writes. `q` is the model
 without the adapter, read in the same step, so no log-probability has to be kept from sampling.
 
-The mean is over a step's tokens, not over its samples: the length of a sample changes no token's weight. Departures
-from the paper: a round is a pass over all samples, not over a small batch of them, so that the clip is wide and in
-nats, the same both ways; q is read at temperature 1 and over all tokens, whatever the sampling was, and a sample's
-text as the tokenizer cuts it. As in its Algorithm 1, the writer that the divergence is from is renewed each round.
+A self-edit that trains nothing counts as the base model does: beside siblings that teach, it is pushed down. The mean
+is over a step's tokens, not over its samples: the length of a sample changes no token's weight. Departures from the
+paper: a round is a pass over all samples, not over a small batch of them, so that the clip is wide and in nats, the
+same both ways; q is read at temperature 1 and over all tokens, whatever the sampling was, and a sample's text as the
+tokenizer cuts it. As in its Algorithm 1, the writer that the divergence is from is renewed each round.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def outer_loop(
     def learn(
         writer: LanguageModel, trials: Sequence[Sequence[Trial]], loop: Loop, name: str
     ) -> tuple[LanguageModel, RoundLog]:
-        found = advantages(rewards_of(trials, signal), std=config.std)
+        found = advantages(rewards_of(trials, signal, all_count=True), std=config.std)
         log = RoundLog([list(row) for row in trials], found > 0, [], skipped=int((found == 0).all(axis=1).sum()))
         examples = [
             example_of(writer, trial, loop, weight)

@@ -7,6 +7,8 @@ With w the better and l the worse of a pair, p the writer that learns and q the 
 A pair is two neighbouring sequences of a step, of weight 1 and -1, and m the weighted sum of their tokens' log-ratios.
 The gradient follows by the chain rule through that sum, which weights each token's by `beta sigmoid(-beta m)`: one
 forward and one backward pass, where margins computed apart from the gradient would take a second forward pass.
+
+A self-edit that trains nothing counts as the base model does, and so may be the worst of its task.
 """
 
 from __future__ import annotations
@@ -71,8 +73,8 @@ def outer_loop(
     def learn(
         writer: LanguageModel, trials: Sequence[Sequence[Trial]], loop: Loop, name: str
     ) -> tuple[LanguageModel, RoundLog]:
-        rewards = rewards_of(trials, signal)
-        pairs = best_and_worst(rewards, rewards_of(trials, "log_likelihood") if break_ties else None)
+        rewards = rewards_of(trials, signal, all_count=True)
+        pairs = best_and_worst(rewards, rewards_of(trials, "log_likelihood", all_count=True) if break_ties else None)
         keep, examples = np.zeros(rewards.shape, bool), []
         for p, pair in enumerate(pairs):
             if pair is not None:

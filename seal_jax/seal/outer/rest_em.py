@@ -103,12 +103,16 @@ def imitate_lines(
     return learn_from(writer, RoundLog(tried, keep, []), examples, sft, loop, name)
 
 
-def rewards_of(trials: Sequence[Sequence[Trial]], field: str) -> Float[np.ndarray, "P E"]:
+def rewards_of(trials: Sequence[Sequence[Trial]], field: str, *, all_count: bool = False) -> Float[np.ndarray, "P E"]:
     """One reward of every trial: what it adds to its task's others where that was measured, else its own. NaN where
-    there is none, and where it trained nothing or diverged: the model must not learn to write that."""
+    there is none, and where it trained nothing or diverged: the model must not learn to write that.
+
+    Where `all_count`, one that trained nothing has the reward of the base model, which is what it leads to: a model
+    that learns from bad samples too learns not to write that.
+    """
 
     def reward(trial: Trial) -> float | None:
-        if trial.problem:
+        if trial.problem and not (all_count and trial.edit.problem):
             return None
         return getattr(trial, field) if trial.added is None else trial.added[field]
 
