@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
 import random
@@ -19,7 +20,7 @@ from seal_jax.domains.passages import Question, load_questions
 from seal_jax.engine.sampler import Sampling
 from seal_jax.engine.training import FineTuning
 from seal_jax.io import peft
-from seal_jax.run import command, documents, runtime, session
+from seal_jax.run import adapted, command, documents, runtime, session
 from seal_jax.run.adapted import Answer, load_adapted
 from seal_jax.run.documents import side_by_side
 from seal_jax.run.journal import RunFolder
@@ -278,6 +279,12 @@ def test_what_has_no_verdict_is_listed(config, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "ungraded.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"base", "candidates", "exam, before", "exam, after"}
     assert results["ungraded"] == len(lines)
+
+
+def test_editors_are_told_every_keyword_of_adapt():
+    parameters = inspect.signature(adapted.adapt).parameters.values()
+    keywords = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert {name: told.__forward_arg__ for name, told in adapted._Settings.__annotations__.items()} == keywords
 
 
 def test_a_long_word_is_cut_too():

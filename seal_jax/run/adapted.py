@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, overload
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -346,11 +346,28 @@ def tenths(say: Callable[[str], None]) -> Callable[[int, int, int], None]:
     return watch
 
 
+class _Settings(TypedDict, total=False):
+    """Keywords of `adapt`, said again for editors and mypy: what it returns depends on the document, and a
+    str, which is a sequence of str, is the first overload's."""
+
+    start: str | Path | None
+    run_folder: str | Path | None
+    teaching: Teaching
+    inner: FineTuning
+    notes: Notes
+    compute: Compute
+    style: Literal["auto", "raw", "chat"]
+    dtype: Literal["float32", "bfloat16"]
+    base: Base
+    seed: int
+    say: Callable[[str], None] | None
+
+
 @overload
-def adapt(document: str | Path, model: str = ..., **settings: Any) -> Adapted: ...
+def adapt(document: str | Path, model: str = ..., **settings: Unpack[_Settings]) -> Adapted: ...  # type: ignore[overload-overlap]
 @overload
-def adapt(document: Sequence[str | Path], model: str = ..., **settings: Any) -> list[Adapted]: ...
-def adapt(  # type: ignore[misc]  # all but the document may be left out: one flat list, as people call it
+def adapt(document: Sequence[str | Path], model: str = ..., **settings: Unpack[_Settings]) -> list[Adapted]: ...
+def adapt(  # all but the document may be left out: one flat list, as people call it
     document: str | Path | Sequence[str | Path],
     model: str = "smollm2-135m",
     *,
