@@ -71,6 +71,22 @@ def test_a_text_is_learned_then_asked_about_and_a_mistake_is_a_sentence(page):
     assert page.library.path("the-lamp").is_dir()
 
 
+def test_a_text_whose_lesson_was_stopped_is_in_the_page_again(page, monkeypatch):
+    monkeypatch.setattr(page.library, "add", lambda documents: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="disk is full"):  # as a kill leaves it: the text on disk, nothing learned
+        asyncio.run(page.learn("The lamp", TEXT))
+    again = web.Page(Library(page.library.folder, course=page.library.course, compute=page.library.compute))
+
+    async def act(user) -> None:
+        (text,) = user.find("Text").elements
+        assert text.value == TEXT
+        user.find("Learn it").click()
+        await user.should_see("1 learned", retries=LONG)
+
+    visit(again, act)
+    assert again.draft() == ("", "")
+
+
 def test_the_same_text_is_not_learned_twice_and_two_wait_for_each_other(page):
     async def both() -> list[object]:
         return await asyncio.gather(page.learn("Lamp", TEXT), page.learn("Lamp", TEXT), return_exceptions=True)

@@ -71,6 +71,7 @@ from seal_jax.run.terminal import show
 from seal_jax.seal.teaching import Teaching, figure
 from seal_jax.types import Compute, Query
 
+DRAFT = "draft.json"  # in a library's folder: what the page was given to learn, until it is learned
 SCHEMA = 1  # of what a library's folder holds
 GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, together
 TRIES, PAUSE = 4, 0.05  # to read a document that another process may be replacing, and seconds between them
@@ -149,7 +150,7 @@ class Library:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder}: a file; expected a library's folder, or a name that is free")
             if self.folder.is_dir() and any(
-                file.name not in ("lock", f"{self._file.name}.tmp") for file in self.folder.iterdir()
+                file.name not in ("lock", DRAFT, f"{self._file.name}.tmp") for file in self.folder.iterdir()
             ):
                 raise ValueError(
                     f"{self.folder}: neither empty nor a library (it has no {self._file.name}); name another folder"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import socket
 import time
 import traceback
@@ -17,8 +18,8 @@ from typing import Any
 
 from seal_jax.domains import document as texts
 from seal_jax.run.adapted import Answer
-from seal_jax.run.journal import digest
-from seal_jax.run.library import Entry, Library, name_of
+from seal_jax.run.journal import digest, read_json, write_atomically
+from seal_jax.run.library import DRAFT, Entry, Library, name_of
 from seal_jax.run.terminal import show
 
 HOST = "127.0.0.1"
@@ -88,8 +89,10 @@ class Page:
                 self._asking(ui)
 
     def _teaching(self, ui: Any) -> None:
-        title = ui.input("Title").classes("w-full")
-        text = ui.textarea("Text", placeholder="Plain text or Markdown").props("outlined rows=8").classes("w-full")
+        stopped = self.draft()
+        title = ui.input("Title", value=stopped[0]).classes("w-full")
+        text = ui.textarea("Text", placeholder="Plain text or Markdown", value=stopped[1])
+        text.props("outlined rows=8").classes("w-full")
         button = ui.button("Learn it").props("no-caps")
         state, log = ui.label().classes("text-grey-8"), ui.log(max_lines=200).classes("w-full h-48")
         shown, seen = 0, self.lessons
@@ -155,6 +158,11 @@ class Page:
         button = ui.button("Ask", on_click=ask).props("no-caps")
         answers = ui.column().classes("w-full flex-col-reverse")  # the newest first
 
+    def draft(self) -> tuple[str, str]:
+        """Title and text of a lesson that was stopped, or two empty ones. Learned again it carries on."""
+        kept = None if self._since is not None else read_json(self.library.folder / DRAFT)
+        return (str(kept.get("title", "")), str(kept.get("text", ""))) if isinstance(kept, dict) else ("", "")
+
     async def learn(self, title: str, text: str) -> str:
         """Teaches a text, in its turn. Its name in the library.
 
@@ -176,7 +184,10 @@ class Page:
             self._since = time.monotonic()
             self.said.clear()
             try:
+                self.library.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.library.folder / DRAFT, json.dumps({"title": title, "text": text}))
                 await asyncio.to_thread(self.library.add, {name: document})
+                (self.library.folder / DRAFT).unlink(missing_ok=True)
             finally:
                 self._since, self.lessons = None, self.lessons + 1
         return name
