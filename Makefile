@@ -2,8 +2,6 @@
 
 PYTHON ?= python3
 ARGS ?=
-# glibc then asks Linux for large pages: XLA frees its buffers after every step, and the kernel gives them back page by page
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 VENV := .venv
 PY := $(VENV)/bin/python
