@@ -49,9 +49,11 @@ def _summed(axes: str, x: Array, narrow: Array) -> Array:
 _mixed.defvjp(_forward, _backward)
 
 
-# Before it slices or gathers in half precision XLA widens it all for a CPU: of a stack of layers every one, at every
-# step. The pass also serves what a CPU cannot multiply in half precision, which a mixed model does not have.
-_NOTHING_WIDENED = {"xla_disable_hlo_passes": "float-normalization-bf16"}
+# Before it slices or gathers in half precision, XLA (that of jax 0.11.2 no more) widens it all for a CPU: of a stack of
+# layers every one, at every step. The pass also serves what a CPU cannot multiply in half precision; a mixed model has
+# no such product.
+_WIDENS = jax.__version_info__ < (0, 11)
+_NOTHING_WIDENED = {"xla_disable_hlo_passes": "float-normalization-bf16"} if _WIDENS else {}
 
 
 class Program:

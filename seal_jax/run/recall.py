@@ -25,7 +25,8 @@ def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage]
     strange = [question.question for passage in others for question in passage.questions]
     of, of_strange = ([one.document for one in library.find(each)] for each in (asked, strange))
     answers, seconds = answered(library, list(zip([*asked, *asked, *strange], [*right, *of, *of_strange], strict=True)))
-    given, found, foreign = answers[: len(asked)], answers[len(asked) : -len(strange)], answers[-len(strange) :]
+    n = len(asked)
+    given, found, foreign = answers[:n], answers[n : 2 * n], answers[2 * n :]
 
     def each(passages: Sequence[Passage], answers: Sequence[str]) -> list[float | None]:
         """The accuracy on each passage."""
