@@ -69,11 +69,14 @@ class Program:
 
     def of(self, model: nnx.GraphDef[Any], params: dict[str, Any]) -> Any:
         """The jitted function for a model."""
-        if model not in self._is_mixed:
-            self._is_mixed[model] = nnx.merge(model, params).mixed
-        return self._mixed if self._is_mixed[model] else self._plain
+        mixed = self._is_mixed.get(model)  # asked at every step: a model's hash takes longer than all else here
+        if mixed is None:
+            mixed = self._is_mixed[model] = nnx.merge(model, params).mixed
+        return self._mixed if mixed else self._plain
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _WIDENS:
+            return self._plain(*args, **kwargs)
         given = self._bind(*args, **kwargs).arguments
         return self.of(given["model"], given["params"])(*args, **kwargs)
 

@@ -81,11 +81,9 @@ def measure(library: Library, mine: Sequence[Passage], others: Sequence[Passage]
 def answered(library: Library, pairs: Sequence[tuple[str, str | None]]) -> tuple[list[Answer], float]:
     """A question and its document each, asked once, and seconds a question. Each piece is on disk once it is done."""
     once, adapters = list(dict.fromkeys(pairs)), {entry.name: entry.adapter for entry in library.entries()}
-    what = {"course": as_json(library.course), "adapters": adapters, "asked": once}
+    what = digest({"course": as_json(library.course), "adapters": adapters, "asked": once})
     said: list[Answer] = []
-    with contextlib.closing(
-        RunFolder(library.folder / f"asked-{digest(what)[:8]}", {"asked": digest(what)})
-    ) as journal:
+    with contextlib.closing(RunFolder(library.folder / f"asked-{what[:8]}", {"asked": what})) as journal:
         started = time.monotonic()
         journal.clock = lambda: {"asked": time.monotonic() - started}
         for start in range(0, len(once), PIECE):
