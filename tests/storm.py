@@ -84,6 +84,7 @@ class Storm:
             for stream, file in ((0, os.devnull), (1, run.with_suffix(".out")), (2, run.with_suffix(".err"))):
                 os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if stream else 0)), stream)
             os.environ["SEAL_JAX_CACHE"] = str(self.folder / "caches" / cache)
+            importlib.import_module("seal_jax.run.ends").until_heard()  # it is a program now
             sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", 1), open(2, "w", 1)  # noqa: SIM115
             module = importlib.import_module(f"experiments.{experiment}")
             command = importlib.import_module("seal_jax.run.command")

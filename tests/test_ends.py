@@ -198,6 +198,39 @@ def test_a_program_within_a_computation_that_hears_nothing_ends_all_the_same(num
     assert process.returncode == 128 + number and said == "stopped; the same command carries on\n"
 
 
+CHECKPOINTS = """
+from seal_jax.run import checkpoints, ends
+ends.until_heard()
+import os, sys, threading, time
+from pathlib import Path
+import numpy as np
+import jax
+tree = {str(i): np.ones((64, 64), np.float32) for i in range(300)}
+like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+path = Path(sys.argv[1])
+def work():
+    checkpoints.save(path, tree)
+    checkpoints.restore(path, like, "")
+    threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), int(sys.argv[4]))).start()
+    while True:
+        checkpoints.save(path, tree) if sys.argv[2] == "save" else checkpoints.restore(path, like, "")
+sys.exit(ends.ended(work))
+"""
+
+
+@BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["save", "restore"])
+def test_a_signal_within_a_checkpoint_ends_as_one_sentence(what, number, tmp_path):
+    """Its threads find their event loop closed. TensorStore's tell Python so, the others log it; Orbax's too."""
+    for after in (0.05, 0.13, 0.23):
+        words = [sys.executable, "-c", CHECKPOINTS, str(tmp_path / "tree"), what, str(after), str(int(number))]
+        done = subprocess.run(
+            words, cwd=ROOT, text=True, capture_output=True, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+        )
+        assert (done.returncode, done.stderr) == (128 + number, "stopped; the same command carries on\n")
+
+
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -27,7 +27,7 @@ from seal_jax.run.terminal import show
 HEARD = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; the same command carries on"
 GRACE = 5.0  # seconds in which a program ends by itself after a signal
-LOUD = [logging.getLogger(name) for name in ("concurrent.futures", "asyncio")]  # of what was at work in other threads
+LOUD = [logging.getLogger(name) for name in ("concurrent.futures", "asyncio", "absl")]  # of work in other threads
 _asked: list[int] = []  # the signals that came, in order
 _reasons: list[str] = []  # why another thread ended the program; whoever takes one says it
 _programs: list[int] = []  # this process, where it is a program of ours, and none that uses this as a library
@@ -65,10 +65,10 @@ def heard() -> Iterator[None]:
     """Both signals end what runs in this context as Ctrl-C does; one that is ignored (nohup) stays ignored."""
     _asked.clear()
     _said.clear()
-    before, report = {}, sys.unraisablehook
+    before, report, silent = {}, sys.unraisablehook, False
 
     def hook(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, Stopped):
+        if not (_asked or silent or isinstance(lost.exc_value, Stopped)):
             report(lost)
 
     if threading.current_thread() is threading.main_thread():
@@ -80,10 +80,11 @@ def heard() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        silent = bool(_asked and _programs)  # a program that was stopped says nothing more
         # A hook that stands on this one stays: it is for what may come later still (checkpoints.py).
-        if before and sys.unraisablehook is hook:
+        if before and sys.unraisablehook is hook and not silent:
             sys.unraisablehook = report
-        _silence(bool(_asked and _programs))  # a program that was stopped says nothing more
+        _silence(silent)
         _asked.clear()
 
 
@@ -173,7 +174,7 @@ def until_heard() -> None:
 
 
 def _silence(silent: bool) -> None:
-    """Checkpoints are written by other threads, which find their event loop closed and would report it."""
+    """Checkpoints are read and written by other threads, which find their event loop closed and would report it."""
     for logger in LOUD:
         logger.disabled = silent
 
