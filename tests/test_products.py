@@ -89,3 +89,11 @@ def test_a_program_of_another_model_is_compiled_as_jax_does(make_tiny):
         tokens = jnp.arange(24).reshape(2, 12)
         plain = jax.jit(hidden, static_argnames="model")(tiny.model, tiny.params, tokens)
         np.testing.assert_array_equal(program(tiny.model, params=tiny.params, tokens=tokens), plain)
+
+
+def test_who_trains_in_float32_on_a_processor_with_amx_is_told_what_is_faster(monkeypatch):
+    monkeypatch.setattr(runtime, "_of_cpu", {"flags": "fpu avx512f amx_bf16 amx_tile"}.get)
+    assert runtime.faster_here("float32").startswith("this processor has AMX: --dtype bfloat16")
+    assert runtime.faster_here("bfloat16") is None
+    monkeypatch.setattr(runtime, "_of_cpu", {"flags": "fpu avx512f avx512_bf16"}.get)
+    assert runtime.faster_here("float32") is None

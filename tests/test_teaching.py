@@ -197,8 +197,9 @@ def test_without_a_question_the_last_losses_decide():
     assert teaching.choose([nothing] * 3, [[9.0, 2.0], [0.0, 3.0], [5.0, 1.0]], Teaching()) == 2
 
 
-def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order():
+def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order(monkeypatch):
     """Answers in groups of two are those of one question at a time, for either adapter."""
+    chunked = rewards.in_chunks
     lm = tiny.language_model([f"w{n}" for n in range(20)])
     keys = jax.random.split(jax.random.key(1), 2)
     fresh = [lora.init(k, lm.params["blocks"], ["down_proj"], max_rank=2, rank=2, alpha=90.0) for k in keys]
@@ -218,6 +219,14 @@ def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order(
     np.testing.assert_allclose(likely, [[one.likely[c][0] for one in single] for c in range(2)], atol=1e-5)
     assert answers[0] != answers[1]
     assert ask([], 2) == ([[], []], [[], []], [[], []])
+    sizes, asked = Shapes((8,), 1, 2, 8, 8), []
+    monkeypatch.setattr(
+        rewards, "in_chunks", lambda run, total, *rest, **how: asked.append(total) or chunked(run, total, *rest, **how)
+    )
+    said = rewards.ask(lm, adapters, [[], queries], sizes, max_tokens=4, chunk=Chunk(3))
+    assert (said.answers, said.cut) == ([[], answers[1]], [[], cut[1]])
+    np.testing.assert_allclose(said.likely[1], likely[1], atol=1e-5)
+    assert asked == [3]  # whoever is asked nothing takes no place
 
 
 # ---------------------------------------------------------------------------------------------------------------------

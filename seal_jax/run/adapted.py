@@ -146,7 +146,7 @@ def lesson_texts(prompt: str) -> list[Any]:
     return [read(style) for style in STYLES for read in (partial(squad.load_prompts, prompt), question_template)]
 
 
-AT_ONCE = 16  # answers that are written at a time
+AT_ONCE, BYTES_AT_ONCE = (64, 32, 16), 1 << 30  # answers that are written at a time, by what their adapters take
 ASKING = "asking.json"  # beside a saved adapter: how it is to be asked
 
 # For a small model on a CPU: prompts and lengths as in experiments/squad.py's demo.
@@ -302,7 +302,9 @@ def ask_each(
             f"{max_tokens} are kept for the answer"
         )
     sizes = Shapes((8,), 1, 1, batching.round_up(max(longest, 1), 64), 8)  # few widths: each is a program to compile
-    chunk = Chunk(batching.round_up(min(AT_ONCE, len(queries)), lanes(lm.mesh)), "answers", show)
+    fit = BYTES_AT_ONCE * len(adapters.scale) // sum(leaf.nbytes for leaf in jax.tree.leaves(adapters))
+    rows = next(rows for rows in AT_ONCE if rows <= fit or rows == AT_ONCE[-1])
+    chunk = Chunk(batching.round_up(min(rows, len(queries)), lanes(lm.mesh)), "answers", show)
     asked = [(query._replace(gold=""), e) for query, e in zip(queries, of, strict=True)]
     groups = [[query for query, e in asked if e == each] for each in range(len(adapters.scale))]
     said = ask(lm, adapters, groups, sizes, max_tokens=max_tokens, chunk=chunk)

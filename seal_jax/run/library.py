@@ -42,8 +42,10 @@ from seal_jax.graders.lexical import grade_by_match
 from seal_jax.io import fingerprint, peft
 from seal_jax.nn import lora
 from seal_jax.nn.lora import Adapter
+from seal_jax.run import runtime
 from seal_jax.run.adapted import (
     COMPUTE,
+    INNER,
     Adapted,
     Answer,
     Course,
@@ -76,7 +78,10 @@ SCHEMA = 1  # of what a library's folder holds
 GROUP = 32  # adapters in training that are kept, or lost by a damaged disk, together
 TRIES, PAUSE = 4, 0.05  # to read a document that another process may be replacing, and seconds between them
 PIECE = 64  # questions whose adapters are in memory together
-COURSE = Course(teaching=Teaching(candidates=1, questions=8))  # one adapter a document: none is chosen by questions
+# One adapter a document: none is chosen by questions. Half of `adapt`'s epochs at twice its rate (docs/results.md).
+COURSE = Course(
+    teaching=Teaching(candidates=1, questions=8), inner=dataclasses.replace(INNER, epochs=4, learning_rate=2e-3)
+)
 _NAME = re.compile(r"\w[\w.-]*")
 T = TypeVar("T")
 
@@ -335,6 +340,8 @@ class Library:
             new = [name for name, own in given.items() if name not in there or there[name].digest != own.digest]
             for name in new:  # now, and not hours later when it is its turn
                 self._require_teachable(given[name], name)
+            if not self._file.exists() and (hint := runtime.faster_here(self.course.dtype)):
+                self.say(f"{hint} (in a new library: this one keeps {self.course.dtype})")
             self._make()  # and not before: settings that a document is refused for can still be changed
             left = self._left_over(given)
             rest = [name for name in new if name not in left]

@@ -322,8 +322,18 @@ def _cores() -> int:
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    return _of_cpu("model name") or platform.processor()
+
+
+def _of_cpu(field: str) -> str:
+    """What Linux says of the processor; nothing elsewhere."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next(line.split(":", 1)[1].strip() for line in file if line.startswith(field))
+    return ""
+
+
+def faster_here(dtype: str) -> str | None:
+    """What one is told who trains in float32 on a CPU whose products of bfloat16 are faster (docs/performance.md)."""
+    if dtype == "float32" and jax.default_backend() == "cpu" and "amx_bf16" in _of_cpu("flags").split():
+        return "this processor has AMX: --dtype bfloat16 trains in about two thirds of the time"
+    return None

@@ -134,7 +134,7 @@ def ask(
     if not any(queries):
         return said
     codec, width = lm.codec, shapes.questions
-    cuts = [(e, at) for e, group in enumerate(queries) for at in range(0, max(1, len(group)), width)]
+    cuts = [(e, at) for e, group in enumerate(queries) for at in range(0, len(group), width)]
     of, parts = np.array([e for e, _ in cuts]), [queries[e][at : at + width] for e, at in cuts]
     prompts = [[codec.encode(query.prompt) for query in group] for group in parts]
     rows = [batching.left_pad([*group, *([[]] * (width - len(group)))], shapes.question_width) for group in prompts]

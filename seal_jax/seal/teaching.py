@@ -218,7 +218,10 @@ def compare(
     resumed = loop.journal.has(piece)
 
     def ask() -> list[list[Score]]:
-        shapes, grade = loop.trainer.shapes, loop.domain.grade
+        most, room = max(sum(map(len, passages)) for passages in queries), loop.trainer.shapes.questions
+        # A small model writes few questions that can be asked, and an empty place costs as much as a question.
+        shapes = loop.trainer.shapes._replace(questions=min(room, 1 << max(0, most - 1).bit_length()))
+        grade = loop.domain.grade
         return score_tasks(lm, adapters(), queries, grade, shapes, max_tokens=loop.answer_tokens, chunk=at_once)
 
     scores = [[Score(**values) for values in row] for row in loop.journal.once(piece, ask)]
