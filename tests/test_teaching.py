@@ -21,7 +21,7 @@ from seal_jax.engine.training import FineTuning, Shapes
 from seal_jax.io import hub, peft, weights
 from seal_jax.nn import lora
 from seal_jax.run import runtime
-from seal_jax.run.adapted import Answer, Notes, adapt, stacked
+from seal_jax.run.adapted import Answer, Notes, adapt, at_once, stacked
 from seal_jax.seal import rewards, teaching
 from seal_jax.seal.rewards import Score
 from seal_jax.seal.teaching import Teaching, answered_by, parse_questions, spread
@@ -227,6 +227,12 @@ def test_the_same_questions_go_to_each_adapter_in_groups_and_come_back_in_order(
     assert (said.answers, said.cut) == ([[], answers[1]], [[], cut[1]])
     np.testing.assert_allclose(said.likely[1], likely[1], atol=1e-5)
     assert asked == [3]  # whoever is asked nothing takes no place
+
+
+@pytest.mark.parametrize(("megabytes", "rows"), [(4, 64), (20, 32), (60, 16), (2000, 16)])
+def test_large_adapters_answer_fewer_questions_at_a_time(megabytes, rows):
+    weights = {"q_proj": np.broadcast_to(np.float32(0), (3, megabytes, 250_000))}
+    assert at_once(lora.Adapter(weights, {}, np.ones(3, np.float32))) == rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------

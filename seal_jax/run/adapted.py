@@ -281,6 +281,12 @@ class Adapted:
         return lora.merge(self.lm.params, self.adapter)
 
 
+def at_once(adapters: Adapter) -> int:
+    """How many answers are written at a time, each by one of these E adapters: few sizes, few programs."""
+    fit = BYTES_AT_ONCE * len(adapters.scale) // sum(leaf.nbytes for leaf in jax.tree.leaves(adapters))
+    return next((rows for rows in AT_ONCE if rows <= fit), AT_ONCE[-1])
+
+
 def ask_each(
     lm: LanguageModel,
     model: ModelConfig,
@@ -302,9 +308,7 @@ def ask_each(
             f"{max_tokens} are kept for the answer"
         )
     sizes = Shapes((8,), 1, 1, batching.round_up(max(longest, 1), 64), 8)  # few widths: each is a program to compile
-    fit = BYTES_AT_ONCE * len(adapters.scale) // sum(leaf.nbytes for leaf in jax.tree.leaves(adapters))
-    rows = next(rows for rows in AT_ONCE if rows <= fit or rows == AT_ONCE[-1])
-    chunk = Chunk(batching.round_up(min(rows, len(queries)), lanes(lm.mesh)), "answers", show)
+    chunk = Chunk(batching.round_up(min(at_once(adapters), len(queries)), lanes(lm.mesh)), "answers", show)
     asked = [(query._replace(gold=""), e) for query, e in zip(queries, of, strict=True)]
     groups = [[query for query, e in asked if e == each] for each in range(len(adapters.scale))]
     said = ask(lm, adapters, groups, sizes, max_tokens=max_tokens, chunk=chunk)

@@ -120,6 +120,10 @@ def teach(lm: LanguageModel, lessons: Sequence[Lesson], loop: Loop, teaching: Te
     )
     queries = [list(map(lesson.domain.queries, own)) for lesson, own in zip(lessons, asked, strict=True)]
     at_once = chunk_of(lm, loop, each * len(lessons))
+    # A small model writes few questions that can be asked, and an empty place costs as much as a question.
+    most, shapes = max(sum(map(len, own)) for own in queries), loop.trainer.shapes
+    shapes = shapes._replace(questions=min(shapes.questions, 1 << max(0, most - 1).bit_length()))
+    loop = loop._replace(trainer=loop.trainer._replace(shapes=shapes))
 
     def untaught() -> Adapter:
         return training.untrained(lm, 1, loop.trainer._replace(chunk=Chunk(1)))
@@ -218,10 +222,7 @@ def compare(
     resumed = loop.journal.has(piece)
 
     def ask() -> list[list[Score]]:
-        most, room = max(sum(map(len, passages)) for passages in queries), loop.trainer.shapes.questions
-        # A small model writes few questions that can be asked, and an empty place costs as much as a question.
-        shapes = loop.trainer.shapes._replace(questions=min(room, 1 << max(0, most - 1).bit_length()))
-        grade = loop.domain.grade
+        shapes, grade = loop.trainer.shapes, loop.domain.grade
         return score_tasks(lm, adapters(), queries, grade, shapes, max_tokens=loop.answer_tokens, chunk=at_once)
 
     scores = [[Score(**values) for values in row] for row in loop.journal.once(piece, ask)]
