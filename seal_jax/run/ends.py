@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -177,6 +178,8 @@ def _silence(silent: bool) -> None:
     """Checkpoints are read and written by other threads, which find their event loop closed and would report it."""
     for logger in LOUD:
         logger.disabled = silent
+    if silent:  # and what they were about to do
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _handle(handler: object) -> None:
